@@ -1,0 +1,53 @@
+"""The networks that are timed: an MLP and a pre-activation ResNet-18 as in the released code of the papers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Dense ReLU network, for instance ``mlp(784, 200, 200, 200, 10)``."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(widths):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm, ReLU, convolution, twice, around a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int, norm: bool) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(c_in) if norm else nn.Identity()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 or c_in != c_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, c_in, H, W)`` to ``(N, c_out, H / stride, W / stride)``."""
+        out = torch.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        return self.conv2(torch.relu(self.bn2(out))) + shortcut
+
+
+class PreActResNet18(nn.Module):
+    """Pre-activation ResNet-18 for ``(N, 3, 32, 32)`` images."""
+
+    def __init__(self, width: int = 16, norm: bool = True, n_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        widths, blocks = [width, width, 2 * width, 4 * width, 8 * width], []
+        for stage, (c_in, c_out) in enumerate(pairwise(widths)):
+            blocks.append(PreActBlock(c_in, c_out, 1 if stage == 0 else 2, norm))
+            blocks.append(PreActBlock(c_out, c_out, 1, norm))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(8 * width, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits."""
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))

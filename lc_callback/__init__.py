@@ -1,0 +1,26 @@
+"""Callbacks for PyTorch Lightning that measure the geometry of a network while it trains."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lc_callback.callbacks.local_complexity import LocalComplexityCallback
+
+__version__ = "0.1.0"
+
+__all__ = ["LocalComplexityCallback", "__version__"]
+
+# Loaded when first asked for, so that `lc_callback.functional` needs torch only.
+_HOMES = {"LocalComplexityCallback": "lc_callback.callbacks.local_complexity"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,16 @@
+"""One callback base for both names under which Lightning is imported."""
+
+from __future__ import annotations
+
+import lightning.pytorch
+import pytorch_lightning
+
+__all__ = ["Callback"]
+
+
+class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]
+    """Accepted by the Trainer of ``lightning.pytorch`` and of ``pytorch_lightning`` alike.
+
+    These are separate copies of the same classes, and before 2.6 a Trainer refuses the other's callbacks. Installing
+    ``lightning`` always installs both.
+    """

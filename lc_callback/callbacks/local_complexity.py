@@ -1,0 +1,225 @@
+"""The callback that tracks local complexity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.functional.local_complexity import LocalComplexity, check_arguments, input_spread, local_complexity
+from lc_callback.probes import Probes
+
+__all__ = ["LocalComplexityCallback"]
+
+# The paper's radius on standardised data.
+_AUTO = 0.005
+
+
+class LocalComplexityCallback(ProbeCallback):
+    r"""Track the local complexity of any model at fixed train, test and random points while it trains.
+
+    Local complexity counts the units that switch inside a small neighbourhood of a point, a proxy for the density of
+    linear regions there (*Deep Networks Always Grok and Here is Why*, ICML 2024, section 2). During training it falls,
+    rises and falls again. See :func:`lc_callback.functional.local_complexity` for the definition.
+
+    Logged at ``step = trainer.global_step``, the number of updates applied; step 0 is the initialisation:
+
+    - ``lc/train``, ``lc/test``, ``lc/random``: mean over the points of the number of switching units, from 0 to the
+      number of units. With several radii ``lc/train_r0.05`` and so on.
+    - ``lc_ci99/train``, ...: half the width of the 99 % interval of that mean over the points.
+    - ``lc_layer/train/<layer>``, ...: the share of each layer in it, with ``per_layer=True``.
+    - ``lc/seconds``: what the row cost.
+
+    Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so ``EarlyStopping(monitor="lc/train")``
+    works), to ``callback.history``, into checkpoints, and to ``lc/history.csv`` in the log directory.
+
+    Args:
+        radius: ``r`` in input units, a list of these, or ``"auto"``: 0.005 times the root-mean-square spread of the
+            train probes, which on standardised data is the paper's 0.005.
+        n_directions: ``P``, directions of the frame. Inputs of fewer dimensions get as many as they have.
+        n_probes: points for each split. The paper has 1024, see :meth:`paper`.
+        schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
+            ``step -> bool``.
+        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
+        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
+        layers: ``None`` counts the pre-activation of every non-linearity that is executed. A list of module names,
+            patterns (``"blocks.*"``), class names (``"Linear"``) or types counts the outputs of these modules instead.
+        at: name of the module whose output is perturbed instead of the input. Models of tokens: their first embedding.
+        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
+            tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
+        test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
+        random_probes: also measure points uniform within the range of the train probes.
+        seed: seed of the probes and of the frame.
+        max_pool: also count max-pooling outputs whose winning input changes.
+        per_layer: also log each layer.
+        chunk_size: vertices in one forward pass; by default what fits a memory budget, halved when out of memory.
+        submodule: name of the module to measure, if not the whole LightningModule.
+        forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
+            import path, or the name of a method of the module.
+        log_key_prefix: put before every key, to tell several instances apart.
+        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+
+    Raises:
+        ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
+            before the first step.
+        MisconfigurationException: if there is nothing to draw from or to call, before the first step.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lc_callback import LocalComplexityCallback
+        >>> trainer = Trainer(callbacks=[LocalComplexityCallback()], logger=False, enable_checkpointing=False)
+        >>> LocalComplexityCallback(radius=[0.05, 0.5], every_n_epochs=5)
+        LocalComplexityCallback(radius=[0.05, 0.5], n_directions=25, every_n_epochs=5, n_probes=64, seed=0)
+    """
+
+    group = "lc"
+
+    def __init__(
+        self,
+        radius: float | list[float] | str = "auto",
+        n_directions: int = 25,
+        n_probes: int = 64,
+        schedule: str | list[int] | Callable[[int], bool] | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        layers: list[str | type] | None = None,
+        at: str | None = None,
+        train_probes: Any = None,
+        test_probes: Any = None,
+        random_probes: bool = True,
+        seed: int = 0,
+        max_pool: bool = False,
+        per_layer: bool = False,
+        chunk_size: int | None = None,
+        submodule: str | None = None,
+        forward_fn: str | Callable[..., Any] | None = None,
+        log_key_prefix: str = "",
+        raise_on_error: bool = False,
+    ) -> None:
+        super().__init__(
+            n_probes=n_probes,
+            train_probes=train_probes,
+            test_probes=test_probes,
+            random_probes=random_probes,
+            schedule=schedule,
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs,
+            seed=seed,
+            submodule=submodule,
+            forward_fn=forward_fn,
+            log_key_prefix=log_key_prefix,
+            raise_on_error=raise_on_error,
+        )
+        check_arguments(0.005 if radius == "auto" else radius, n_directions, layers, at, chunk_size)
+        for name, flag in (("max_pool", max_pool), ("per_layer", per_layer)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"`{name}` must be True or False, but got {flag!r}.")
+        self.radius, self.n_directions = radius, n_directions
+        self.layers, self.at = layers, at
+        self.max_pool, self.per_layer, self.chunk_size = max_pool, per_layer, chunk_size
+        self._auto_radius: float | None = None
+        self._directions, self._sources = n_directions, ""
+        self._latest: dict[str, LocalComplexity] = {}
+
+    @classmethod
+    def paper(cls, **arguments: Any) -> LocalComplexityCallback:
+        """The settings of the ICML 2024 paper: r = 0.005, 25 directions, 1024 points of each split.
+
+        ``arguments`` are added, or replace these. The paper's radius is for its data: standardised, or in [0, 1]. With
+        1024 points a row costs 16 times that of the default.
+
+        Example::
+
+            >>> from lc_callback import LocalComplexityCallback
+            >>> LocalComplexityCallback.paper(seed=1)
+            LocalComplexityCallback(radius=0.005, n_directions=25, schedule='log', n_probes=1024, seed=1)
+        """
+        return cls(**{"radius": 0.005, "n_directions": 25, "n_probes": 1024, **arguments})
+
+    def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
+        """Settle the radius and the number of directions, which depend on the train probes."""
+        dim, spread = input_spread(network.module, probes["train"].inputs, at=self.at, forward_fn=network.forward_fn)
+        self._directions = min(self.n_directions, dim)
+        self._sources = "; ".join(
+            f"{split}: {len(points)} points ({points.source})" for split, points in probes.items()
+        )
+        if self.radius == "auto" and self._auto_radius is None:
+            if not spread > 0:
+                raise ValueError("`radius='auto'` needs train probes that differ; these are all equal. Pass a number.")
+            self._auto_radius = _AUTO * spread
+
+    def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
+        """Local complexity of each split."""
+        values: dict[str, float] = {}
+        for split, points in probes.items():
+            lc = local_complexity(
+                network.module,
+                points.inputs,
+                radius=self._auto_radius if self.radius == "auto" else self.radius,  # type: ignore[arg-type]
+                n_directions=self._directions,
+                seed=self.seed,
+                layers=self.layers,
+                at=self.at,
+                max_pool=self.max_pool,
+                forward_fn=network.forward_fn,
+                chunk_size=self.chunk_size,
+                progress=self.progress(f"lc/{split}"),
+            )
+            self._latest[split] = lc
+            for radius, counts in zip(_radii(lc), lc.counts if _several(lc) else [lc.counts], strict=True):
+                one = replace(lc, counts=counts, radius=radius)
+                suffix = f"_r{radius:g}" if _several(lc) else ""
+                values[f"lc/{split}{suffix}"] = one.mean
+                if len(counts) > 1:
+                    values[f"lc_ci99/{split}{suffix}"] = one.ci99
+                if self.per_layer:
+                    shares = zip(lc.layer_names, one.layer_means, strict=True)
+                    values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
+        return values
+
+    def describe(self) -> str:
+        """The layers that are counted, their sizes, and what each contributes at the last row."""
+        if "train" not in self._latest:
+            return ""
+        latest = self._latest["train"]
+        several = _several(latest)
+        one = replace(latest, counts=latest.counts[0], radius=_radii(latest)[0]) if several else latest
+        where = "the input" if latest.at is None else f"the output of `{latest.at}`"
+        lines = [
+            f"Radius {', '.join(f'{r:g}' for r in _radii(latest))} around {where}, {self._directions} directions, "
+            f"computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",
+            "",
+            f"| counted layer | units | switching at train points{f' (r = {one.radius:g})' if several else ''} |",
+            "|---|---:|---:|",
+        ]
+        for name, size, share in zip(one.layer_names, one.layer_sizes, one.layer_means, strict=True):
+            lines.append(f"| {name} | {size} | {share:.4g} |")
+        lines.append(f"| **sum** | {sum(one.layer_sizes)} | {one.mean:.4g} |")
+        return "\n".join(lines)
+
+    def extra_state(self) -> dict[str, Any]:
+        """The radius that ``"auto"`` stood for: embeddings move, so it cannot be found again."""
+        return {"auto_radius": self._auto_radius}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back the radius."""
+        self._auto_radius = state.get("auto_radius")
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments for ``repr`` and the log."""
+        own = {"radius": self.radius, "n_directions": self.n_directions, "layers": self.layers, "at": self.at}
+        return {name: value for name, value in own.items() if value is not None} | super().settings()
+
+    def __repr__(self) -> str:
+        text = self.describe()
+        return super().__repr__() + (f"\n{text}" if text else "")
+
+
+def _several(lc: LocalComplexity) -> bool:
+    return isinstance(lc.radius, list)
+
+
+def _radii(lc: LocalComplexity) -> list[float]:
+    return lc.radius if isinstance(lc.radius, list) else [lc.radius]

@@ -1,0 +1,497 @@
+"""The life cycle that all measuring callbacks share: set up, schedule, isolate, measure, record, report."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lc_callback.callbacks._compat import Callback
+from lc_callback.functional.knots import find_module
+from lc_callback.history import CsvFile, History
+from lc_callback.isolation import fixed_rng, untouched
+from lc_callback.probes import Probes, Signature, draw_probes, random_probes
+from lc_callback.reporting.loggers import log_row, log_text
+from lc_callback.schedule import Schedule
+
+__all__ = ["Network", "ProbeCallback"]
+
+_STATE_VERSION = 1
+_PROGRESS_EVERY = 5.0  # seconds
+_SHARE_TO_WARN = 0.2
+_SECONDS_TO_WARN = 5.0  # of a short run any share is small change
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is measured: a module, and how it is called if not as ``module(inputs)``."""
+
+    module: nn.Module
+    forward_fn: Callable[..., Any] | None = None
+
+
+class ProbeCallback(Callback):
+    """Base of the measuring callbacks.
+
+    A subclass defines :meth:`measure`, and may define :meth:`prepare`, :meth:`describe`, :meth:`extra_state`
+    and :meth:`load_extra_state`. It inherits fixed probes, the schedule, isolation from the training, one row for each
+    step, history, checkpoint and resume, CSV, all loggers, ``trainer.callback_metrics``, and errors that end no run.
+
+    Args:
+        n_probes: points drawn for each split.
+        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
+            tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
+        test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
+        random_probes: also measure points uniform within the range of the train probes.
+        schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
+            ``step -> bool``.
+        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
+        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
+        seed: seed of all that is drawn.
+        submodule: name of the module to measure, if not the whole LightningModule.
+        forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
+            import path, or the name of a method of the module.
+        log_key_prefix: put before every key, to tell several instances apart.
+        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.callbacks import ProbeCallback
+        >>> class OutputNorm(ProbeCallback):
+        ...     group = "output_norm"
+        ...     def measure(self, network, probes):
+        ...         return {f"output_norm/{k}": network.module(p.inputs).norm().item() for k, p in probes.items()}
+        >>> OutputNorm(every_n_epochs=1)
+        OutputNorm(every_n_epochs=1, n_probes=64, seed=0)
+    """
+
+    #: What the seconds are logged under, and the name of the folder of ``history.csv``.
+    group: ClassVar[str] = "probe"
+
+    def __init__(
+        self,
+        *,
+        n_probes: int = 64,
+        train_probes: Any = None,
+        test_probes: Any = None,
+        random_probes: bool = True,
+        schedule: str | list[int] | Callable[[int], bool] | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        seed: int = 0,
+        submodule: str | None = None,
+        forward_fn: str | Callable[..., Any] | None = None,
+        log_key_prefix: str = "",
+        raise_on_error: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
+            raise ValueError(f"`n_probes` must be a positive integer, but got {n_probes!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"`seed` must be an integer from 0 to 2**63 - 1, but got {seed!r}.")
+        if not isinstance(random_probes, bool):
+            raise ValueError(f"`random_probes` must be True or False, but got {random_probes!r}.")
+        if not isinstance(log_key_prefix, str):
+            raise ValueError(f"`log_key_prefix` must be a string, but got {log_key_prefix!r}.")
+        if submodule is not None and not isinstance(submodule, str):
+            raise ValueError(f"`submodule` must be the name of a module, but got {submodule!r}.")
+        if forward_fn is not None and not (callable(forward_fn) or isinstance(forward_fn, str)):
+            raise ValueError(f"`forward_fn` must be a function, an import path or a method name, not {forward_fn!r}.")
+        self.schedule = Schedule(schedule, every_n_train_steps, every_n_epochs)
+        self.n_probes, self.seed = n_probes, seed
+        self.train_probes, self.test_probes, self.random_probes = train_probes, test_probes, random_probes
+        self.submodule, self.forward_fn = submodule, forward_fn
+        self.log_key_prefix, self.raise_on_error = log_key_prefix, raise_on_error
+        #: The rows so far.
+        self.history = History()
+        self._probes: dict[str, Probes] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._restored = False
+        self._active = False
+        self._csv: CsvFile | None = None
+        self._looked_at = -1  # the last step for which the schedule was asked
+        self._seconds, self._began = 0.0, 0.0
+        self._described = False
+        self._print: Callable[[str], None] | None = None
+
+    # What a subclass defines
+
+    def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
+        """Called once with all probes before the first measurement of a run; errors stop the run before it starts."""
+
+    def measure(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float]:
+        """Measure one row.
+
+        Called with the network in measuring conditions (see :func:`lc_callback.isolation.untouched`).
+
+        Args:
+            network: the module, and how to call it.
+            probes: the splits by name: ``"train"``, and ``"test"`` and ``"random"`` where there are such.
+
+        Returns:
+            Values by key. ``log_key_prefix`` is added by the base.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `measure`.")
+
+    def describe(self) -> str:
+        """What is measured, as Markdown, written once behind the first row."""
+        return ""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What else belongs in a checkpoint: plain Python types only."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back :meth:`extra_state`."""
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments for ``repr`` and the log."""
+        schedule, _, value = self.schedule.text.partition("=")
+        return {schedule: _Verbatim(value), "n_probes": self.n_probes, "seed": self.seed}
+
+    # Hooks
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check what can be checked without data."""
+        if stage == "fit":
+            self._network(pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the probes, try a measurement on two of them, and measure step 0."""
+        self._active = not trainer.barebones
+        if not self._active:
+            return
+        self._begin_history(trainer)
+        if trainer.fast_dev_run:
+            self.n_probes = min(self.n_probes, 8)
+        network = self._network(pl_module)
+        self._probes = self._draw(trainer, Signature.of(network.module, network.forward_fn))
+        self._check_fingerprints()
+        self._try_out(network, pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / (self._prefixed(self.group).replace("/", "_"))
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            if not trainer.loggers:
+                rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {folder / 'history.csv'} only.")
+            self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
+        step = trainer.global_step
+        self._seconds, self._began, self._described = 0.0, time.perf_counter(), False
+        if len(self.history):  # resumed: `monitor=` must find its key before the next row is due
+            self._publish(trainer, self.history.rows[-1])
+        if step not in self.history and self._due(step - 1, step):
+            self._row(trainer, pl_module)
+        self._looked_at = step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Measure if a row is due after this batch's optimizer steps."""
+        if not self._active or trainer.fast_dev_run:
+            return
+        step = trainer.global_step
+        due = self._due(self._looked_at, step)
+        if trainer.is_last_batch:
+            due = due or self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        self._looked_at = step
+        if due and step not in self.history:
+            self._row(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the last step, and say so if the measurements took much of the run."""
+        if not self._active:
+            return
+        if self.schedule.closes and trainer.global_step not in self.history and not trainer.fast_dev_run:
+            self._row(trainer, pl_module)
+        elapsed = time.perf_counter() - self._began
+        if self._seconds > max(_SECONDS_TO_WARN, _SHARE_TO_WARN * elapsed):
+            rank_zero_warn(
+                f"{self._name} took {self._seconds:.0f} s, {self._seconds / elapsed:.0%} of the training: lower "
+                f"`n_probes` (now {self.n_probes}) or `n_directions`, or measure less often with "
+                f"`every_n_train_steps` or `schedule` (now {self.schedule.text})."
+            )
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the probes."""
+        if stage == "fit":
+            self._probes, self._active = {}, False
+
+    # State
+
+    @property
+    def state_key(self) -> str:
+        """Tells instances apart by ``log_key_prefix``."""
+        return self._generate_state_key(log_key_prefix=self.log_key_prefix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain Python types only: rows, fingerprints of the probes, and what the subclass adds."""
+        return {
+            "version": _STATE_VERSION,
+            "rows": self.history.state(),
+            "fingerprints": dict(self._fingerprints),
+            "extra": self.extra_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint. A state that cannot be read costs the earlier rows and a warning."""
+        try:
+            if state_dict["version"] != _STATE_VERSION:
+                raise ValueError(f"version {state_dict['version']}, this is version {_STATE_VERSION}")
+            self.history.restore(state_dict["rows"])
+            self._fingerprints = {str(key): str(value) for key, value in state_dict["fingerprints"].items()}
+            self.load_extra_state(dict(state_dict["extra"]))
+            self._restored = True
+        except Exception as error:
+            self.history = History()
+            self._fingerprints = {}
+            self._warn_or_raise("its state in the checkpoint cannot be read, so the history starts anew", error)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+        return f"{type(self).__name__}({arguments})"
+
+    # Set-up
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__ + (f"(log_key_prefix={self.log_key_prefix!r})" if self.log_key_prefix else "")
+
+    def _prefixed(self, key: str) -> str:
+        return self.log_key_prefix + key
+
+    def _begin_history(self, trainer: Any) -> None:
+        if trainer.global_step == 0 and not self._restored:
+            self.history, self._fingerprints = History(), {}
+            self.load_extra_state({})
+        self.history.drop_after(trainer.global_step)
+        self._restored = False
+
+    def _network(self, pl_module: Any) -> Network:
+        module = pl_module if self.submodule is None else find_module(pl_module, "submodule", self.submodule)
+        forward_fn = self.forward_fn
+        if isinstance(forward_fn, str):
+            forward_fn = _resolve(module, forward_fn)
+        if forward_fn is None and not _has_forward(module):
+            raise MisconfigurationException(
+                f"{self._name}: {type(module).__name__} has no forward to measure. Pass `submodule=` with the name of "
+                f"the network inside it ({', '.join(name for name, _ in module.named_children()) or 'none found'}), or "
+                "`forward_fn=`, a function (module, inputs) -> outputs."
+            )
+        return Network(module, forward_fn)
+
+    def _draw(self, trainer: Any, signature: Signature) -> dict[str, Probes]:
+        train = self.train_probes if self.train_probes is not None else _loader(trainer, "train")
+        test = self.test_probes if self.test_probes is not None else _loader(trainer, "test")
+        if train is None:
+            raise MisconfigurationException(
+                f"{self._name}: the train dataloader has no dataset to draw from ({type(trainer.train_dataloader)}): "
+                "pass `train_probes=`, a tensor, a pair (inputs, targets), a dataset or a DataLoader."
+            )
+        probes = {"train": draw_probes(train, self.n_probes, self.seed, signature, "train_probes")}
+        if test is not None:
+            probes["test"] = draw_probes(test, self.n_probes, self.seed + 1, signature, "test_probes")
+        else:
+            rank_zero_warn(
+                f"{self._name}: found no validation or test dataset to draw from, so there is no test curve. "
+                "Pass `test_probes=` to have one."
+            )
+        if self.random_probes:
+            probes["random"] = random_probes(probes["train"], self.seed + 2)
+        return probes
+
+    def _check_fingerprints(self) -> None:
+        now = {split: probes.fingerprint() for split, probes in self._probes.items()}
+        changed = [split for split in now if split in self._fingerprints and self._fingerprints[split] != now[split]]
+        if changed:
+            rank_zero_warn(
+                f"{self._name}: the {' and '.join(changed)} probes are not those of the checkpoint, so the curve has a "
+                "break here. Resume with the same data, `n_probes` and `seed` to go on measuring the same points."
+            )
+        self._fingerprints = now
+
+    def _try_out(self, network: Network, pl_module: Any) -> None:
+        """Measure two points and throw the result away: what is wrong in the set-up shows now."""
+        few = {split: probes.head(2) for split, probes in self._probes.items()}
+        try:
+            with self._conditions(pl_module):
+                self.prepare(network, self._probes)
+                self.measure(network, few)
+        except (ValueError, MisconfigurationException) as error:
+            raise type(error)(f"{self._name}: {error}") from error
+        except Exception as error:
+            shapes = {split: _shapes(probes.inputs) for split, probes in few.items()}
+            raise MisconfigurationException(
+                f"{self._name}: a trial measurement before training failed with {type(error).__name__}: {error}\n"
+                f"The network was called with {shapes['train']}. If its forward takes something else, pass it as "
+                "`train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`."
+            ) from error
+
+    # Measuring
+
+    def _due(self, after: int, step: int) -> bool:
+        due = self._guarded("asking its schedule", lambda: self.schedule.due(after, step))
+        return bool(due)
+
+    @contextmanager
+    def _conditions(self, pl_module: Any) -> Any:
+        """Measuring conditions, in which the module's own ``self.log`` calls go nowhere."""
+        muted = ("log", "log_dict")
+        own = {name: vars(pl_module)[name] for name in muted if name in vars(pl_module)}
+        self._print = getattr(pl_module, "print", None)
+        try:
+            for name in muted:
+                vars(pl_module)[name] = _ignore
+            with untouched(pl_module, seed=self.seed):
+                yield
+        finally:
+            for name in muted:
+                del vars(pl_module)[name]
+            vars(pl_module).update(own)
+            self._print = None
+
+    def _row(self, trainer: Any, pl_module: Any) -> None:
+        """Measure, record and report the row of the current step; whatever fails costs no more than that."""
+        step, start = trainer.global_step, time.perf_counter()
+
+        def measured() -> dict[str, float]:
+            with self._conditions(pl_module):
+                values = self.measure(self._network(pl_module), self._probes)
+            return {self._prefixed(key): float(value) for key, value in values.items()}
+
+        values = self._guarded(f"the measurement at step {step}", measured)
+        seconds = time.perf_counter() - start
+        self._seconds += seconds
+        if values is None:
+            return
+        values[self._prefixed(f"{self.group}/seconds")] = seconds
+        broken = [key for key, value in values.items() if value != value]
+        if broken:
+            rank_zero_warn(f"{self._name}: NaN at step {step} in {', '.join(broken)}: a value there is not finite.")
+        self.history.append(step, values)
+        self._publish(trainer, values)
+        if trainer.is_global_zero:
+            self._report(trainer, values, step)
+
+    def _publish(self, trainer: Any, values: Mapping[str, float]) -> None:
+        metrics = {key: torch.tensor(value) for key, value in values.items() if key != "step"}
+        trainer.callback_metrics.update(metrics)
+
+    def _report(self, trainer: Any, values: Mapping[str, float], step: int) -> None:
+        def failed(what: str, error: Exception) -> None:
+            self._warn_or_raise(f"{what} did not take the row of step {step}", error)
+
+        log_row(trainer, values, step, failed)
+        csv = self._csv
+        if csv is not None:
+            self._guarded(f"writing {csv.path} at step {step}", lambda: csv.append(self.history))
+        if not self._described:
+            self._described = True
+            text = self._guarded("describing itself", self.describe)
+            if text:
+                rank_zero_info(f"{ProbeCallback.__repr__(self)}\n{text}")
+                log_text(trainer, self._prefixed(f"{self.group}/setup"), text, step, failed)
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A function ``(done, total)`` that prints a line every few seconds, above the Trainer's progress bar."""
+        start = shown = time.perf_counter()
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            now = time.perf_counter()
+            if now - shown >= _PROGRESS_EVERY and done < total and self._print is not None:
+                shown = now
+                self._print(f"{self._name}: {what}, {done / total:.0%} after {now - start:.0f} s")
+
+        return show
+
+    def _guarded(self, what: str, function: Callable[[], Any]) -> Any:
+        """Call ``function``; a failure costs its result (``None``) and a warning."""
+        try:
+            return function()
+        except Exception as error:
+            self._warn_or_raise(f"{what} failed", error)
+            return None
+
+    def _warn_or_raise(self, what: str, error: Exception) -> None:
+        if self.raise_on_error:
+            raise RuntimeError(f"{self._name}: {what}: {error}") from error
+        rank_zero_warn(f"{self._name}: {what} ({type(error).__name__}: {error}). Training goes on.")
+
+
+class _Verbatim(str):
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``self.log`` while a measurement runs."""
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a class of the module's own, not Lightning or torch, defines ``forward``."""
+    if "forward" in vars(module):
+        return True
+    forward = type(module).forward
+    return not (forward is nn.Module.forward or getattr(forward, "__qualname__", "") == "LightningModule.forward")
+
+
+def _resolve(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The function behind the name of a method of ``module`` or an import path."""
+    method = getattr(type(module), name, None)
+    if callable(method):
+        return method
+    path, _, attribute = name.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(path), attribute)
+    except (ImportError, AttributeError, ValueError):
+        function = None
+    if not callable(function):
+        raise MisconfigurationException(
+            f"`forward_fn={name!r}` is neither a method of {type(module).__name__} nor the import path of a function."
+        )
+    return function
+
+
+def _loader(trainer: Any, split: str) -> Any:
+    """The loader that the split's probes are drawn from, or ``None``."""
+    if split == "train":
+        loader = trainer.train_dataloader
+        return loader if hasattr(loader, "dataset") else None
+    loader = _one(trainer.val_dataloaders)
+    if loader is not None:
+        return loader
+    for source in (trainer.datamodule, trainer.lightning_module):
+        hook = getattr(source, "test_dataloader", None)
+        try:  # not set up for testing, or not defined at all: then there is none
+            with fixed_rng(None, source):
+                loader = _one(hook()) if hook is not None else None
+        except Exception:
+            loader = None
+        if loader is not None:
+            return loader
+    return None
+
+
+def _one(loaders: Any) -> Any:
+    """The first loader of a list or dict of loaders."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, Sequence):
+        loaders = loaders[0] if loaders else None
+    return loaders if hasattr(loaders, "dataset") else None
+
+
+def _shapes(inputs: Any) -> str:
+    if isinstance(inputs, torch.Tensor):
+        return f"a {inputs.dtype} tensor {tuple(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{key}={_shapes(value)}" for key, value in inputs.items())
+    if isinstance(inputs, (tuple, list)):
+        return ", ".join(_shapes(value) for value in inputs)
+    return type(inputs).__name__

@@ -1,0 +1,68 @@
+"""Frames: random orthonormal directions of an input space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["cross_polytope_frame"]
+
+
+def cross_polytope_frame(
+    shape: int | Sequence[int],
+    n_directions: int = 25,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw ``n_directions`` random orthonormal directions of the space of inputs of ``shape``.
+
+    Around a point ``x`` they span the frame of local complexity, the ``2P`` vertices ``x ± r v_p`` of a
+    cross-polytope of radius ``r`` (*Deep Networks Always Grok and Here is Why*, figure 4; the centre is not a vertex).
+
+    The directions are drawn on the CPU in float64 from a private generator and then moved, so they are the same on
+    every device and in every process, and no random stream of the program is touched. They are nested: the first ``P``
+    directions of a larger frame with the same seed are, up to rounding, the frame of ``P`` directions.
+
+    Args:
+        shape: shape of one input, without the batch axis, such as ``(3, 32, 32)``.
+        n_directions: ``P``, from 1 to ``D``, the number of elements of ``shape``.
+        seed: seed of the private generator.
+        dtype: floating-point type of the result.
+        device: device of the result (default: the CPU).
+
+    Returns:
+        Tensor of shape ``(P, *shape)``, orthonormal rows when flattened to ``(P, D)``.
+
+    Raises:
+        ValueError: if ``shape`` has no elements, or ``n_directions`` is not in ``1 .. D``.
+
+    Example::
+
+        >>> from lc_callback.functional import cross_polytope_frame
+        >>> frame = cross_polytope_frame((1, 8, 8), 5)
+        >>> frame.shape
+        torch.Size([5, 1, 8, 8])
+        >>> flat = frame.flatten(1)
+        >>> torch.allclose(flat @ flat.T, torch.eye(5), atol=1e-6)
+        True
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    dim = math.prod(shape)
+    if dim < 1:
+        raise ValueError(f"`shape` must have at least one element, but {shape} has {dim}.")
+    if isinstance(n_directions, bool) or not isinstance(n_directions, int) or not 1 <= n_directions <= dim:
+        raise ValueError(
+            f"`n_directions` must be an integer from 1 to {dim}, the number of elements of an input of shape {shape}, "
+            f"but got {n_directions!r}: there are no more orthonormal directions than dimensions."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    # One draw per direction, for torch fills a whole matrix in blocks and P would change the early rows.
+    gaussian = torch.stack([torch.randn(dim, generator=generator, dtype=torch.float64) for _ in range(n_directions)])
+    q, r = torch.linalg.qr(gaussian.T)
+    directions = (q * r.diagonal().sign()).T  # the sign makes the factorisation unique, so frames are nested
+    return directions.reshape(n_directions, *shape).to(device=device, dtype=dtype)

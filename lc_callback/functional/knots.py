@@ -1,0 +1,298 @@
+"""Knots: which operations have kinks, where these are, and the pre-activations that meet them while a model runs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "Knot",
+    "Recorder",
+    "Site",
+    "Tracer",
+    "check_layers",
+    "find_module",
+    "first_called",
+    "known_operations",
+    "module_paths",
+    "select_modules",
+]
+
+#: A pre-activation and the value at which its non-linearity has a kink. ``None``: the tensor holds the index of the
+#: winning input of a maximum, and the kink is where the winner changes.
+Knot = tuple[Tensor, float | None]
+
+
+def _at_zero(x: Tensor, *args: Any, **kwargs: Any) -> list[Knot]:
+    return [(x, 0.0)]
+
+
+def _at_three(x: Tensor) -> list[Knot]:
+    return [(x, -3.0), (x, 3.0)]
+
+
+def _bounds(x: Tensor, min: Any = None, max: Any = None) -> list[Knot]:  # noqa: A002 (the argument names of aten)
+    bounds = (bound for bound in (min, max) if bound is not None)
+    return [(x - bound, 0.0) if isinstance(bound, Tensor) else (x, float(bound)) for bound in bounds]
+
+
+# Keyed by the name of the aten operation without the trailing underscore of its in-place form.
+_KNOTS: dict[str, Callable[..., list[Knot]]] = {
+    # piecewise linear with the kink at zero
+    **dict.fromkeys(("relu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "abs"), _at_zero),
+    # smooth: counted at zero, by the convention of the papers
+    **dict.fromkeys(("elu", "celu", "selu", "gelu", "silu", "mish", "softplus"), _at_zero),
+    **dict.fromkeys(("tanh", "sigmoid", "log_sigmoid_forward", "erf"), _at_zero),
+    "relu6": lambda x: [(x, 0.0), (x, 6.0)],
+    "hardtanh": lambda x, min_val=-1.0, max_val=1.0: _bounds(x, min_val, max_val),
+    "hardswish": _at_three,
+    "hardsigmoid": _at_three,
+    "hardshrink": lambda x, lambd=0.5: [(x, -lambd), (x, lambd)],
+    "softshrink": lambda x, lambd=0.5: [(x, -lambd), (x, lambd)],
+    "threshold": lambda x, threshold, value: [(x, threshold)],
+    "clamp": _bounds,
+    "clamp_min": _bounds,
+    "clamp_max": lambda x, bound: _bounds(x, max=bound),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), lambda x, y: [(x - y, 0.0)]),
+    "glu": lambda x, dim=-1: [(x.chunk(2, dim)[1], 0.0)],
+}
+
+# Operations that return (values, index of the winner).
+_WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
+
+# Squashing functions that turn logits into probabilities when they come last: nothing switches there.
+_LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a pre-activation was met: module path, operation, and the number of the module's call in this forward."""
+
+    path: str
+    op: str
+    call: int
+    merge: bool  # all sites of one call are one layer: the gates and time steps of a recurrent module
+
+
+class Recorder(TorchDispatchMode):
+    """Hands over every pre-activation while a model runs, and can move a module's output on the way.
+
+    Nothing is attached to the model: operations are seen by a dispatch mode, module names by global hooks that exist
+    only while the recorder is entered.
+
+    Args:
+        model: the module that is going to run inside the ``with`` block.
+        sink: called as ``sink(site, knots)`` for each non-linearity, before it is executed (max-pooling: after). It
+            must reduce what it gets, for an in-place operation overwrites it next.
+        outputs_of: count the outputs of these modules, with a knot at 0, instead of the pre-activations.
+        max_pool: also hand over the winners of max-pooling.
+        at: a module whose output is moved at its first call. What runs before that is not handed over.
+        move: called with that output; returns what takes its place.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sink: Callable[[Site, list[Knot]], None],
+        *,
+        outputs_of: Sequence[nn.Module] | None = None,
+        max_pool: bool = False,
+        at: nn.Module | None = None,
+        move: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self._sink = sink
+        self._paths = module_paths(model)
+        self._outputs_of = None if outputs_of is None else {id(module) for module in outputs_of}
+        self._max_pool = max_pool
+        self._at, self._move = at, move
+        self._waiting = at is not None
+        self.handed_over = 0
+        self._stack = [Site("", "", 0, False)]
+        self._calls = 0
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Recorder:
+        for handle in (
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+        ):
+            self._hooks.callback(handle.remove)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._hooks.close()
+        super().__exit__(*exc)
+
+    def _enter_module(self, module: nn.Module, args: Any) -> None:
+        path = self._paths.get(id(module))
+        if path is not None:
+            self._calls += 1
+            merge = isinstance(module, nn.RNNBase)
+            self._stack.append(Site(path, type(module).__name__ if merge else "", self._calls, merge))
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if id(module) not in self._paths:
+            return None
+        site = self._stack.pop()
+        if output is None:  # also what an exception leaves
+            return None
+        replaced = None
+        if module is self._at and self._waiting:
+            self._waiting = False
+            if not isinstance(output, Tensor):
+                raise ValueError(f"`at={site.path!r}` must name a module that returns a tensor, not {_kind(output)}.")
+            output = replaced = self._move(output) if self._move is not None else output
+        if self._outputs_of is not None and id(module) in self._outputs_of:
+            first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if not isinstance(first, Tensor):
+                raise ValueError(f"`layers` names {site.path!r}, which returns no tensor but {_kind(output)}.")
+            self._hand_over(site, [(first, 0.0)])
+        return replaced
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = func._schema.name.removeprefix("aten::").rstrip("_")
+        if self._outputs_of is None and op in _KNOTS and isinstance(args[0], Tensor) and args[0].is_floating_point():
+            self._hand_over(self._site(op), _KNOTS[op](*args, **kwargs))
+        result = func(*args, **kwargs)
+        if self._outputs_of is None and self._max_pool and op in _WINNERS:
+            self._hand_over(self._site(op), [(result[1], None)])
+        self._executed(op, result)
+        return result
+
+    def _site(self, op: str) -> Site:
+        innermost = self._stack[-1]
+        return innermost if innermost.merge else replace(innermost, op=op)
+
+    def _executed(self, op: str, result: Any) -> None:
+        """Called after each operation."""
+
+    def _hand_over(self, site: Site, knots: list[Knot]) -> None:
+        if not self._waiting and knots and knots[0][0].numel():
+            self._sink(site, knots)
+            self.handed_over += 1
+
+
+class Tracer(Recorder):
+    """A recorder that also notes what is needed once: memory, and which non-linearity only shapes the output."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.output_bytes: list[int] = []
+        self.links: set[int] = set()
+        self._squashed: list[tuple[int, Tensor]] = []
+
+    def _executed(self, op: str, result: Any) -> None:
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.output_bytes.append(tensor.numel() * tensor.element_size())
+        if op in _LINKS and self.handed_over:
+            self._squashed.append((self.handed_over - 1, result[0] if isinstance(result, tuple) else result))
+
+    def find_links(self, output: Any) -> None:
+        """Set ``links``: positions, among what was handed over, of the squashing functions that made ``output``."""
+        returned = {t.untyped_storage().data_ptr() for t in tree_leaves(output) if isinstance(t, Tensor)}
+        self.links = {
+            position for position, result in self._squashed if result.untyped_storage().data_ptr() in returned
+        }
+        self._squashed.clear()
+
+
+def module_paths(model: nn.Module) -> dict[int, str]:
+    """Path of each module by its ``id``, without the ``_orig_mod`` of compiled modules."""
+    paths = {}
+    for path, module in model.named_modules():
+        paths[id(module)] = ".".join(part for part in path.split(".") if part != "_orig_mod")
+    return paths
+
+
+def select_modules(model: nn.Module, layers: Sequence[str | type]) -> list[nn.Module]:
+    """The modules that ``layers`` names: paths, ``fnmatch`` patterns of paths, class names, or types.
+
+    Raises:
+        ValueError: if an entry matches no module, or is neither a string nor a type.
+    """
+    check_layers(layers)
+    paths = module_paths(model)
+    modules = {id(module): module for module in model.modules()}
+    selected: dict[int, nn.Module] = {}
+    for entry in layers:
+        if isinstance(entry, type):
+            found = [key for key, module in modules.items() if isinstance(module, entry)]
+        else:
+            found = [key for key, path in paths.items() if path and fnmatch.fnmatchcase(path, entry)]
+            found = found or [key for key, module in modules.items() if entry in _class_names(module)]
+        if not found:
+            raise ValueError(f"`layers` entry {entry!r} matches no module. {_available(paths)}")
+        selected.update((key, modules[key]) for key in found)
+    return list(selected.values())
+
+
+def check_layers(layers: Any) -> None:
+    """Raise ``ValueError`` unless ``layers`` is a list of strings and module types."""
+    possible = "`layers` must be a non-empty list of module names, patterns, class names or module types"
+    if isinstance(layers, (str, type)) or not isinstance(layers, Sequence) or not layers:
+        raise ValueError(f"{possible}, such as ['blocks.*'] or [torch.nn.Linear], but got {layers!r}.")
+    for entry in layers:
+        if not (isinstance(entry, str) or (isinstance(entry, type) and issubclass(entry, nn.Module))):
+            raise ValueError(f"{possible}, but it holds {entry!r}.")
+
+
+def find_module(model: nn.Module, argument: str, path: str) -> nn.Module:
+    """The module called ``path``.
+
+    Raises:
+        ValueError: naming ``argument`` and the modules there are.
+    """
+    paths = module_paths(model)
+    for module in model.modules():
+        if path and paths[id(module)] == path:
+            return module
+    raise ValueError(f"`{argument}={path!r}` is not the name of a module. {_available(paths)}")
+
+
+def first_called(model: nn.Module, kind: type[nn.Module], run: Callable[[], Any]) -> nn.Module | None:
+    """The first module of type ``kind`` that is called during ``run()``."""
+    called: list[nn.Module] = []
+    modules = {id(module) for module in model.modules() if isinstance(module, kind)}
+    handle = register_module_forward_pre_hook(
+        lambda module, _: called.append(module) if id(module) in modules else None
+    )
+    try:
+        run()
+    finally:
+        handle.remove()
+    return called[0] if called else None
+
+
+def known_operations() -> str:
+    """The operations that are seen, for messages."""
+    return ", ".join(sorted(name.strip("_") for name in _KNOTS))
+
+
+def _class_names(module: nn.Module) -> set[str]:
+    kind = type(module)
+    names = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
+    if kind.__module__.startswith("torch.nn."):
+        names.add(f"torch.nn.{kind.__qualname__}")
+    return names | {kind.__qualname__}
+
+
+def _available(paths: dict[int, str], most: int = 30) -> str:
+    names = [path for path in paths.values() if path]
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return f"Modules: {', '.join(names[:most]) or '(none)'}{more}."
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"

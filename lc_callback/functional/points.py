@@ -1,0 +1,97 @@
+"""Points of a model's input space: nested batches of tensors, and their neighbours on a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+__all__ = ["Points", "call_model"]
+
+
+def call_model(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Any:
+    """Run ``model`` on a tensor, on a tuple or list (positional arguments) or on a mapping (keywords).
+
+    With ``forward_fn`` the call is ``forward_fn(model, ...)`` instead of ``model(...)``.
+    """
+    args: tuple[Any, ...] = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        args, kwargs = (), {str(key): value for key, value in inputs.items()}
+    return model(*args, **kwargs) if forward_fn is None else forward_fn(model, *args, **kwargs)
+
+
+class Points:
+    """``N`` points of the input space of a model, and batches of vertices around them.
+
+    The floating-point tensors of ``inputs`` span the space (several of them: their product); integer and boolean
+    ones, such as tokens and masks, stay as they are, and so does everything that is not a tensor.
+
+    Args:
+        inputs: a tensor ``(N, ...)``, or tuples, lists and dicts of such tensors.
+        dtype: floating-point type of the batches.
+        device: where the batches go.
+
+    Raises:
+        ValueError: if there is no tensor, the number of points differs between tensors, or it is 0.
+    """
+
+    def __init__(self, inputs: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self._leaves, self._spec = tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+        tensors = [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
+        sizes = {len(tensor) if tensor.ndim else None for tensor in tensors}
+        if len(sizes) != 1 or None in sizes or 0 in sizes:
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise ValueError(
+                f"`inputs` must be one or more tensors with the same number (at least 1) of points along the first "
+                f"axis, but got {shapes if shapes else type(inputs).__name__}."
+            )
+        self.n = len(tensors[0])
+        self._dtype, self._device = dtype, device
+        self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
+        #: Shape of one point: of the one moving tensor, or ``(D,)`` for a product of several.
+        self.shape = tuple(self.moving[0].shape[1:]) if len(self.moving) == 1 else (sum(map(_row, self.moving)),)
+
+    def largest(self) -> float:
+        """The largest absolute value among the finite coordinates."""
+        return max((_largest(leaf) for leaf in self.moving if leaf.numel()), default=0.0)
+
+    def batch(self, points: Tensor, offsets: Tensor | None, copies: int = 1) -> Any:
+        """The inputs for points ``(n,)`` of this set, each ``K`` times.
+
+        Args:
+            points: indices of the points.
+            offsets: ``(K, D)``, what is added to the ``K`` copies of each point; ``None`` adds nothing.
+            copies: ``K`` when nothing is added.
+
+        Returns:
+            ``inputs`` with ``n * K`` samples, the copies of a point next to each other.
+        """
+        copies = copies if offsets is None else len(offsets)
+        leaves, column = [], 0
+        for leaf in self._leaves:
+            if isinstance(leaf, Tensor):
+                rows = leaf[points.to(leaf.device)].to(self._device)
+                if leaf.is_floating_point():
+                    rows = rows.to(self._dtype)
+                if leaf.is_floating_point() and offsets is not None:
+                    width = _row(leaf)
+                    part = offsets[:, column : column + width].view(1, copies, *leaf.shape[1:])
+                    leaves.append((rows.unsqueeze(1) + part).flatten(0, 1))
+                    column += width
+                else:
+                    leaves.append(rows.repeat_interleave(copies, dim=0) if copies > 1 else rows)
+            else:
+                leaves.append(leaf)
+        return tree_unflatten(leaves, self._spec)
+
+
+def _row(tensor: Tensor) -> int:
+    return tensor[0].numel()
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(torch.nan_to_num(tensor.detach().float(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())

@@ -1,0 +1,134 @@
+"""The rows of a run: in memory, in the checkpoint, and as CSV beside the run's logs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CsvFile", "History"]
+
+Row = dict[str, float]
+
+
+class History:
+    """Measured rows in the order of their steps.
+
+    Example::
+
+        >>> from lc_callback.history import History
+        >>> history = History()
+        >>> history.append(0, {"lc/train": 12.0})
+        >>> history.append(10, {"lc/train": 8.5})
+        >>> history.steps, history["lc/train"], len(history)
+        ([0, 10], [12.0, 8.5], 2)
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the row of ``step``. Steps must increase."""
+        if self.rows and step <= self.rows[-1]["step"]:
+            raise ValueError(f"row {step} after row {self.rows[-1]['step']}: steps must increase")
+        self.rows.append({"step": int(step), **{key: float(value) for key, value in values.items()}})
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the rows."""
+        return [int(row["step"]) for row in self.rows]
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys that occur, without ``step``, in the order of their first row."""
+        return list(dict.fromkeys(key for row in self.rows for key in row if key != "step"))
+
+    def __getitem__(self, key: str) -> list[float]:
+        """Values of ``key``, one for each row, NaN where a row lacks it."""
+        if key not in self.keys:
+            raise KeyError(f"{key!r} is not among {self.keys}")
+        return [row.get(key, math.nan) for row in self.rows]
+
+    def __contains__(self, step: object) -> bool:
+        return step in self.steps
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def drop_after(self, step: int) -> None:
+        """Forget the rows of steps that a resumed run is going to take again."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+
+    def state(self) -> list[Row]:
+        """Plain copies of the rows, for a checkpoint."""
+        return [dict(row) for row in self.rows]
+
+    def restore(self, rows: Any) -> None:
+        """Take the rows of :meth:`state`.
+
+        Raises:
+            ValueError: if they are not a list of dicts with increasing steps.
+        """
+        restored = History()
+        for row in rows if isinstance(rows, list) else [rows]:
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError(f"not a row: {row!r}")
+            restored.append(row["step"], {key: value for key, value in row.items() if key != "step"})
+        self.rows = restored.rows
+
+
+class CsvFile:
+    """``history.csv``: one line for each row, complete on disk when :meth:`append` returns.
+
+    A file of another run is never overwritten: the next free name (``history_1.csv``, ...) is taken. A file is of the
+    same run if it begins with the lines of ``history``, so a resumed run goes on in its own file, without the lines
+    after its checkpoint.
+    """
+
+    def __init__(self, folder: Path, history: History) -> None:
+        self._columns = ["step", *history.keys]
+        number = 0
+        while True:
+            self.path = folder / (f"history_{number}.csv" if number else "history.csv")
+            if not self.path.exists() or (len(history) and self._starts_with(history)):
+                break
+            number += 1
+        if len(history):
+            self._rewrite(history)
+
+    def append(self, history: History) -> None:
+        """Write the last row of ``history``."""
+        columns = ["step", *history.keys]
+        if columns != self._columns or not self.path.exists():
+            self._columns = columns
+            self._rewrite(history)
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._text([history.rows[-1]]))
+
+    def _rewrite(self, history: History) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = self.path.with_suffix(".csv.part")
+        whole.write_text(self._header() + self._text(history.rows), encoding="utf-8")
+        whole.replace(self.path)
+
+    def _starts_with(self, history: History) -> bool:
+        return self.path.read_text(encoding="utf-8").startswith(self._header() + self._text(history.rows))
+
+    def _header(self) -> str:
+        return self._lines([self._columns])
+
+    def _text(self, rows: list[Row]) -> str:
+        return self._lines([[repr(row[c]) if c in row else "" for c in self._columns] for row in rows])
+
+    @staticmethod
+    def _lines(cells: list[list[str]]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(cells)
+        return text.getvalue()

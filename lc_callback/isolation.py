@@ -1,0 +1,210 @@
+"""Measuring a model without leaving a trace on it: the one context manager :func:`untouched`."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fixed_rng", "untouched"]
+
+
+@contextmanager
+def untouched(model: nn.Module, *, dtype: torch.dtype | None = None, seed: int | None = None) -> Iterator[None]:
+    """Put ``model`` into measuring conditions and give it back exactly as it was, also after an exception.
+
+    Inside: every module is in eval mode, gradients, autocast, inference mode and reduced-precision float32 (TF32,
+    bf16 matmul) are off, compiled code runs eagerly, and the fused transformer and recurrent kernels, which hide
+    their non-linearities, are replaced by their plain forms. Afterwards: the ``.training`` flag of every single module,
+    the buffers (the model works on clones), parameters, ``.grad``, and the Python, NumPy, torch and CUDA random states
+    are what they were, and so are the generators that the modules keep as attributes.
+
+    Flags are set directly, not by ``model.eval()``: an overridden ``train()`` may merge or unmerge weights.
+
+    Args:
+        model: the module that is about to be measured.
+        dtype: run with floating-point parameters and buffers in this dtype, if it differs from what they have.
+        seed: seed for the random streams inside, so that a model that draws in eval mode gives the same row twice.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.isolation import untouched
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+        >>> with untouched(net):
+        ...     [m.training for m in net.modules()]
+        [False, False, False]
+        >>> [m.training for m in net.modules()]
+        [True, True, True]
+    """
+    with ExitStack() as stack:
+        stack.enter_context(fixed_rng(seed, *model.modules()))
+        stack.enter_context(_eval_flags(model))
+        stack.enter_context(_stand_in_tensors(model, dtype))
+        stack.enter_context(_plain_kernels(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device_type in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextmanager
+def fixed_rng(seed: int | None, *holders: object) -> Iterator[None]:
+    """Restore all random streams on exit; inside, start them from ``seed`` (``None``: from where they are).
+
+    The streams are Python's, NumPy's, torch's (CPU and CUDA, if in use), and every generator found in the attributes
+    of ``holders``, nested datasets and lists of transforms included.
+    """
+    generators = _generators(holders)
+    with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        for restore, state in generators:
+            stack.callback(restore, state)
+        if seed is not None:
+            random.seed(seed)
+            torch.manual_seed(seed)
+            if numpy is not None:
+                numpy.random.seed(seed % 2**32)
+        yield
+
+
+def _generators(holders: tuple[object, ...], most: int = 10_000) -> list[tuple[Callable[[Any], Any], Any]]:
+    """``(restore, state)`` of each random generator that ``holders`` keep.
+
+    Modules are searched in their own attributes only (a LightningModule knows its Trainer, which knows everything),
+    anything else also in nested attributes and containers.
+    """
+    numpy = sys.modules.get("numpy")
+    found: list[tuple[Callable[[Any], Any], Any]] = []
+    seen: set[int] = set()
+    queue: list[object] = []
+    for holder in holders:
+        values = vars(holder).values() if isinstance(holder, nn.Module) else [holder]
+        queue.extend(v for v in values if not isinstance(holder, nn.Module) or _is_generator(v))
+    while queue and len(seen) < most:
+        item = queue.pop()
+        if id(item) in seen or isinstance(item, (str, bytes, int, float, Tensor, type, nn.Module)):
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Generator):
+            found.append((item.set_state, item.get_state()))
+        elif isinstance(item, random.Random):
+            found.append((item.setstate, item.getstate()))
+        elif numpy is not None and isinstance(item, numpy.random.RandomState):
+            found.append((item.set_state, item.get_state()))
+        elif numpy is not None and isinstance(item, numpy.random.Generator):
+            found.append((functools.partial(setattr, item.bit_generator, "state"), item.bit_generator.state))
+        elif isinstance(item, dict):
+            queue.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            queue.extend(item[:1000])  # a list of transforms is short; a list of a million file names is data
+        else:
+            queue.extend(getattr(item, "__dict__", {}).values())
+    return found
+
+
+def _is_generator(value: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    if isinstance(value, (torch.Generator, random.Random)):
+        return True
+    return numpy is not None and isinstance(value, (numpy.random.RandomState, numpy.random.Generator))
+
+
+@contextmanager
+def _eval_flags(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Swap in clones of the buffers (a forward may write to them) and, if need be, parameters in another dtype."""
+    originals: list[tuple[dict[str, Any], str, Any]] = []
+    flat_weights: list[tuple[nn.RNNBase, list[Any]]] = []
+    clones: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
+
+    def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
+        if id(tensor) not in clones:
+            cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+            clone = tensor.detach().to(dtype) if cast else tensor.detach().clone() if is_buffer else tensor
+            clones[id(tensor)] = clone
+        return clones[id(tensor)]
+
+    try:
+        for module in model.modules():
+            for store, is_buffer in ((module._buffers, True), (module._parameters, False)):
+                for name, tensor in list(store.items()):
+                    if tensor is None:
+                        continue
+                    replacement = stand_in(tensor, is_buffer)
+                    if replacement is not tensor:
+                        originals.append((store, name, tensor))
+                        store[name] = replacement  # type: ignore[assignment]
+            if dtype is not None and isinstance(module, nn.RNNBase):  # keeps its weights in a second place
+                flat_weights.append((module, module._flat_weights))
+                module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore[misc]
+        yield
+    finally:
+        for store, name, tensor in reversed(originals):
+            store[name] = tensor
+        for rnn, weights in flat_weights:
+            rnn._flat_weights = weights  # type: ignore[assignment]
+
+
+@contextmanager
+def _plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Full float32, no compiled code, and no fused kernel between us and the non-linearities."""
+    with ExitStack() as stack:
+        _without_reduced_precision(stack)
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            libraries: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
+            for library in libraries:
+                stack.callback(setattr, library, "enabled", library.enabled)
+                library.enabled = False
+        if "torch._dynamo" in sys.modules:  # otherwise nothing has been compiled, and the import takes seconds
+            if hasattr(torch.compiler, "set_stance"):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            elif any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+                raise ValueError(
+                    f"`model` holds a compiled module, which cannot be looked into with torch {torch.__version__}: "
+                    "use torch >= 2.6, or measure the module that was given to `torch.compile`."
+                )
+        yield
+
+
+def _without_reduced_precision(stack: ExitStack) -> None:
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        # Setting the legacy switches as well would make reading them raise, so only what is reduced is touched.
+        switches = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+        for switch in (*switches, backends.mkldnn.conv, backends.mkldnn.rnn):
+            if switch.fp32_precision in ("tf32", "bf16"):
+                stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+                switch.fp32_precision = "ieee"
+    else:
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        stack.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
+        backends.cudnn.allow_tf32 = False

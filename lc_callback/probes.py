@@ -1,0 +1,234 @@
+"""What is measured: fixed points, drawn once from tensors, datasets and loaders without disturbing these."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import IterableDataset, default_collate
+
+from lc_callback.isolation import fixed_rng
+
+__all__ = ["Probes", "Signature", "draw_probes", "random_probes"]
+
+_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Fixed points of one split, on the CPU.
+
+    Attributes:
+        inputs: what the model is called with: a tensor ``(N, ...)``, a tuple (positional) or a dict (keywords).
+        targets: what came with them, or ``None``.
+        source: where they are from, for people.
+    """
+
+    inputs: Any
+    targets: Any
+    source: str
+
+    def __len__(self) -> int:
+        return next(len(leaf) for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor))
+
+    def head(self, n: int) -> Probes:
+        """The first ``n`` points."""
+
+        def cut(leaf: Any) -> Any:
+            return leaf[:n] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+        return replace(self, inputs=tree_map(cut, self.inputs), targets=tree_map(cut, self.targets))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the inputs."""
+        digest = hashlib.sha256()
+        for leaf in tree_leaves(self.inputs):
+            if isinstance(leaf, Tensor):
+                digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+                digest.update(leaf.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(repr(leaf).encode())
+        return digest.hexdigest()
+
+
+class Signature:
+    """What a forward takes, and so which part of a batch it gets.
+
+    A mapping goes in as keywords where the parameters name its keys, else as one argument. Of a tuple or list, the
+    first ``k`` entries go in where the forward has ``k >= 2`` required parameters, else the first entry. What is left
+    over, or stands under a key such as ``labels``, is the target.
+    """
+
+    def __init__(self, forward: Callable[..., Any], skip: int = 0) -> None:
+        self.optional: set[str] = set()
+        self.names: list[str] = []
+        self.required = 1
+        try:
+            parameters = list(inspect.signature(forward).parameters.values())[skip:]
+        except (TypeError, ValueError):  # a builtin or an extension
+            return
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self.names = [p.name for p in named]
+        self.optional = {p.name for p in named if p.default is not p.empty}
+        self.required = sum(
+            p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
+
+    @classmethod
+    def of(cls, module: nn.Module, forward_fn: Callable[..., Any] | None) -> Signature:
+        """The signature of ``forward_fn(module, ...)`` or, without it, of the module's forward."""
+        if forward_fn is not None:
+            return cls(forward_fn, skip=1)
+        return cls(getattr(module, "_orig_mod", module).forward)
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """``(inputs, targets)`` of a batch."""
+        if isinstance(batch, Mapping):
+            target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
+            wanted = [name for name in self.names if name not in _TARGET_KEYS or name not in self.optional]
+            return ({key: batch[key] for key in wanted if key in batch} or (dict(batch),)), target
+        if isinstance(batch, (tuple, list)) and batch:
+            k = self.required if self.required >= 2 and len(batch) >= self.required else 1
+            if k > 1 and isinstance(batch[0], (tuple, list)):
+                k = 1
+            inputs = tuple(batch[:k]) if k > 1 else batch[0]
+            target = batch[k] if len(batch) > k else None
+            if isinstance(inputs, Mapping):
+                inputs, _ = self.split(inputs)
+            return (tuple(inputs) if isinstance(inputs, list) else inputs), target
+        return batch, None
+
+
+def draw_probes(source: Any, n: int, seed: int, signature: Signature, argument: str) -> Probes:
+    """Draw fixed points from ``source``.
+
+    Tensors, pairs ``(inputs, targets)`` and mappings are taken whole. From a dataset or a loader ``n`` samples are
+    drawn by index with a private generator and joined with the loader's ``collate_fn``: the loader is not iterated,
+    so neither its sampler nor its workers, nor any random stream, nor a generator inside the dataset moves. Of an
+    iterable dataset a copy is iterated for its first ``n`` samples.
+
+    Args:
+        source: tensor, pair, mapping, map-style or iterable dataset, or ``DataLoader``.
+        n: number of points to draw from a dataset or loader; fewer if it holds fewer.
+        seed: seed of the choice, and of the random augmentations that the dataset applies.
+        signature: which part of a sample the model takes.
+        argument: what ``source`` is called in messages.
+
+    Raises:
+        ValueError: if ``source`` is none of these, is empty, or holds values that are not finite.
+    """
+    batch, text = _batch_of(source, n, seed, argument)
+    inputs, targets = signature.split(batch)
+    inputs = tree_map(_as_tensor, inputs)
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    sizes = {len(leaf) if leaf.ndim else 0 for leaf in tensors}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = [tuple(leaf.shape) for leaf in tensors] or f"no tensor in {type(batch).__name__}"
+        raise ValueError(
+            f"`{argument}` ({text}) must give tensors with the same number of samples (at least 1) along the first "
+            f"axis, but gave {shapes}: pass a tensor, or a pair (inputs, targets)."
+        )
+    for leaf in tensors:
+        if leaf.is_floating_point() and not leaf.isfinite().all():
+            raise ValueError(
+                f"`{argument}` ({text}) holds NaN or infinite inputs: no count could be trusted. Pass clean points."
+            )
+    return Probes(inputs, tree_map(_as_tensor, targets), text)
+
+
+def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
+    if isinstance(source, Tensor):
+        return (source,), f"tensor {tuple(source.shape)}"
+    if isinstance(source, Mapping):
+        return source, "mapping"
+    if isinstance(source, (tuple, list)):
+        if len(source) != 2:
+            raise ValueError(f"`{argument}` must be a pair (inputs, targets), but got {len(source)} entries.")
+        return tuple(source), "pair"
+    dataset: Any = getattr(source, "dataset", None) if hasattr(source, "collate_fn") else source
+    name = type(dataset).__name__
+    collate = getattr(source, "collate_fn", default_collate)
+    batched = hasattr(source, "collate_fn") and source.batch_size is None and source.batch_sampler is None
+    if isinstance(dataset, IterableDataset):
+        return _first(dataset, n, seed, collate, batched, argument), f"first samples of {name}"
+    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise ValueError(
+            f"`{argument}` must be a tensor, a pair (inputs, targets), a mapping, a dataset or a DataLoader, "
+            f"but got {type(source).__name__}."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"`{argument}` is an empty {name}: pass a dataset with at least one sample.")
+    generator = torch.Generator().manual_seed(seed)
+    with fixed_rng(seed, dataset, collate):
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        if batched:  # each item is a batch already
+            return _join((collate(dataset[i]) for i in order), n), f"{name}, {len(dataset)} batches"
+        indices = sorted(order[:n])
+        return collate([dataset[i] for i in indices]), f"{len(indices)} of {len(dataset)} samples of {name}"
+
+
+def _first(dataset: Any, n: int, seed: int, collate: Callable[..., Any], batched: bool, argument: str) -> Any:
+    try:
+        dataset = copy.deepcopy(dataset)  # iterating the original could take samples away from the training
+    except Exception as error:
+        raise ValueError(
+            f"`{argument}`: {type(dataset).__name__} cannot be copied ({error}), and iterating it might take samples "
+            "away from the training. Pass a tensor or a pair (inputs, targets)."
+        ) from error
+    with fixed_rng(seed, dataset, collate):
+        if batched:
+            return _join((collate(item) for item in dataset), n)
+        samples = list(itertools.islice(iter(dataset), n))
+        if not samples:
+            raise ValueError(f"`{argument}` is an empty {type(dataset).__name__}.")
+        return collate(samples)
+
+
+def _join(batches: Any, n: int) -> Any:
+    """Concatenate batches until there are ``n`` samples."""
+    taken, total = [], 0
+    for batch in batches:
+        taken.append(batch)
+        total += next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+        if total >= n:
+            break
+    joined = tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *taken)
+    return tree_map(lambda leaf: leaf[:n] if isinstance(leaf, Tensor) else leaf, joined)
+
+
+def random_probes(like: Probes, seed: int) -> Probes:
+    """Points uniform within the range of the points ``like``, feature by feature.
+
+    Integers are uniform integers in their range (tokens), but booleans and tensors of zeros and ones (masks) are kept.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dtype == torch.bool:
+            return leaf
+        low, high = leaf.amin(0), leaf.amax(0)
+        if leaf.is_floating_point():
+            uniform = torch.rand(leaf.shape, generator=generator, dtype=torch.float64)
+            return (low + (high - low) * uniform).to(leaf.dtype)
+        if low.min() >= 0 and high.max() <= 1:
+            return leaf
+        uniform = torch.rand(leaf.shape, generator=generator, dtype=torch.float64)
+        return (low + ((high - low + 1) * uniform).floor()).to(leaf.dtype)
+
+    return Probes(tree_map(draw, like.inputs), None, "uniform within the range of the train probes")
+
+
+def _as_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().cpu()
+    if hasattr(leaf, "__array__") and not isinstance(leaf, Sequence):
+        return torch.as_tensor(leaf)
+    return leaf

@@ -1,0 +1,104 @@
+"""When to measure: schedules over optimizer steps and epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+__all__ = ["POINTS_PER_DECADE", "Schedule", "is_log_step"]
+
+POINTS_PER_DECADE = 10
+
+
+def is_log_step(step: int, points_per_decade: int = POINTS_PER_DECADE) -> bool:
+    """Whether ``step`` is 0 or one of the integers nearest to ``10 ** (k / points_per_decade)``.
+
+    Needs no last step, and every integer occurs once.
+
+    Example::
+
+        >>> from lc_callback.schedule import is_log_step
+        >>> [step for step in range(101) if is_log_step(step)]
+        [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 63, 79, 100]
+    """
+    if step <= 0:
+        return step == 0
+    k = round(points_per_decade * math.log10(step))
+    return step == round(10 ** (k / points_per_decade))
+
+
+class Schedule:
+    """One of the three ways to say when a row is due.
+
+    Args:
+        schedule: ``"log"``, a list of steps, or ``step -> bool``. ``None`` is ``"log"`` unless another is given.
+        every_n_train_steps: every ``n`` optimizer steps, step 0 included.
+        every_n_epochs: at the end of every ``n``-th epoch, and at step 0.
+
+    Raises:
+        ValueError: if more than one is given, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        schedule: str | Sequence[int] | Callable[[int], bool] | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+    ) -> None:
+        given = {"schedule": schedule, "every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
+        named = {name: value for name, value in given.items() if value is not None}
+        if len(named) > 1:
+            text = ", ".join(f"`{name}={value!r}`" for name, value in named.items())
+            raise ValueError(f"only one of `schedule`, `every_n_train_steps`, `every_n_epochs` may be given: {text}.")
+        for name in ("every_n_train_steps", "every_n_epochs"):
+            value = given[name]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a positive integer, but got {value!r}.")
+        self.every_n_epochs = every_n_epochs
+        self.text = next((f"{name}={value!r}" for name, value in named.items()), "schedule='log'")
+        #: Whether the last step of the run gets a row whatever its number.
+        self.closes = False
+        self._is_due: Callable[[int], bool] | _Steps
+        if every_n_epochs is not None:
+            self._is_due = _Steps([0])
+        elif every_n_train_steps is not None:
+            self._is_due = _Multiples(every_n_train_steps)
+        elif schedule is None or schedule == "log":
+            self._is_due, self.closes = is_log_step, True
+        elif callable(schedule):
+            self._is_due = schedule
+        else:
+            self._is_due = _Steps(schedule)
+
+    def due(self, after: int, step: int) -> bool:
+        """Whether a row is due at ``step``, the last of the steps ``after + 1 .. step`` taken since the last look.
+
+        One batch may take several steps (several optimizers): a scheduled step among them is not lost.
+        """
+        return any(self._is_due(s) for s in range(after + 1, step + 1))
+
+    def due_after_epoch(self, n_epochs: int) -> bool:
+        """Whether a row is due at the end of an epoch, the ``n_epochs``-th of the run."""
+        return self.every_n_epochs is not None and n_epochs % self.every_n_epochs == 0
+
+
+class _Multiples:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, step: int) -> bool:
+        return step % self.n == 0
+
+
+class _Steps:
+    def __init__(self, steps: object) -> None:
+        possible = "`schedule` must be 'log', a non-empty list of steps >= 0, or a function step -> bool"
+        if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
+            raise ValueError(f"{possible}, but got {steps!r}.")
+        for step in steps:
+            if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+                raise ValueError(f"{possible}, but the list holds {step!r}.")
+        self.steps = frozenset(steps)
+
+    def __call__(self, step: int) -> bool:
+        return step in self.steps
