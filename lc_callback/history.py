@@ -93,6 +93,7 @@ class CsvFile:
 
     def __init__(self, folder: Path, history: History) -> None:
         self._columns = ["step", *history.keys]
+        self._torn = False
         number = 0
         while True:
             self.path = folder / (f"history_{number}.csv" if number else "history.csv")
@@ -105,12 +106,14 @@ class CsvFile:
     def append(self, history: History) -> None:
         """Write the last row of ``history``."""
         columns = ["step", *history.keys]
-        if columns != self._columns or not self.path.exists():
-            self._columns = columns
+        whole = self._torn or columns != self._columns or not self.path.exists()
+        self._columns, self._torn = columns, True  # unless this write succeeds, the next one writes all rows
+        if whole:
             self._rewrite(history)
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 file.write(self._text([history.rows[-1]]))
+        self._torn = False
 
     def _rewrite(self, history: History) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ["fixed_rng", "untouched"]
 
@@ -26,6 +28,9 @@ def untouched(model: nn.Module, *, dtype: torch.dtype | None = None, seed: int |
     are what they were, and so are the generators that the modules keep as attributes.
 
     Flags are set directly, not by ``model.eval()``: an overridden ``train()`` may merge or unmerge weights.
+
+    Raises:
+        ValueError: if a parameter is not initialised yet: a measurement would do it, with other numbers.
 
     Args:
         model: the module that is about to be measured.
@@ -43,12 +48,14 @@ def untouched(model: nn.Module, *, dtype: torch.dtype | None = None, seed: int |
         >>> [m.training for m in net.modules()]
         [True, True, True]
     """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError("`model` has lazy parameters that are not initialised: run one batch through it first.")
     with ExitStack() as stack:
         stack.enter_context(fixed_rng(seed, *model.modules()))
+        stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
         stack.enter_context(_stand_in_tensors(model, dtype))
         stack.enter_context(_plain_kernels(model))
-        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device_type in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
@@ -183,10 +190,14 @@ def _plain_kernels(model: nn.Module) -> Iterator[None]:
             for library in libraries:
                 stack.callback(setattr, library, "enabled", library.enabled)
                 library.enabled = False
+        compiled = any(type(module).__name__ == "OptimizedModule" for module in model.modules())
         if "torch._dynamo" in sys.modules:  # otherwise nothing has been compiled, and the import takes seconds
             if hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            elif any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
+                if compiled:  # torch advises against global hooks on these
+                    stack.enter_context(warnings.catch_warnings())
+                    warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global")
+            elif compiled:
                 raise ValueError(
                     f"`model` holds a compiled module, which cannot be looked into with torch {torch.__version__}: "
                     "use torch >= 2.6, or measure the module that was given to `torch.compile`."

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import BatchSampler, IterableDataset, default_collate
 
 from lc_callback.isolation import fixed_rng
 
@@ -62,9 +62,9 @@ class Probes:
 class Signature:
     """What a forward takes, and so which part of a batch it gets.
 
-    A mapping goes in as keywords where the parameters name its keys, else as one argument. Of a tuple or list, the
-    first ``k`` entries go in where the forward has ``k >= 2`` required parameters, else the first entry. What is left
-    over, or stands under a key such as ``labels``, is the target.
+    A mapping goes in as keywords where the parameters name its keys, else as one argument without the targets. Of a
+    tuple or list, the first ``k`` entries go in where the forward has ``k >= 2`` required parameters, else the first
+    entry. What is left over, or stands under a key such as ``labels``, is the target.
     """
 
     def __init__(self, forward: Callable[..., Any], skip: int = 0) -> None:
@@ -94,7 +94,9 @@ class Signature:
         if isinstance(batch, Mapping):
             target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
             wanted = [name for name in self.names if name not in _TARGET_KEYS or name not in self.optional]
-            return ({key: batch[key] for key in wanted if key in batch} or (dict(batch),)), target
+            keywords = {key: batch[key] for key in wanted if key in batch}
+            # A target in the one argument would be taken for an input, and perturbed.
+            return keywords or ({key: value for key, value in batch.items() if key not in _TARGET_KEYS},), target
         if isinstance(batch, (tuple, list)) and batch:
             k = self.required if self.required >= 2 and len(batch) >= self.required else 1
             if k > 1 and isinstance(batch[0], (tuple, list)):
@@ -107,7 +109,14 @@ class Signature:
         return batch, None
 
 
-def draw_probes(source: Any, n: int, seed: int, signature: Signature, argument: str) -> Probes:
+def draw_probes(
+    source: Any,
+    n: int,
+    seed: int,
+    signature: Signature,
+    argument: str,
+    transform: Callable[[Any], Any] | None = None,
+) -> Probes:
     """Draw fixed points from ``source``.
 
     Tensors, pairs ``(inputs, targets)`` and mappings are taken whole. From a dataset or a loader ``n`` samples are
@@ -121,11 +130,16 @@ def draw_probes(source: Any, n: int, seed: int, signature: Signature, argument: 
         seed: seed of the choice, and of the random augmentations that the dataset applies.
         signature: which part of a sample the model takes.
         argument: what ``source`` is called in messages.
+        transform: what else happens to a batch before the model gets it.
 
     Raises:
-        ValueError: if ``source`` is none of these, is empty, or holds values that are not finite.
+        ValueError: if ``source`` is none of these, is empty, holds values that are not finite, or is a pair of
+            different lengths.
     """
     batch, text = _batch_of(source, n, seed, argument)
+    if transform is not None:
+        with fixed_rng(seed):
+            batch = transform(batch)
     inputs, targets = signature.split(batch)
     inputs = tree_map(_as_tensor, inputs)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
@@ -141,7 +155,13 @@ def draw_probes(source: Any, n: int, seed: int, signature: Signature, argument: 
             raise ValueError(
                 f"`{argument}` ({text}) holds NaN or infinite inputs: no count could be trusted. Pass clean points."
             )
-    return Probes(inputs, tree_map(_as_tensor, targets), text)
+    targets = tree_map(_as_tensor, targets)
+    if text == "pair" and isinstance(targets, Tensor) and targets.ndim and len(targets) not in sizes:
+        raise ValueError(
+            f"`{argument}` is a pair of {len(tensors[0])} inputs and {len(targets)} targets: pass as many targets as "
+            "inputs."
+        )
+    return Probes(inputs, targets, text)
 
 
 def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
@@ -157,6 +177,7 @@ def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
     name = type(dataset).__name__
     collate = getattr(source, "collate_fn", default_collate)
     batched = hasattr(source, "collate_fn") and source.batch_size is None and source.batch_sampler is None
+    by_list = batched and isinstance(source.sampler, BatchSampler)  # the dataset is indexed by lists of indices
     if isinstance(dataset, IterableDataset):
         return _first(dataset, n, seed, collate, batched, argument), f"first samples of {name}"
     if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
@@ -169,10 +190,11 @@ def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
     generator = torch.Generator().manual_seed(seed)
     with fixed_rng(seed, dataset, collate):
         order = torch.randperm(len(dataset), generator=generator).tolist()
-        if batched:  # each item is a batch already
+        if batched and not by_list:  # each item is a batch already
             return _join((collate(dataset[i]) for i in order), n), f"{name}, {len(dataset)} batches"
         indices = sorted(order[:n])
-        return collate([dataset[i] for i in indices]), f"{len(indices)} of {len(dataset)} samples of {name}"
+        samples = dataset[indices] if by_list else [dataset[i] for i in indices]
+        return collate(samples), f"{len(indices)} of {len(dataset)} samples of {name}"
 
 
 def _first(dataset: Any, n: int, seed: int, collate: Callable[..., Any], batched: bool, argument: str) -> Any:

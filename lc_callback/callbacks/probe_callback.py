@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
@@ -26,6 +28,7 @@ from lc_callback.schedule import Schedule
 __all__ = ["Network", "ProbeCallback"]
 
 _STATE_VERSION = 1
+_FEW = 8  # probes under fast_dev_run
 _PROGRESS_EVERY = 5.0  # seconds
 _SHARE_TO_WARN = 0.2
 _SECONDS_TO_WARN = 5.0  # of a short run any share is small change
@@ -99,8 +102,9 @@ class ProbeCallback(Callback):
             raise ValueError(f"`n_probes` must be a positive integer, but got {n_probes!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"`seed` must be an integer from 0 to 2**63 - 1, but got {seed!r}.")
-        if not isinstance(random_probes, bool):
-            raise ValueError(f"`random_probes` must be True or False, but got {random_probes!r}.")
+        for name, flag in (("random_probes", random_probes), ("raise_on_error", raise_on_error)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"`{name}` must be True or False, but got {flag!r}.")
         if not isinstance(log_key_prefix, str):
             raise ValueError(f"`log_key_prefix` must be a string, but got {log_key_prefix!r}.")
         if submodule is not None and not isinstance(submodule, str):
@@ -120,6 +124,7 @@ class ProbeCallback(Callback):
         self._active = False
         self._csv: CsvFile | None = None
         self._looked_at = -1  # the last step for which the schedule was asked
+        self._tried = -1  # the last step that was measured, with or without success
         self._seconds, self._began = 0.0, 0.0
         self._described = False
         self._print: Callable[[str], None] | None = None
@@ -172,10 +177,10 @@ class ProbeCallback(Callback):
         if not self._active:
             return
         self._begin_history(trainer)
-        if trainer.fast_dev_run:
-            self.n_probes = min(self.n_probes, 8)
         network = self._network(pl_module)
         self._probes = self._draw(trainer, Signature.of(network.module, network.forward_fn))
+        if trainer.fast_dev_run:
+            self._probes = {split: probes.head(_FEW) for split, probes in self._probes.items()}
         self._check_fingerprints()
         self._try_out(network, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / (self._prefixed(self.group).replace("/", "_"))
@@ -184,10 +189,10 @@ class ProbeCallback(Callback):
                 rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {folder / 'history.csv'} only.")
             self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
         step = trainer.global_step
-        self._seconds, self._began, self._described = 0.0, time.perf_counter(), False
+        self._seconds, self._began, self._described, self._tried = 0.0, time.perf_counter(), False, -1
         if len(self.history):  # resumed: `monitor=` must find its key before the next row is due
             self._publish(trainer, self.history.rows[-1])
-        if step not in self.history and self._due(step - 1, step):
+        if step not in self.history and (trainer.fast_dev_run or self._due(step - 1, step)):
             self._row(trainer, pl_module)
         self._looked_at = step
 
@@ -207,7 +212,8 @@ class ProbeCallback(Callback):
         """Measure the last step, and say so if the measurements took much of the run."""
         if not self._active:
             return
-        if self.schedule.closes and trainer.global_step not in self.history and not trainer.fast_dev_run:
+        missing = trainer.global_step not in self.history and trainer.global_step != self._tried
+        if self.schedule.closes and missing and not trainer.fast_dev_run:
             self._row(trainer, pl_module)
         elapsed = time.perf_counter() - self._began
         if self._seconds > max(_SECONDS_TO_WARN, _SHARE_TO_WARN * elapsed):
@@ -286,17 +292,20 @@ class ProbeCallback(Callback):
         return Network(module, forward_fn)
 
     def _draw(self, trainer: Any, signature: Signature) -> dict[str, Probes]:
-        train = self.train_probes if self.train_probes is not None else _loader(trainer, "train")
-        test = self.test_probes if self.test_probes is not None else _loader(trainer, "test")
-        if train is None:
+        probes: dict[str, Probes] = {}
+        n = min(self.n_probes, _FEW) if trainer.fast_dev_run else self.n_probes
+        for split, given, seed in (("train", self.train_probes, self.seed), ("test", self.test_probes, self.seed + 1)):
+            source, transform = given, None
+            if given is None:  # what is given is taken as the model's input; a batch of the trainer's is not that yet
+                source, transform = _loader(trainer, split), partial(_transferred, trainer, split)
+            if source is not None:
+                probes[split] = draw_probes(source, n, seed, signature, f"{split}_probes", transform)
+        if "train" not in probes:
             raise MisconfigurationException(
                 f"{self._name}: the train dataloader has no dataset to draw from ({type(trainer.train_dataloader)}): "
                 "pass `train_probes=`, a tensor, a pair (inputs, targets), a dataset or a DataLoader."
             )
-        probes = {"train": draw_probes(train, self.n_probes, self.seed, signature, "train_probes")}
-        if test is not None:
-            probes["test"] = draw_probes(test, self.n_probes, self.seed + 1, signature, "test_probes")
-        else:
+        if "test" not in probes:
             rank_zero_warn(
                 f"{self._name}: found no validation or test dataset to draw from, so there is no test curve. "
                 "Pass `test_probes=` to have one."
@@ -322,9 +331,9 @@ class ProbeCallback(Callback):
             with self._conditions(pl_module):
                 self.prepare(network, self._probes)
                 self.measure(network, few)
-        except (ValueError, MisconfigurationException) as error:
-            raise type(error)(f"{self._name}: {error}") from error
         except Exception as error:
+            if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
+                raise ValueError(f"{self._name}: {error}") from error
             shapes = {split: _shapes(probes.inputs) for split, probes in few.items()}
             raise MisconfigurationException(
                 f"{self._name}: a trial measurement before training failed with {type(error).__name__}: {error}\n"
@@ -358,6 +367,7 @@ class ProbeCallback(Callback):
     def _row(self, trainer: Any, pl_module: Any) -> None:
         """Measure, record and report the row of the current step; whatever fails costs no more than that."""
         step, start = trainer.global_step, time.perf_counter()
+        self._tried = step
 
         def measured() -> dict[str, float]:
             with self._conditions(pl_module):
@@ -380,7 +390,7 @@ class ProbeCallback(Callback):
 
     def _publish(self, trainer: Any, values: Mapping[str, float]) -> None:
         metrics = {key: torch.tensor(value) for key, value in values.items() if key != "step"}
-        trainer.callback_metrics.update(metrics)
+        self._guarded("filling `trainer.callback_metrics`", lambda: trainer.callback_metrics.update(metrics))
 
     def _report(self, trainer: Any, values: Mapping[str, float], step: int) -> None:
         def failed(what: str, error: Exception) -> None:
@@ -429,6 +439,14 @@ class _Verbatim(str):
         return str(self)
 
 
+def _is_ours(error: Exception) -> bool:
+    """Whether a check of this library raised ``error``, not the user's code under it."""
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    return raised is not None and Path(__file__).parents[1] in Path(raised.tb_frame.f_code.co_filename).parents
+
+
 def _ignore(*args: Any, **kwargs: Any) -> None:
     """Stands in for ``self.log`` while a measurement runs."""
 
@@ -464,18 +482,38 @@ def _loader(trainer: Any, split: str) -> Any:
         loader = trainer.train_dataloader
         return loader if hasattr(loader, "dataset") else None
     loader = _one(trainer.val_dataloaders)
-    if loader is not None:
-        return loader
-    for source in (trainer.datamodule, trainer.lightning_module):
-        hook = getattr(source, "test_dataloader", None)
+    sources = (trainer.datamodule, trainer.lightning_module)
+    hooks = [getattr(source, f"{kind}_dataloader", None) for kind in ("val", "test") for source in sources]
+    for hook in hooks if loader is None else ():
         try:  # not set up for testing, or not defined at all: then there is none
-            with fixed_rng(None, source):
+            with fixed_rng(None, trainer.datamodule):
                 loader = _one(hook()) if hook is not None else None
         except Exception:
             loader = None
         if loader is not None:
-            return loader
-    return None
+            break
+    return loader
+
+
+def _transferred(trainer: Any, split: str, batch: Any) -> Any:
+    """``batch`` after the hooks that the user put round its way to the device, such as a normalisation there."""
+    module, data = trainer.lightning_module, trainer.datamodule
+    if split == "test":
+        trainer.validating = True  # as Lightning itself does when it prepares validation within fit
+    try:
+        for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+            owner = data if data is not None and _overrides(data, name) else module
+            if _overrides(owner, name):
+                if name == "on_after_batch_transfer":
+                    batch = move_data_to_device(batch, module.device)
+                batch = getattr(owner, name)(batch, 0)
+    finally:
+        trainer.training = True
+    return batch
+
+
+def _overrides(owner: Any, name: str) -> bool:
+    return getattr(getattr(type(owner), name, None), "__qualname__", "DataHooks").split(".")[0] != "DataHooks"
 
 
 def _one(loaders: Any) -> Any:

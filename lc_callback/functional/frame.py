@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def cross_polytope_frame(
     dim = math.prod(shape)
     if dim < 1:
         raise ValueError(f"`shape` must have at least one element, but {shape} has {dim}.")
-    if isinstance(n_directions, bool) or not isinstance(n_directions, int) or not 1 <= n_directions <= dim:
+    if isinstance(n_directions, bool) or not isinstance(n_directions, Integral) or not 1 <= n_directions <= dim:
         raise ValueError(
             f"`n_directions` must be an integer from 1 to {dim}, the number of elements of an input of shape {shape}, "
             f"but got {n_directions!r}: there are no more orthonormal directions than dimensions."

@@ -148,10 +148,10 @@ class Recorder(TorchDispatchMode):
             return None
         replaced = None
         if module is self._at and self._waiting:
-            self._waiting = False
             if not isinstance(output, Tensor):
                 raise ValueError(f"`at={site.path!r}` must name a module that returns a tensor, not {_kind(output)}.")
             output = replaced = self._move(output) if self._move is not None else output
+            self._waiting = False  # only now: what moves the output is no part of the model
         if self._outputs_of is not None and id(module) in self._outputs_of:
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(first, Tensor):
@@ -277,7 +277,7 @@ def first_called(model: nn.Module, kind: type[nn.Module], run: Callable[[], Any]
 
 def known_operations() -> str:
     """The operations that are seen, for messages."""
-    return ", ".join(sorted(name.strip("_") for name in _KNOTS))
+    return ", ".join(sorted(name for name in _KNOTS if not name.startswith("_")))
 
 
 def _class_names(module: nn.Module) -> set[str]:

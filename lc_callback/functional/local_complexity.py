@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -193,7 +194,7 @@ def local_complexity(
             frame = _frame(measurement.shape, n_directions, directions, seed, dtype, measurement.device)
             counts = measurement.count(radii, frame, chunk_size, progress)
         break
-    several = not isinstance(radius, (int, float))
+    several = not isinstance(radius, Real)
     return LocalComplexity(
         counts=counts if several else counts[0],
         layer_names=measurement.names,
@@ -219,8 +220,8 @@ class _Measurement:
         self.model, self.inputs, self.forward_fn = model, inputs, forward_fn
         self.outputs_of, self.max_pool, self.at = outputs_of, max_pool, at
         self.at_module = None if at is None else find_module(model, "at", at)
-        tensor = next(iter([*model.parameters(), *model.buffers()]), None)
-        self.device = tensor.device if tensor is not None else torch.device("cpu")
+        tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
+        self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
 
     # Tracing: what is there to count?
 
@@ -251,7 +252,7 @@ class _Measurement:
                     self._run(inputs)
                 if not seen:
                     raise ValueError(f"`at={self.at!r}` names a module that was not executed.")
-            yield torch.cat([leaf.flatten(1).double().cpu() for leaf in seen], dim=1)
+            yield torch.cat([leaf.reshape(len(leaf), -1).double().cpu() for leaf in seen], dim=1)
 
     def trace(self, dtype: torch.dtype) -> None:
         """Learn the layers, their sizes, and where in each pre-activation the samples are."""
@@ -300,7 +301,7 @@ class _Measurement:
         inputs = self._first(n)
         if self.at_module is None:
             inputs = self.points.batch(torch.zeros(1, dtype=torch.long), self._nudges(n))
-        tracer = Tracer(self.model, keep, **self._recording(self._nudge_output))
+        tracer = Tracer(self.model, keep, **self._recording(functools.partial(self._nudge_output, n)))
         with tracer:
             output = self._run(inputs)
         tracer.find_links(output)
@@ -309,12 +310,18 @@ class _Measurement:
     def _nudges(self, n: int) -> Tensor:
         dim = math.prod(self.shape)
         direction = cross_polytope_frame(dim, 1, seed=1, dtype=self.dtype, device=self.device)
-        steps = torch.tensor([1.0, -1.0, 0.0], dtype=self.dtype, device=self.device)[:n, None]
+        # The third is no mean of the others: it shows where a mean over the samples is subtracted.
+        steps = torch.tensor([1.0, -1.0, 3.0], dtype=self.dtype, device=self.device)[:n, None]
         return steps * direction * 0.01 * (self.largest or 1.0) * dim**0.5
 
-    def _nudge_output(self, output: Tensor) -> Tensor:
+    def _nudge_output(self, n: int, output: Tensor) -> Tensor:
+        if output.ndim < 2 or len(output) != n:
+            raise ValueError(
+                f"`at={self.at!r}` must name a module whose output has the batch first, but for {n} samples it returns "
+                f"shape {tuple(output.shape)}."
+            )
         self.shape, self.largest = tuple(output.shape[1:]), float(torch.nan_to_num(output.float()).abs().max())
-        return output + self._nudges(len(output)).view(output.shape)
+        return output + self._nudges(n).view(output.shape)
 
     def _batch_axis(self, site: Site, two: Tensor, three: Tensor) -> BatchAxis | None:
         name = site.path or site.op
@@ -326,20 +333,23 @@ class _Measurement:
         try:
             found = find_batch_axis(two, three)
         except ValueError as reason:
-            raise ValueError(
-                f"the units of {name!r} cannot be told from the samples: {reason}. Name the modules to count with "
-                "`layers=`, leaving this one out."
-            ) from None
+            raise self._cannot_follow(site, reason) from None
         if found is None:
             return None
         axis, difference = found
-        if difference > _MIXING:
+        if difference > _MIXING:  # no figure in the text, so that it is shown once for each layer
             warnings.warn(
                 f"the pre-activation of {name!r} at one point depends on the other points of the batch, or is random "
-                f"in eval mode (relative difference {difference:.1e} between two runs): its count says little.",
-                stacklevel=5,
+                "in eval mode: its count says little about the point.",
+                stacklevel=4,
             )
         return axis
+
+    def _cannot_follow(self, site: Site, reason: Exception) -> ValueError:
+        return ValueError(
+            f"the units of {site.path or site.op!r} cannot be told from the samples: {reason}. Name the modules to "
+            "count with `layers=`, leaving this one out."
+        )
 
     def _nothing_found(self) -> str:
         if self.outputs_of is not None:
@@ -405,7 +415,10 @@ class _Measurement:
                 nonlocal position
                 axis = self.axes[position] if position < len(self.axes) else None
                 if axis is not None:
-                    knots = [(axis.to_front(z, n * k).unflatten(0, (n, k)), knot) for z, knot in knots]
+                    try:
+                        knots = [(axis.to_front(z, n * k).unflatten(0, (n, k)), knot) for z, knot in knots]
+                    except ValueError as reason:
+                        raise self._cannot_follow(site, reason) from None
                     tallies[position].add(knots)
                 position += 1
 
@@ -515,7 +528,7 @@ def _frame(
     dim = math.prod(shape)
     if directions is None:
         return cross_polytope_frame(shape, n_directions, seed=seed, dtype=dtype, device=device).flatten(1)
-    if not isinstance(directions, Tensor) or directions.ndim < 2 or directions[0].numel() != dim or not len(directions):
+    if not isinstance(directions, Tensor) or directions.ndim < 2 or not len(directions) or directions[0].numel() != dim:
         raise ValueError(
             f"`directions` must be a tensor (P, {', '.join(map(str, shape))}) or (P, {dim}), but got "
             f"{tuple(directions.shape) if isinstance(directions, Tensor) else type(directions).__name__}."
@@ -533,13 +546,13 @@ def check_arguments(radius: Any, n_directions: Any, layers: Any, at: Any, chunk_
     """
     several = isinstance(radius, Sequence) and not isinstance(radius, str)
     radii = list(radius) if several else [radius]
-    numbers = all(isinstance(r, (int, float)) and not isinstance(r, bool) for r in radii)
+    numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in radii)
     if not radii or not numbers or not all(0 < r < math.inf for r in radii) or len(set(radii)) < len(radii):
         raise ValueError(f"`radius` must be a positive number or a non-empty list of different ones, not {radius!r}.")
     for name, value in (("n_directions", n_directions), ("chunk_size", chunk_size)):
         if name == "chunk_size" and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, but got {value!r}.")
     if layers is not None:
         check_layers(layers)

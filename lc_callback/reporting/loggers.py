@@ -25,7 +25,7 @@ def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Calla
     """Write a text to every logger whose experiment takes texts (TensorBoard's does)."""
     for logger in trainer.loggers:
         try:
-            add_text = getattr(logger.experiment, "add_text", None)
+            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add_text is not None:
                 add_text(tag, markdown, step)
         except Exception as error:

@@ -1,0 +1,738 @@
+"""Every common kind of model, trained by a real Trainer, against a count with taps placed by hand."""
+
+import copy
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
+
+from lc_callback import LocalComplexityCallback
+from lc_callback.functional import cross_polytope_frame
+
+N, P, STEPS = 6, 5, 3
+RADIUS = 0.5
+
+
+# Modules that train themselves
+
+
+class Lit(LightningModule):
+    """`self.net(x)` on batches `(x, y)`; subclasses say how they are called."""
+
+    def __init__(self, net=None):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+    def predict(self, batch):
+        return self(batch[0])
+
+    def training_step(self, batch, batch_idx):
+        return self.predict(batch).float().square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.predict(batch).float().square().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+class PreActBlock(nn.Module):
+    def __init__(self, cin, cout, stride, batch_norm):
+        super().__init__()
+        norm = nn.BatchNorm2d if batch_norm else lambda c: nn.Identity()
+        self.bn1, self.conv1 = norm(cin), nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = norm(cout), nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(cin, cout, 1, stride, bias=False) if stride > 1 else None
+
+    def forward(self, x):
+        out = F.relu(self.bn1(x))
+        short = x if self.shortcut is None else self.shortcut(out)
+        return self.conv2(F.relu(self.bn2(self.conv1(out)))) + short
+
+
+def preact_resnet(batch_norm):
+    blocks = [PreActBlock(2, 2, 1, batch_norm), PreActBlock(2, 4, 2, batch_norm)]
+    tail = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
+    return Lit(nn.Sequential(nn.Conv2d(1, 2, 3, 1, 1), *blocks, *tail))
+
+
+def preact_twin(m, batch, move, tap):
+    x = m.net[0](move(batch[0]))
+    for i in (1, 2):
+        block = m.net[i]
+        z = block.bn1(x)
+        tap(f"net.{i}#1", z)
+        out = z.clamp(min=0)
+        short = x if block.shortcut is None else block.shortcut(out)
+        z = block.bn2(block.conv1(out))
+        tap(f"net.{i}#2", z)
+        x = block.conv2(z.clamp(min=0)) + short
+    tap("net.3", x)
+
+
+def sequential_twin(counted: tuple[type, ...] = (nn.ReLU,)):
+    """A twin for a plain `net` that taps the input of each module of the given types."""
+
+    def twin(m, batch, move, tap):
+        x = move(batch[0])
+        for i, layer in enumerate(m.net):
+            if isinstance(layer, counted):
+                tap(f"net.{i}", x)
+                x = x.clone()  # the layer may work in place
+            x = layer(x)
+
+    return twin
+
+
+class ReusedReLU(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 7), nn.Linear(7, 5), nn.Linear(5, 2)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.c(self.act(self.b(self.act(self.a(x)))))
+
+
+def reused_twin(m, batch, move, tap):
+    z = m.net.a(move(batch[0]))
+    tap("net.act#1", z)
+    z = m.net.b(z.clamp(min=0))
+    tap("net.act#2", z)
+
+
+class FunctionalReLUs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+        self.floor = nn.Parameter(torch.full((6,), 0.1))
+
+    def forward(self, x):
+        a, b, c, d, e, f = self.layers
+        x = F.relu(a(x))
+        x = torch.relu(b(x))
+        x = c(x).relu()
+        x = d(x).clamp_min(0)
+        x = torch.maximum(e(x), self.floor)
+        return f(x)
+
+
+def functional_twin(m, batch, move, tap):
+    x = move(batch[0])
+    for i, layer in enumerate(m.net.layers[:4], start=1):
+        z = layer(x)
+        tap(f"net#{i}", z)
+        x = z.clamp(min=0)
+    tap("net#5", m.net.layers[4](x) - m.net.floor)
+
+
+def two_knots_net():
+    first = [nn.Linear(6, 30), nn.ReLU6(), nn.Linear(30, 9), nn.Hardtanh()]
+    first[0].bias.data = torch.linspace(0, 6, 30)  # so that both knots are met
+    first[2].bias.data = torch.linspace(-1, 1, 9)
+    return Lit(nn.Sequential(*first, nn.Linear(9, 4), nn.Softplus(), nn.Linear(4, 1)))
+
+
+def two_knots_twin(m, batch, move, tap):
+    z = m.net[0](move(batch[0]))
+    tap("net.1", z, 0.0, 6.0)
+    z = m.net[2](z.clamp(0, 6))
+    tap("net.3", z, -1.0, 1.0)
+    tap("net.5", m.net[4](z.clamp(-1, 1)))
+
+
+class LSTMHead(Lit):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.out(self.head(self.lstm(x)[0][:, -1]))
+
+
+def lstm_twin(m, batch, move, tap):
+    x = move(batch[0])
+    h = c = x.new_zeros(len(x), 4)
+    w = m.lstm
+    for t in range(x.shape[1]):
+        z = x[:, t] @ w.weight_ih_l0.T + w.bias_ih_l0 + h @ w.weight_hh_l0.T + w.bias_hh_l0
+        tap("lstm", z)
+        i, f, g, o = z.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        tap("lstm", c)
+        h = o.sigmoid() * c.tanh()
+    tap("head.1", m.head[0](h))
+
+
+class GRUHead(Lit):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.out = nn.GRU(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.gru(x.transpose(0, 1))[0][-1])
+
+
+def gru_twin(m, batch, move, tap):
+    x = move(batch[0])
+    h = x.new_zeros(len(x), 4)
+    w = m.gru
+    for t in range(x.shape[1]):
+        ir, iz, i_n = (x[:, t] @ w.weight_ih_l0.T + w.bias_ih_l0).chunk(3, 1)
+        hr, hz, hn = (h @ w.weight_hh_l0.T + w.bias_hh_l0).chunk(3, 1)
+        r, z = (ir + hr).sigmoid(), (iz + hz).sigmoid()
+        candidate = i_n + r * hn
+        for pre_activation in (ir + hr, iz + hz, candidate):
+            tap("gru", pre_activation)
+        h = (1 - z) * candidate.tanh() + z * h
+
+
+def attention(layer, x, mask=None):
+    """`(N, T, d)` through `nn.MultiheadAttention` with two heads, by hand."""
+    n, t, d = x.shape
+    q, k, v = (x @ layer.in_proj_weight.T + layer.in_proj_bias).view(n, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(-1, -2) / (d // 2) ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask, -torch.inf)
+    return layer.out_proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, d))
+
+
+def encoder_twin(layers, x, tap, prefix, mask=None, norm_first=False, act=torch.relu):
+    for i, layer in enumerate(layers):
+        if norm_first:
+            x = x + attention(layer.self_attn, layer.norm1(x), mask)
+            z = layer.linear1(layer.norm2(x))
+            tap(f"{prefix}.layers.{i}", z)
+            x = x + layer.linear2(act(z))
+        else:
+            x = layer.norm1(x + attention(layer.self_attn, x, mask))
+            z = layer.linear1(x)
+            tap(f"{prefix}.layers.{i}", z)
+            x = layer.norm2(x + layer.linear2(act(z)))
+    return x
+
+
+class Encoder(Lit):
+    """Batches `(x, padding, y)`."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.1, batch_first=batch_first)
+        self.encoder, self.batch_first = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), batch_first
+
+    def forward(self, x, padding):
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = self.encoder(x, src_key_padding_mask=padding)
+        return x.mean(1 if self.batch_first else 0)
+
+    def predict(self, batch):
+        return self(batch[0], batch[1])
+
+
+def padded_twin(m, batch, move, tap):
+    encoder_twin(m.encoder.layers, move(batch[0]), tap, "encoder", mask=batch[1][:, None, None, :])
+
+
+class GPT(Lit):
+    def __init__(self):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(9, 4), nn.Embedding(5, 4)
+        self.block = nn.TransformerEncoderLayer(4, 2, 6, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.head = nn.Linear(4, 9, bias=False)
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.head(self.block(x, src_mask=causal, is_causal=True))
+
+
+def gpt_twin(m, batch, move, tap):
+    x = move(m.wte(batch[0])) + m.wpe.weight
+    future = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    stack = [m.block]
+    encoder_twin(stack, x, lambda _, z: tap("block", z), "", future, norm_first=True, act=F.gelu)
+
+
+class Bert(Lit):
+    """Dict batches and an output object, as Hugging Face has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 4, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(4, 2, 6, 0.1, "gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.pooler, self.head = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 3)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        x = self.encoder(self.embed(input_ids), src_key_padding_mask=attention_mask == 0)
+        logits = self.head(self.pooler(x[:, 0]))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SimpleNamespace(logits=logits, loss=loss)
+
+    def predict(self, batch):
+        return self(**batch).loss
+
+
+def bert_twin(m, batch, move, tap):
+    mask = (batch["attention_mask"] == 0)[:, None, None, :]
+    x = encoder_twin(m.encoder.layers, move(m.embed(batch["input_ids"])), tap, "encoder", mask, act=F.gelu)
+    tap("pooler.1", m.pooler[0](x[:, 0]))
+
+
+class ViT(Lit):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 4, 3, 3)
+        self.cls, self.pos = nn.Parameter(torch.randn(1, 1, 4)), nn.Parameter(torch.randn(1, 5, 4))
+        layer = nn.TransformerEncoderLayer(4, 2, 6, 0.1, "gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.pos
+        return self.head(self.encoder(x)[:, 0])
+
+
+def vit_twin(m, batch, move, tap):
+    x = m.patches(move(batch[0])).flatten(2).transpose(1, 2)
+    x = torch.cat([m.cls.repeat(len(x), 1, 1), x], 1) + m.pos
+    encoder_twin(m.encoder.layers, x, tap, "encoder", norm_first=True, act=F.gelu)
+
+
+def max_pool_cnn():
+    conv = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 3), nn.ReLU()]
+    return Lit(nn.Sequential(*conv, nn.Flatten(), nn.Linear(2, 2)))
+
+
+def winners_twin(m, batch, move, tap):
+    z = m.net[0](move(batch[0]))
+    tap("net.1", z)
+    windows = z.relu().unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    winner = windows.argmax(-1)
+    tap("net.2", (winner != winner[:1]).float() - 0.5)  # the first vertex is never above
+    tap("net.4", m.net[3](windows.amax(-1)))
+
+
+def conv1d_net():
+    first = [nn.Conv1d(2, 3, 3, padding=2, dilation=2), nn.GroupNorm(1, 3), nn.ReLU(), nn.AvgPool1d(2)]
+    return Lit(nn.Sequential(*first, nn.Conv1d(3, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 1)))
+
+
+class OneKey(Lit):
+    def __init__(self):
+        super().__init__(mlp_net())
+
+    def forward(self, image):
+        return self.net(image)
+
+    def predict(self, batch):
+        return self(batch["image"])
+
+
+def one_key_twin(m, batch, move, tap):
+    tap_mlp(m.net, move(batch["image"]), tap, "net")
+
+
+class Columns(Lit):
+    """Dict batches with a scalar for each sample."""
+
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)))
+
+    def forward(self, traits, age):
+        return self.net(torch.cat([traits, age[:, None]], 1))
+
+    def predict(self, batch):
+        return self(batch["traits"], batch["age"])
+
+
+def columns_twin(m, batch, move, tap):
+    traits, age = move(batch["traits"], batch["age"])
+    tap("net.1", m.net[0](torch.cat([traits, age[:, None]], 1)))
+
+
+class TwoInputs(Lit):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(3, 5), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x1, x2):
+        return self.out(F.relu(self.left(x1) + self.right(x2)))
+
+    def predict(self, batch):
+        return self(batch[0], batch[1])
+
+
+def two_inputs_twin(m, batch, move, tap):
+    x1, x2 = move(batch[0], batch[1])
+    tap("relu", m.left(x1) + m.right(x2))
+
+
+class NoForward(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net, self.other = mlp_net(), nn.Linear(6, 2)
+
+    def embed(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return (self.embed(batch[0]) + self.other(batch[0])).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def mlp_net():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def tap_mlp(net, x, tap, prefix):
+    z = net[0](x)
+    tap(".".join(filter(None, [prefix, "1"])), z)
+    tap(".".join(filter(None, [prefix, "3"])), net[2](z.clamp(min=0)))
+
+
+def mlp_twin(prefix="net"):
+    def twin(m, batch, move, tap):
+        tap_mlp(m.net, move(batch[0]), tap, prefix)
+
+    return twin
+
+
+def compiled_in_place():
+    module = Lit(mlp_net())
+    module.net.compile(backend="eager")
+    return module
+
+
+def compiled_child_twin(m, batch, move, tap):
+    tap_mlp(m.net._orig_mod, move(batch[0]), tap, "net")
+
+
+def scripted_twin(m, batch, move, tap):
+    z = m.first(move(batch[0]))
+    tap("act", z)
+    script = m.script
+    tap("script", getattr(script, "0")(z.relu()))
+
+
+class Scripted(Lit):
+    """A scripted child between plain modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act = nn.Linear(6, 5), nn.ReLU()
+        self.script = torch.jit.script(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)))
+
+    def forward(self, x):
+        return self.script(self.act(self.first(x)))
+
+
+def rounded_to_bf16(twin):
+    return lambda m, *rest: twin(copy.deepcopy(m).bfloat16().float(), *rest)
+
+
+class AutoEncoder(Lit):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.SiLU())
+        self.decoder = nn.Sequential(nn.ConvTranspose2d(3, 2, 2, 2), nn.ELU(), nn.Conv2d(2, 1, 1), nn.Sigmoid())
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+def autoencoder_twin(m, batch, move, tap):
+    z = m.encoder[0](move(batch[0]))
+    tap("encoder.1", z)
+    tap("decoder.1", m.decoder[0](F.silu(z)))
+
+
+class FrozenBackbone(Lit):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(48, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+        self.backbone.requires_grad_(False)
+        self.backbone[1].running_mean.normal_()
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+    def on_train_epoch_start(self):
+        self.backbone.eval()
+
+
+def frozen_twin(m, batch, move, tap):
+    z = m.backbone[1](m.backbone[0](move(batch[0])))
+    tap("backbone.2", z)
+    tap("head.2", m.head[1](m.head[0](z.relu().flatten(1))))
+
+
+class Experts(Lit):
+    """A softmax mixture of gated linear units."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.GLU(), nn.Linear(4, 2)) for _ in range(3))
+
+    def forward(self, x):
+        weights = self.gate(x).softmax(-1)
+        return sum(weights[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
+def experts_twin(m, batch, move, tap):
+    x = move(batch[0])
+    for i, expert in enumerate(m.experts):
+        tap(f"experts.{i}.1", expert[0](x)[:, 4:])
+
+
+# Data: what a dataset of N samples holds
+
+
+def vectors(*shape):
+    return lambda: (torch.randn(N, *shape), torch.randint(0, 2, (N,)))
+
+
+def padded_sequences():
+    padding = torch.zeros(N, 4, dtype=torch.bool)
+    padding[::2, 3] = True
+    return torch.randn(N, 4, 4), padding, torch.zeros(N)
+
+
+def tokens():
+    return torch.randint(0, 9, (N, 5)), torch.zeros(N)
+
+
+def bert_batch():
+    mask = torch.ones(N, 5, dtype=torch.long)
+    mask[::2, 4] = 0
+    ids = torch.randint(1, 9, (N, 5)) * mask
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.randint(0, 3, (N,))}
+
+
+def image_dict():
+    return {"image": torch.randn(N, 6), "label": torch.arange(N), "id": torch.arange(N)}
+
+
+def columns():
+    return {"age": torch.randn(N), "label": torch.zeros(N), "traits": torch.randn(N, 5)}
+
+
+def two_inputs():
+    return torch.randn(N, 3), torch.randn(N, 4), torch.zeros(N)
+
+
+@dataclass
+class Case:
+    """A model, its data, the layers it should have with their units, and its forward with taps."""
+
+    make: Callable[[], Any]
+    data: Callable[[], Any]
+    layers: dict[str, int]
+    twin: Callable[..., None]
+    callback: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+
+MLP = {"net.1": 8, "net.3": 5}
+LSTM = {"lstm": 3 * 5 * 4, "head.1": 5}
+RESNET = {"net.1#1": 72, "net.1#2": 72, "net.2#1": 72, "net.2#2": 36, "net.3": 36}
+
+CASES = {
+    "mlp": Case(lambda: Lit(mlp_net()), vectors(6), MLP, mlp_twin()),
+    "preact_resnet_bn": Case(lambda: preact_resnet(True), vectors(1, 6, 6), RESNET, preact_twin),
+    "preact_resnet_no_bn": Case(lambda: preact_resnet(False), vectors(1, 6, 6), RESNET, preact_twin),
+    "inplace_relu": Case(
+        lambda: Lit(nn.Sequential(nn.Linear(6, 8), nn.ReLU(True), nn.Dropout(0.5), nn.Linear(8, 2))),
+        vectors(6),
+        {"net.1": 8},
+        sequential_twin(),
+    ),
+    "reused_relu": Case(lambda: Lit(ReusedReLU()), vectors(6), {"net.act#1": 7, "net.act#2": 5}, reused_twin),
+    "functional_relus": Case(
+        lambda: Lit(FunctionalReLUs()), vectors(6), {f"net#{i}": 6 for i in range(1, 6)}, functional_twin
+    ),
+    "gelu_silu": Case(
+        lambda: Lit(nn.Sequential(nn.Linear(6, 8), nn.GELU("tanh"), nn.Linear(8, 5), nn.SiLU(), nn.Linear(5, 1))),
+        vectors(6),
+        {"net.1": 8, "net.3": 5},
+        sequential_twin((nn.GELU, nn.SiLU)),
+    ),
+    "prelu_leaky": Case(
+        lambda: Lit(nn.Sequential(nn.Linear(6, 8), nn.PReLU(8), nn.Linear(8, 5), nn.LeakyReLU(), nn.Linear(5, 1))),
+        vectors(6),
+        {"net.1": 8, "net.3": 5},
+        sequential_twin((nn.PReLU, nn.LeakyReLU)),
+    ),
+    "relu6_hardtanh_softplus": Case(
+        two_knots_net,
+        vectors(6),
+        {"net.1": 30, "net.3": 9, "net.5": 4},
+        two_knots_twin,
+    ),
+    "lstm_head": Case(LSTMHead, vectors(3, 3), LSTM, lstm_twin),
+    "gru": Case(GRUHead, vectors(3, 3), {"gru": 3 * 3 * 4}, gru_twin),
+    "encoder_batch_first": Case(
+        lambda: Encoder(True), padded_sequences, {"encoder.layers.0": 24, "encoder.layers.1": 24}, padded_twin
+    ),
+    "encoder_time_first": Case(
+        lambda: Encoder(False), padded_sequences, {"encoder.layers.0": 24, "encoder.layers.1": 24}, padded_twin
+    ),
+    "gpt_tokens": Case(GPT, tokens, {"block": 30}, gpt_twin),
+    "bert_dict": Case(Bert, bert_batch, {"encoder.layers.0": 30, "pooler.1": 4}, bert_twin),
+    "vit": Case(ViT, vectors(1, 6, 6), {"encoder.layers.0": 30, "encoder.layers.1": 30}, vit_twin),
+    "max_pool_cnn": Case(max_pool_cnn, vectors(1, 6, 6), {"net.1": 108, "net.4": 2}, sequential_twin((nn.ReLU,))),
+    "max_pool_counted": Case(
+        max_pool_cnn, vectors(1, 6, 6), {"net.1": 108, "net.2": 27, "net.4": 2}, winners_twin, {"max_pool": True}
+    ),
+    "conv1d": Case(
+        conv1d_net,
+        vectors(2, 8),
+        {"net.2": 24, "net.5": 6},
+        sequential_twin(),
+    ),
+    "dict_one_key": Case(OneKey, image_dict, MLP, one_key_twin),
+    "dict_forward_fn": Case(
+        OneKey, image_dict, MLP, one_key_twin, {"forward_fn": lambda module, batch: module(batch["image"])}
+    ),
+    "dict_scalar_column": Case(Columns, columns, {"net.1": 8}, columns_twin),
+    "two_inputs": Case(TwoInputs, two_inputs, {"relu": 5}, two_inputs_twin),
+    "no_forward_forward_fn": Case(
+        NoForward, vectors(6), MLP, mlp_twin(), {"forward_fn": lambda module, x: module.embed(x)}
+    ),
+    "no_forward_method_name": Case(NoForward, vectors(6), MLP, mlp_twin(), {"forward_fn": "embed"}),
+    "no_forward_submodule": Case(NoForward, vectors(6), {"1": 8, "3": 5}, mlp_twin(""), {"submodule": "net"}),
+    "compiled_module": Case(lambda: torch.compile(Lit(mlp_net()), backend="eager"), vectors(6), MLP, mlp_twin()),
+    "compiled_child": Case(
+        lambda: Lit(torch.compile(mlp_net(), backend="eager")), vectors(6), MLP, compiled_child_twin
+    ),
+    "compiled_in_place": Case(compiled_in_place, vectors(6), MLP, mlp_twin()),
+    "scripted_child": Case(Scripted, vectors(6), {"act": 5, "script": 4}, scripted_twin),
+    "float64": Case(
+        lambda: Lit(mlp_net()), vectors(6), MLP, mlp_twin(), {}, {"precision": "64-true"}, dtype=torch.float64
+    ),
+    "bf16_true": Case(
+        lambda: Lit(mlp_net()), vectors(6), MLP, rounded_to_bf16(mlp_twin()), {}, {"precision": "bf16-true"}
+    ),
+    "bf16_true_lstm": Case(LSTMHead, vectors(3, 3), LSTM, rounded_to_bf16(lstm_twin), {}, {"precision": "bf16-true"}),
+    "bf16_mixed": Case(lambda: Lit(mlp_net()), vectors(6), MLP, mlp_twin(), {}, {"precision": "bf16-mixed"}),
+    "autoencoder_sigmoid": Case(AutoEncoder, vectors(1, 6, 6), {"encoder.1": 27, "decoder.1": 72}, autoencoder_twin),
+    "frozen_batch_norm": Case(FrozenBackbone, vectors(1, 6, 6), {"backbone.2": 48, "head.2": 4}, frozen_twin),
+    "experts_glu": Case(Experts, vectors(6), {f"experts.{i}.1": 4 for i in range(3)}, experts_twin),
+}
+
+
+# The test
+
+
+def count(case: Case, module: Any, data: Any) -> tuple[dict[str, float], dict[str, int]]:
+    """Mean number of switching units of each tapped layer over the points of `data`, and its units."""
+    switching: Counter[str] = Counter()
+    units: Counter[str] = Counter()
+
+    def move(*tensors: Tensor) -> Any:
+        flat = torch.cat([t.reshape(2 * P, -1) for t in tensors], 1)
+        frame = cross_polytope_frame(flat.shape[1], P, dtype=flat.dtype)
+        flat = flat + RADIUS * torch.cat([frame, -frame])
+        parts = [p.view_as(t) for p, t in zip(flat.split([t[0].numel() for t in tensors], 1), tensors, strict=True)]
+        return parts[0] if len(parts) == 1 else parts
+
+    def tap(name: str, z: Tensor, *knots: float) -> None:
+        crossed = torch.zeros(z.shape[1:], dtype=torch.bool)
+        for knot in knots or (0.0,):
+            crossed |= (z > knot).any(0) & (z <= knot).any(0)
+        switching[name] += int(crossed.sum())
+        units[name] += crossed.numel()
+
+    module = copy.deepcopy(module).to(case.dtype).eval()
+    data = tree_map(lambda t: t.to(case.dtype) if t.is_floating_point() else t, data)
+    for point in torch.arange(N):
+        with torch.no_grad():
+            case.twin(module, tree_map(operator.itemgetter(point.repeat(2 * P)), data), move, tap)
+    return {key: total / N for key, total in switching.items()}, {key: total // N for key, total in units.items()}
+
+
+def seeded(make: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return make()
+
+
+def samples(data: Any) -> list[Any]:
+    if isinstance(data, dict):
+        return [{key: value[i] for key, value in data.items()} for i in range(N)]
+    return list(zip(*data, strict=True))
+
+
+def fit(case: Case, module: Any, data: Any, folder: Any, callbacks: list[Any]) -> list[str]:
+    """Train for a few steps. Returns the warnings that were given."""
+    torch.manual_seed(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=STEPS,
+            logger=CSVLogger(folder),
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            **case.trainer,
+        )
+        train, test = (DataLoader(samples(part), batch_size=3) for part in data)
+        trainer.fit(module, train, test)
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_model(name, tmp_path):
+    case = CASES[name]
+    torch.manual_seed(0)
+    data = case.data(), case.data()
+    module, twin = (seeded(case.make) for _ in range(2))
+    expected, units = count(case, module, data[0])
+    assert units == case.layers
+    expected_test, _ = count(case, module, data[1])
+
+    callback = LocalComplexityCallback(RADIUS, P, n_probes=N, per_layer=True, **case.callback)
+    without = fit(case, twin, data, tmp_path / "without", [])
+    given = fit(case, module, data, tmp_path / "with", [callback])
+
+    rows = callback.history
+    assert rows.steps == [0, 1, 2, 3]
+    for split in ("train", "test", "random"):
+        assert all(0 <= value <= sum(case.layers.values()) for value in rows[f"lc/{split}"])  # NaN is not
+        assert [k.split("/", 2)[2] for k in rows.keys if k.startswith(f"lc_layer/{split}/")] == list(case.layers)
+    assert {k: rows[f"lc_layer/train/{k}"][0] for k in case.layers} == pytest.approx(expected)
+    assert {k: rows[f"lc_layer/test/{k}"][0] for k in case.layers} == pytest.approx(expected_test)
+    assert rows["lc/train"][0] == pytest.approx(sum(expected.values())) != 0
+    assert rows["lc/train"][-1] == pytest.approx(sum(count(case, module, data[0])[0].values()))
+    sizes = dict(zip(callback._latest["train"].layer_names, callback._latest["train"].layer_sizes, strict=True))
+    assert sizes == case.layers
+
+    assert set(given) - set(without) == set()
+    for key, tensor in twin.state_dict().items():
+        assert torch.equal(module.state_dict()[key], tensor), key

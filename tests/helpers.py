@@ -1,0 +1,122 @@
+"""Small models, data, loggers and trainers that the tests of the callbacks share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+DIM, CLASSES = 6, 3
+
+
+def points(n: int = 24, seed: int = 0) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, DIM, generator=generator)
+    return TensorDataset(inputs, torch.randint(0, CLASSES, (n,), generator=generator))
+
+
+def loader(dataset: Any = None, batch_size: int = 8, **kwargs: Any) -> DataLoader:
+    return DataLoader(points() if dataset is None else dataset, batch_size=batch_size, **kwargs)
+
+
+def mlp(width: int = 16) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(DIM, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
+    )
+
+
+class Classifier(pl.LightningModule):
+    """Any network, trained on pairs; counts its training steps."""
+
+    def __init__(self, net: nn.Module | None = None, optimizer: Any = None) -> None:
+        super().__init__()
+        self.net = mlp() if net is None else net
+        self.optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+        self.steps_taken = 0
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x)
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        inputs, targets = batch
+        return nn.functional.cross_entropy(self(inputs), targets)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.steps_taken += 1
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer([p for p in self.parameters() if p.requires_grad])
+
+
+class TwoOptimizers(Classifier):
+    """Manual optimization: each batch is two optimizer steps."""
+
+    def __init__(self, net: nn.Module | None = None) -> None:
+        super().__init__(net)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.steps_taken += 1
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        layers = [layer for layer in self.net if isinstance(layer, nn.Linear)]
+        return torch.optim.SGD(layers[0].parameters(), lr=0.1), torch.optim.Adam(layers[-1].parameters(), lr=0.01)
+
+
+class RowLogger(Logger):
+    """Remembers what it was asked to log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.calls.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Not of interest."""
+
+    def steps(self, key: str = "lc/train") -> list[int]:
+        return [step for step, metrics in self.calls if key in metrics]
+
+
+def make_trainer(folder: Any, *callbacks: Any, **kwargs: Any) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    plain = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "devices": 1}
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**quiet, **plain, **kwargs})
+
+
+@contextmanager
+def our_warnings(name: str = "LocalComplexityCallback") -> Iterator[list[str]]:
+    """The warnings raised inside that begin with the callback's name."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    found.extend(text for text in (str(warning.message) for warning in caught) if text.startswith(name))
