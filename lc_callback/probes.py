@@ -180,10 +180,10 @@ def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
     by_list = batched and isinstance(source.sampler, BatchSampler)  # the dataset is indexed by lists of indices
     if isinstance(dataset, IterableDataset):
         return _first(dataset, n, seed, collate, batched, argument), f"first samples of {name}"
-    if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    if isinstance(dataset, str) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise ValueError(
             f"`{argument}` must be a tensor, a pair (inputs, targets), a mapping, a dataset or a DataLoader, "
-            f"but got {type(source).__name__}."
+            f"but got {repr(source) if isinstance(source, str) else type(source).__name__}."
         )
     if len(dataset) == 0:
         raise ValueError(f"`{argument}` is an empty {name}: pass a dataset with at least one sample.")

@@ -208,6 +208,13 @@ class ProbeCallback(Callback):
         if due and step not in self.history:
             self._row(trainer, pl_module)
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
+        step = trainer.global_step
+        due = self._active and not trainer.fast_dev_run and self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        if due and step not in self.history and step != self._tried:
+            self._row(trainer, pl_module)
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step, and say so if the measurements took much of the run."""
         if not self._active:

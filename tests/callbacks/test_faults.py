@@ -1,0 +1,304 @@
+"""What goes wrong while a run is under way costs a row and a warning, never the run."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import DIM, Classifier, RowLogger, loader, make_trainer, our_warnings, points
+from torch import nn
+
+from lc_callback import LocalComplexityCallback
+from lc_callback.history import CsvFile
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+STEPS = 8
+EVERY = list(range(STEPS + 1))
+
+
+class AtStep(pl.Callback):
+    """Does something to the module after the given steps, before the callback under test looks."""
+
+    def __init__(self, steps: Sequence[int], action: Callable[[Any], None]) -> None:
+        self.steps, self.action = steps, action
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        if trainer.global_step in self.steps:
+            self.action(pl_module)
+
+
+class Fragile(Classifier):
+    """Raises ``error()`` when it is measured after the steps ``at``, for more than ``most`` samples at once."""
+
+    def __init__(self, at: Sequence[int], error: Callable[[], BaseException], most: int = 0) -> None:
+        super().__init__()
+        self.at, self.error, self.most, self.raised = at, error, most, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and self.global_step in self.at and len(x) > self.most:
+            self.raised += 1
+            raise self.error()
+        return super().forward(x)
+
+
+class BrokenLogger(RowLogger):
+    """Raises at our rows of the steps ``at``, when asked for ``what``."""
+
+    def __init__(self, what: str, at: Sequence[int]) -> None:
+        super().__init__()
+        self.what, self.at, self.step = what, at, -1
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.step = step if "lc/train" in metrics else -1
+        self._break("log_metrics")
+        super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        self._break("save")
+
+    @property
+    def experiment(self) -> Any:
+        self._break("experiment")
+        return self
+
+    def add_text(self, *args: Any) -> None:
+        self._break("add_text")
+
+    def _break(self, what: str) -> None:
+        if what == self.what and self.step in self.at:
+            self.step = -1  # Lightning saves again when a run fails
+            raise ConnectionError(f"{what} is down")
+
+
+def break_at(steps: Sequence[int]) -> Callable[[int], bool]:
+    def schedule(step: int) -> bool:
+        if step in steps:
+            raise LookupError("no such step")
+        return True
+
+    return schedule
+
+
+def put_nan(module: Any) -> None:
+    with torch.no_grad():
+        module.net[2].weight[0, 0] = math.nan
+
+
+def widen(module: Any) -> None:
+    module.net = nn.Sequential(nn.Linear(DIM, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def drop_named_layer(module: Any) -> None:
+    module.net = nn.Sequential(nn.Linear(DIM, 3))  # not what is optimized, but it has a gradient
+
+
+def return_a_dict(module: Any) -> None:
+    last = module.net[4]
+    forward = last.forward
+    last.forward = lambda x: forward(x) if last.training else {"logits": forward(x)}
+
+
+@dataclass
+class Fault:
+    """What breaks, which steps' rows it costs, and what the warning of each says."""
+
+    lost: Sequence[int]
+    says: str
+    module: Callable[[], Classifier] = Classifier
+    before: Callable[[], pl.Callback] = pl.Callback
+    logger: Callable[[], Any] = RowLogger
+    callback: dict[str, Any] = field(default_factory=dict)
+    kept: bool = False  # the row is measured and only did not reach the logger, or not whole
+
+
+FAULTS = {
+    "forward": Fault([3, 5], "RuntimeError: lost", lambda: Fragile([3, 5], lambda: RuntimeError("lost"))),
+    "forward_at_the_last_step": Fault([8], "OSError: lost", lambda: Fragile([8], lambda: OSError("lost"))),
+    "assertion": Fault([1], "AssertionError: lost", lambda: Fragile([1], lambda: AssertionError("lost"))),
+    "stop_iteration": Fault([2], "StopIteration: lost", lambda: Fragile([2], lambda: StopIteration("lost"))),
+    "memory": Fault([2, 4], "MemoryError: no", lambda: Fragile([2, 4], lambda: MemoryError("no"))),
+    "cuda_memory": Fault([2], "OutOfMemory", lambda: Fragile([2], lambda: torch.cuda.OutOfMemoryError("full"))),
+    "log_metrics": Fault([3, 4], "log_metrics is down", logger=lambda: BrokenLogger("log_metrics", [3, 4]), kept=True),
+    "save": Fault([6], "save is down", logger=lambda: BrokenLogger("save", [6]), kept=True),
+    "experiment": Fault([0], "experiment is down", logger=lambda: BrokenLogger("experiment", [0]), kept=True),
+    "add_text": Fault([0], "add_text is down", logger=lambda: BrokenLogger("add_text", [0]), kept=True),
+    "schedule": Fault([4, 7], "LookupError", callback={"schedule": break_at([4, 7])}),
+    "layer_is_gone": Fault(
+        [6, 7, 8],
+        "`layers` entry 'net.1' matches no module",
+        before=lambda: AtStep([6], drop_named_layer),
+        callback={"layers": ["net.1"]},
+    ),
+    "no_non_linearity_left": Fault([7, 8], "no non-linearity", before=lambda: AtStep([7], drop_named_layer)),
+    "returns_a_dict": Fault(
+        [7, 8],
+        "returns no tensor but a dict",
+        before=lambda: AtStep([7], return_a_dict),
+        callback={"layers": ["net.4"]},
+    ),
+    "network_is_gone": Fault(
+        [7, 8],
+        "`submodule='net.3'` is not the name of a module",
+        before=lambda: AtStep([7], drop_named_layer),
+        callback={"submodule": "net.3", "train_probes": torch.randn(4, 16), "test_probes": torch.randn(4, 16)},
+    ),
+}
+
+
+def run(fault: Fault, folder: Path, **arguments: Any) -> tuple[pl.Trainer, LocalComplexityCallback]:
+    options = {
+        "n_probes": 4,
+        "n_directions": 3,
+        "radius": 1.0,
+        "test_probes": points(seed=1),
+        "schedule": lambda step: True,
+        **fault.callback,
+        **arguments,
+    }
+    callback = LocalComplexityCallback(**options)
+    trainer = make_trainer(folder, fault.before(), callback, logger=fault.logger(), max_steps=STEPS)
+    torch.manual_seed(0)
+    trainer.fit(fault.module(), loader())
+    return trainer, callback
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_costs_its_row_and_one_warning(name: str, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    with our_warnings() as warned:
+        trainer, callback = run(fault, tmp_path)
+    assert trainer.state.finished
+    assert trainer.global_step == STEPS
+    assert callback.history.steps == [step for step in EVERY if fault.kept or step not in fault.lost]
+    assert len(warned) == len(fault.lost)
+    assert all(fault.says in text and "Training goes on." in text for text in warned)
+    if fault.says != "LookupError" and fault.lost != [0]:
+        assert [step for step in EVERY if any(f"step {step} " in text for text in warned)] == list(fault.lost)
+    assert isinstance(trainer.logger, RowLogger)
+    if fault.kept and "log_metrics" in fault.says:
+        assert trainer.logger.steps() == [step for step in EVERY if step not in fault.lost]
+    else:
+        assert trainer.logger.steps() == callback.history.steps
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_raise_on_error_stops_the_run(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="LocalComplexityCallback: ") as caught:
+        run(FAULTS[name], tmp_path, raise_on_error=True)
+    assert caught.value.__cause__ is not None
+
+
+def test_a_lost_row_at_the_end_is_not_tried_twice(tmp_path: Path) -> None:
+    fault = Fault([8], "", lambda: Fragile([8], lambda: RuntimeError("lost")), callback={"schedule": "log"})
+    with our_warnings() as warned:
+        run(fault, tmp_path)
+    assert len(warned) == 1
+
+
+def test_nan_weights_give_nan_rows_and_one_warning_each(tmp_path: Path) -> None:
+    with our_warnings() as warned:
+        trainer, callback = run(Fault([], "", before=lambda: AtStep([6], put_nan)), tmp_path)
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY
+    assert [math.isnan(value) for value in callback.history["lc/train"]] == [step >= 6 for step in EVERY]
+    assert [math.isnan(value) for value in callback.history["lc/random"]] == [step >= 6 for step in EVERY]
+    assert [f"NaN at step {step} in lc/train" in text for step, text in zip([6, 7, 8], warned, strict=True)] == [
+        True
+    ] * 3
+
+
+def test_memory_that_suffices_after_halving_costs_nothing(tmp_path: Path) -> None:
+    plenty = run(Fault([], ""), tmp_path)[1].history
+    modules: list[Fragile] = []
+
+    def scarce() -> Fragile:
+        modules.append(Fragile(range(1, STEPS), lambda: MemoryError("no"), most=3))
+        return modules[0]
+
+    with our_warnings() as warned:
+        _, callback = run(Fault([], "", scarce), tmp_path)
+    assert modules[0].raised >= STEPS - 1
+    assert warned == []
+    assert callback.history["lc/train"] == plenty["lc/train"]
+    assert callback.history["lc/random"] == plenty["lc/random"]
+
+
+def test_a_model_that_grows_is_measured_as_it_is(tmp_path: Path) -> None:
+    fault = Fault([], "", before=lambda: AtStep([5], widen), callback={"per_layer": True})
+    with our_warnings() as warned:
+        trainer, callback = run(fault, tmp_path)
+    assert trainer.state.finished
+    assert warned == []
+    assert callback.history.steps == EVERY
+    assert [math.isnan(value) for value in callback.history["lc_layer/train/net.3"]] == [step >= 5 for step in EVERY]
+    assert callback.history.rows[5]["lc_layer/train/net.1"] <= 5
+
+
+def test_a_full_disk_costs_no_line_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = CsvFile._text
+
+    def half(self: CsvFile, rows: Any) -> str:
+        full = 3 <= rows[-1]["step"] <= 4
+        if full:
+            with self.path.open("a") as file:
+                file.write(whole(self, rows)[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(self, rows)
+
+    monkeypatch.setattr(CsvFile, "_text", half)
+    with our_warnings() as warned:
+        trainer, callback = run(Fault([3, 4], ""), tmp_path)
+    assert trainer.state.finished
+    assert ["No space left" in text and f"step {step} " in text for step, text in zip([3, 4], warned, strict=True)]
+    lines = (tmp_path / "lc" / "history.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == EVERY == callback.history.steps
+
+
+def test_callback_metrics_that_cannot_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pl.Trainer.callback_metrics
+
+    def metrics(self: pl.Trainer) -> Any:
+        if self.global_step == 4:
+            raise KeyError("broken metric")
+        return real.fget(self)
+
+    monkeypatch.setattr(pl.Trainer, "callback_metrics", property(metrics))
+    with our_warnings() as warned:
+        trainer, callback = run(Fault([4], ""), tmp_path)
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY == trainer.logger.steps()
+    assert len(warned) == 1
+    assert "broken metric" in warned[0]
+
+
+def test_one_broken_logger_does_not_keep_rows_from_the_others(tmp_path: Path) -> None:
+    fine = RowLogger()
+    fault = Fault([3], "", logger=lambda: [BrokenLogger("log_metrics", [3]), fine])
+    with our_warnings() as warned:
+        run(fault, tmp_path)
+    assert len(warned) == 1
+    assert fine.steps() == EVERY
+
+
+def test_a_description_that_fails_costs_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalComplexityCallback, "describe", lambda self: 1 / 0 if len(self.history) else "")
+    with our_warnings() as warned:
+        trainer, callback = run(Fault([], ""), tmp_path)
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY
+    assert len(warned) == 1
+    assert "ZeroDivisionError" in warned[0]
+
+
+def test_keyboard_interrupt_passes_through(tmp_path: Path) -> None:
+    fault = Fault([3], "", lambda: Fragile([3], KeyboardInterrupt))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(fault, tmp_path)

@@ -1,0 +1,400 @@
+"""A training with the callback is, bit for bit, the training without it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSES, DIM, Classifier, TwoOptimizers, loader, make_trainer, mlp, our_warnings, points
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.nn.utils import parametrizations
+from torch.utils.data import Dataset, IterableDataset
+
+from lc_callback import LocalComplexityCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+EPOCHS, STEPS = 2, 6  # of three batches
+
+
+def batch_norm() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(DIM, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def frozen_batch_norm() -> nn.Sequential:
+    net = batch_norm()
+    net[1].eval()
+    return net
+
+
+def frozen_weights() -> nn.Sequential:
+    net = frozen_batch_norm()
+    for parameter in net[:2].parameters():
+        parameter.requires_grad_(False)
+    return net
+
+
+def dropout() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, CLASSES))
+
+
+def compiled_in_place() -> nn.Module:
+    net = dropout()
+    net.compile(backend="eager")
+    return net
+
+
+def parametrized(how: Callable[[nn.Module], nn.Module]) -> nn.Sequential:
+    return nn.Sequential(how(nn.Linear(DIM, 16)), nn.ReLU(), how(nn.Linear(16, CLASSES)))
+
+
+def tied() -> nn.Sequential:
+    net = nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, CLASSES))
+    net[2].weight = net[0].weight
+    return net
+
+
+def convolution() -> nn.Sequential:
+    net = nn.Sequential(nn.Unflatten(1, (1, DIM)), nn.Conv1d(1, 4, 3, padding=1), nn.BatchNorm1d(4), nn.ReLU())
+    return net.extend([nn.MaxPool1d(2), nn.Dropout1d(0.2), nn.Flatten(), nn.Linear(12, CLASSES)])
+
+
+def hooked() -> nn.Sequential:
+    net = mlp()
+    net[0].register_forward_hook(lambda module, args, output: output * 1.5)
+    net[2].register_forward_pre_hook(lambda module, args: (args[0] - 0.1,))
+    return net
+
+
+class Writer(nn.Module):
+    """Writes to its buffers in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(DIM))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.seen = self.seen + x.detach().sum(0)
+        return x + 0.01 * torch.tanh(self.seen)
+
+
+class Noise(nn.Module):
+    """Draws from every stream in every mode, its own included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = np.random.default_rng(7)
+        self.generator = torch.Generator().manual_seed(7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scalar = random.random() + np.random.rand() + self.own.random() + torch.rand(1, generator=self.generator)
+        return x + 0.01 * scalar + 0.01 * torch.randn(DIM)
+
+
+class Tripwire(nn.Module):
+    """Raises in the middle of every measurement from the third training step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.trained += self.training
+        if not self.training and self.trained > 2:
+            raise RuntimeError("tripped")
+        return x
+
+
+def tripwire() -> nn.Sequential:
+    return nn.Sequential(Writer(), Noise(), *batch_norm()[:3], nn.Dropout(0.2), Tripwire(), nn.Linear(16, CLASSES))
+
+
+class Merging(nn.Linear):
+    """Merges its weights when ``train()`` and ``eval()`` are called, as LoRA layers do."""
+
+    def train(self, mode: bool = True) -> Merging:
+        with torch.no_grad():
+            self.weight += 0.01
+        return super().train(mode)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(1, 5, batch_first=True), nn.Linear(5, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.cell(x[..., None])[0][:, -1])
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.embed(x[..., None])).mean(1))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.net = nn.Embedding(9, DIM), mlp()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.net(self.embed(tokens).mean(1))
+
+
+class TokenPairs(Dataset):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return (torch.arange(4) + index) % 9, index % CLASSES
+
+    def __len__(self) -> int:
+        return 24
+
+
+class Augmented(Dataset):
+    """Noise from generators of its own, and from the global streams."""
+
+    def __init__(self) -> None:
+        self.pairs = points()
+        self.numpy = np.random.default_rng(1)
+        self.transforms = [{"generator": torch.Generator().manual_seed(2)}, random.Random(3), np.random.RandomState(4)]
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = self.pairs[index]
+        first, second, third = self.transforms
+        noise = self.numpy.normal() + torch.randn(DIM, **first) + second.random() + third.rand() + np.random.rand()
+        return x + 0.1 * (noise + random.random() + torch.randn(DIM)).float(), y
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+class Stream(IterableDataset):
+    """Each sample can be taken once in an epoch."""
+
+    def __init__(self) -> None:
+        self.pairs, self.taken, self.own = points(), 0, np.random.default_rng(5)
+
+    def __iter__(self) -> Any:
+        for _ in range(24):
+            self.taken += 1
+            x, y = self.pairs[self.taken % 24]
+            yield x + torch.from_numpy(self.own.normal(size=DIM)).float(), y
+
+
+class Logging(Classifier):
+    """Logs from its forward and has a learning-rate schedule."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.log("mean", x.mean(), on_epoch=True)
+        return super().forward(x)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class Averaging(pl.Callback):
+    """An exponential moving average of the weights, put in place of them for validation."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.average = [p.detach().clone() for p in pl_module.parameters()]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        for average, parameter in zip(self.average, pl_module.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 0.3)
+
+    def _swap(self, trainer: Any, pl_module: Any) -> None:
+        for i, parameter in enumerate(pl_module.parameters()):
+            self.average[i], parameter.data = parameter.data.clone(), self.average[i]
+
+    on_validation_start = on_validation_end = _swap
+
+
+@dataclass
+class Setup:
+    net: Callable[[], nn.Module] = mlp
+    module: Callable[..., Classifier] = Classifier
+    optimizer: Callable[..., Any] | None = None
+    data: Callable[[], Any] = points
+    loader: dict[str, Any] = field(default_factory=dict)
+    validate: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
+    extra: Callable[[], pl.Callback] = pl.Callback
+    callback: dict[str, Any] = field(default_factory=dict)
+    lost: int = 0  # rows
+
+    def lit(self) -> Classifier:
+        return self.module(self.net(), self.optimizer) if self.optimizer else self.module(self.net())
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01)
+
+
+SETUPS = {
+    "sgd": Setup(),
+    "sgd_momentum": Setup(optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True)),
+    "adamw": Setup(optimizer=adamw),
+    "lbfgs": Setup(optimizer=lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3)),
+    "dropout": Setup(net=dropout, optimizer=adamw),
+    "batch_norm": Setup(net=batch_norm),
+    "batch_norm_frozen": Setup(net=frozen_batch_norm),
+    "weights_frozen": Setup(net=frozen_weights),
+    "convolution": Setup(net=convolution, callback={"max_pool": True, "per_layer": True}),
+    "accumulate": Setup(net=batch_norm, trainer={"accumulate_grad_batches": 3}, loader={"batch_size": 2}),
+    "accumulate_adamw": Setup(net=dropout, optimizer=adamw, trainer={"accumulate_grad_batches": 2}),
+    "shuffle": Setup(loader={"shuffle": True}),
+    "shuffle_dropout": Setup(net=dropout, loader={"shuffle": True}, validate=True),
+    "workers": Setup(data=Augmented, net=dropout, loader={"shuffle": True, "num_workers": 2}),
+    "workers_persistent": Setup(loader={"shuffle": True, "num_workers": 2, "persistent_workers": True}),
+    "bf16_mixed": Setup(net=batch_norm, trainer={"precision": "bf16-mixed"}),
+    "bf16_true": Setup(net=dropout, trainer={"precision": "bf16-true"}),
+    "float64_true": Setup(trainer={"precision": "64-true"}),
+    "clip_norm": Setup(trainer={"gradient_clip_val": 0.01}, optimizer=adamw),
+    "clip_value": Setup(trainer={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "two_optimizers": Setup(net=dropout, module=TwoOptimizers),
+    "raises_midway": Setup(net=tripwire, lost=4),
+    "augmented": Setup(data=Augmented, loader={"shuffle": True}),
+    "augmented_validation": Setup(data=Augmented, validate=True),
+    "stream": Setup(data=Stream),
+    "tokens": Setup(net=Tokens, data=TokenPairs),
+    "writes_buffers": Setup(net=lambda: nn.Sequential(Writer(), *mlp())),
+    "draws_when_measured": Setup(net=lambda: nn.Sequential(Noise(), *dropout())),
+    "merges_on_train": Setup(net=lambda: nn.Sequential(Merging(DIM, 16), nn.ReLU(), nn.Linear(16, CLASSES))),
+    "compiled": Setup(net=lambda: torch.compile(batch_norm(), backend="eager")),
+    "compiled_in_place": Setup(net=compiled_in_place),
+    "weight_norm": Setup(net=lambda: parametrized(parametrizations.weight_norm)),
+    "spectral_norm": Setup(net=lambda: parametrized(parametrizations.spectral_norm)),
+    "tied_weights": Setup(net=tied),
+    "recurrent": Setup(net=Recurrent),
+    "attention": Setup(net=Attention, optimizer=adamw),
+    "user_hooks": Setup(net=hooked),
+    "logs_and_schedules": Setup(net=dropout, module=Logging, validate=True),
+    "weight_average": Setup(net=batch_norm, extra=Averaging, validate=True),
+    "stochastic_average": Setup(extra=lambda: pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=1)),
+    "deterministic": Setup(net=dropout, trainer={"deterministic": True}, loader={"shuffle": True}),
+    "several_radii": Setup(net=dropout, callback={"radius": [1e-7, 0.5], "chunk_size": 7}),  # one in float64
+    "own_method": Setup(net=dropout, callback={"forward_fn": "forward", "layers": ["net.0"], "at": "net.0"}),
+}
+
+
+def plain(value: Any) -> Any:
+    """Tensors and arrays as bytes, so that ``==`` compares every bit and every NaN."""
+    if isinstance(value, torch.Tensor):
+        raw = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return str(value.dtype), tuple(value.shape), raw
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value if isinstance(value, (int, float, str, bool)) else type(value).__name__
+
+
+class Watch(pl.Callback):
+    """What can be seen of a training after every batch, later than the callback under test."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.look(trainer, pl_module, None)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self.look(trainer, pl_module, outputs)
+
+    def look(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
+        attributes = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+        modules = dict(pl_module.named_modules())
+        seen = {
+            "step": trainer.global_step,
+            "outputs": outputs,
+            "weights_and_buffers": pl_module.state_dict(),
+            "gradients": {name: p.grad for name, p in pl_module.named_parameters()},
+            "frozen": {name: p.requires_grad for name, p in pl_module.named_parameters()},
+            "training": {name: module.training for name, module in modules.items()},
+            "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+            "hooks": {name: [len(vars(module)[a]) for a in attributes] for name, module in modules.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "grad_mode": torch.is_grad_enabled(),
+            "logged": {k: v for k, v in trainer.logged_metrics.items() if not k.startswith("lc")},
+        }
+        self.seen.append(plain(seen))
+
+
+def train(setup: Setup, folder: Any, *measuring: pl.Callback) -> list[dict[str, Any]]:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    watch = Watch()
+    trainer = make_trainer(folder, setup.extra(), *measuring, watch, max_epochs=EPOCHS, **setup.trainer)
+    validation = loader() if setup.validate else None
+    trainer.fit(setup.lit(), loader(setup.data(), **setup.loader), validation)
+    return watch.seen
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_training_is_bit_identical(name: str, tmp_path: Any) -> None:
+    setup = SETUPS[name]
+    alone = train(setup, tmp_path)
+    callback = LocalComplexityCallback(**{"n_probes": 4, "n_directions": 3, **setup.callback}, every_n_train_steps=1)
+    measured = train(setup, tmp_path, callback)
+    assert len(measured) == len(alone) > STEPS
+    steps = sorted({seen["step"] for seen in measured})
+    assert callback.history.steps == steps[: len(steps) - setup.lost]  # else nothing was shown
+    for step, (one, other) in enumerate(zip(alone, measured, strict=True)):
+        assert [f"{key} at look {step}" for key in one if one[key] != other[key]] == []
+
+
+def test_the_matrix_is_large() -> None:
+    assert len(SETUPS) >= 24
+
+
+def test_rows_are_measured_at_every_step(tmp_path: Any) -> None:
+    callback = LocalComplexityCallback(n_probes=4, every_n_train_steps=1)
+    train(SETUPS["dropout"], tmp_path, callback)
+    assert callback.history.steps == list(range(STEPS + 1))
+
+
+def test_the_midway_exception_costs_rows(tmp_path: Any) -> None:
+    callback = LocalComplexityCallback(n_probes=4, every_n_train_steps=1)
+    with our_warnings() as warned:
+        train(SETUPS["raises_midway"], tmp_path, callback)
+    assert callback.history.steps == [0, 1, 2]
+    assert sum("tripped" in text for text in warned) == SETUPS["raises_midway"].lost
+
+
+def test_no_hooks_remain_anywhere(tmp_path: Any) -> None:
+    names = [name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks")]
+    assert len(names) >= 4
+    before = {name: len(getattr(torch_module, name)) for name in names}
+    train(SETUPS["raises_midway"], tmp_path, LocalComplexityCallback(n_probes=4, every_n_train_steps=1))
+    assert {name: len(getattr(torch_module, name)) for name in names} == before
+
+
+def test_the_comparison_sees_a_disturbance(tmp_path: Any) -> None:
+    class Draw(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            torch.rand(1)
+
+    alone, disturbed = train(SETUPS["dropout"], tmp_path), train(SETUPS["dropout"], tmp_path, Draw())
+    assert [key for key in alone[1] if alone[1][key] != disturbed[1][key]] == ["torch"]
+    assert alone[-1]["weights_and_buffers"] != disturbed[-1]["weights_and_buffers"]
