@@ -3,13 +3,22 @@ PYTHON ?= python3
 VENV := venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test test-lightning lint benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_grokking.py
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The callbacks with older Lightning: `make test-lightning LIGHTNING=2.4.0`.
+LIGHTNING ?= 2.4.0
+test-lightning:
+	$(PYTHON) -m venv $(VENV)/lightning-$(LIGHTNING)
+	grep '^torch==' constraints.txt > $(VENV)/lightning-$(LIGHTNING)/constraints.txt
+	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pip install --quiet -c $(VENV)/lightning-$(LIGHTNING)/constraints.txt \
+		lightning==$(LIGHTNING) pytorch-lightning==$(LIGHTNING) -e ".[dev]"
+	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pytest -n 2 --dist loadfile tests/callbacks
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
