@@ -130,14 +130,14 @@ def draw_probes(
         seed: seed of the choice, and of the random augmentations that the dataset applies.
         signature: which part of a sample the model takes.
         argument: what ``source`` is called in messages.
-        transform: what else happens to a batch before the model gets it.
+        transform: what else happens to a batch of a dataset or loader before the model gets it.
 
     Raises:
         ValueError: if ``source`` is none of these, is empty, holds values that are not finite, or is a pair of
             different lengths.
     """
     batch, text = _batch_of(source, n, seed, argument)
-    if transform is not None:
+    if transform is not None and not isinstance(source, (Tensor, Mapping, tuple, list)):
         with fixed_rng(seed):
             batch = transform(batch)
     inputs, targets = signature.split(batch)

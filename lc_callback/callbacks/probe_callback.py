@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lc_callback.callbacks._compat import Callback
+from lc_callback.callbacks.trainer_data import find_loader, transferred
 from lc_callback.functional.knots import find_module
 from lc_callback.history import CsvFile, History
-from lc_callback.isolation import fixed_rng, untouched
+from lc_callback.isolation import untouched
 from lc_callback.probes import Probes, Signature, draw_probes, random_probes
 from lc_callback.reporting.loggers import log_row, log_text
 from lc_callback.schedule import Schedule
@@ -226,7 +226,7 @@ class ProbeCallback(Callback):
         if self._seconds > max(_SECONDS_TO_WARN, _SHARE_TO_WARN * elapsed):
             rank_zero_warn(
                 f"{self._name} took {self._seconds:.0f} s, {self._seconds / elapsed:.0%} of the training: lower "
-                f"`n_probes` (now {self.n_probes}) or `n_directions`, or measure less often with "
+                f"`n_probes` (now {self.n_probes}), or measure less often with "
                 f"`every_n_train_steps` or `schedule` (now {self.schedule.text})."
             )
 
@@ -302,10 +302,9 @@ class ProbeCallback(Callback):
         probes: dict[str, Probes] = {}
         n = min(self.n_probes, _FEW) if trainer.fast_dev_run else self.n_probes
         for split, given, seed in (("train", self.train_probes, self.seed), ("test", self.test_probes, self.seed + 1)):
-            source, transform = given, None
-            if given is None:  # what is given is taken as the model's input; a batch of the trainer's is not that yet
-                source, transform = _loader(trainer, split), partial(_transferred, trainer, split)
+            source = given if given is not None else find_loader(trainer, split)
             if source is not None:
+                transform = partial(transferred, trainer, split)
                 probes[split] = draw_probes(source, n, seed, signature, f"{split}_probes", transform)
         if "train" not in probes:
             raise MisconfigurationException(
@@ -390,7 +389,7 @@ class ProbeCallback(Callback):
         broken = [key for key, value in values.items() if value != value]
         if broken:
             rank_zero_warn(f"{self._name}: NaN at step {step} in {', '.join(broken)}: a value there is not finite.")
-        self.history.append(step, values)
+        self._guarded(f"recording step {step}", lambda: self.history.append(step, values))
         self._publish(trainer, values)
         if trainer.is_global_zero:
             self._report(trainer, values, step)
@@ -481,55 +480,6 @@ def _resolve(module: nn.Module, name: str) -> Callable[..., Any]:
             f"`forward_fn={name!r}` is neither a method of {type(module).__name__} nor the import path of a function."
         )
     return function
-
-
-def _loader(trainer: Any, split: str) -> Any:
-    """The loader that the split's probes are drawn from, or ``None``."""
-    if split == "train":
-        loader = trainer.train_dataloader
-        return loader if hasattr(loader, "dataset") else None
-    loader = _one(trainer.val_dataloaders)
-    sources = (trainer.datamodule, trainer.lightning_module)
-    hooks = [getattr(source, f"{kind}_dataloader", None) for kind in ("val", "test") for source in sources]
-    for hook in hooks if loader is None else ():
-        try:  # not set up for testing, or not defined at all: then there is none
-            with fixed_rng(None, trainer.datamodule):
-                loader = _one(hook()) if hook is not None else None
-        except Exception:
-            loader = None
-        if loader is not None:
-            break
-    return loader
-
-
-def _transferred(trainer: Any, split: str, batch: Any) -> Any:
-    """``batch`` after the hooks that the user put round its way to the device, such as a normalisation there."""
-    module, data = trainer.lightning_module, trainer.datamodule
-    if split == "test":
-        trainer.validating = True  # as Lightning itself does when it prepares validation within fit
-    try:
-        for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
-            owner = data if data is not None and _overrides(data, name) else module
-            if _overrides(owner, name):
-                if name == "on_after_batch_transfer":
-                    batch = move_data_to_device(batch, module.device)
-                batch = getattr(owner, name)(batch, 0)
-    finally:
-        trainer.training = True
-    return batch
-
-
-def _overrides(owner: Any, name: str) -> bool:
-    return getattr(getattr(type(owner), name, None), "__qualname__", "DataHooks").split(".")[0] != "DataHooks"
-
-
-def _one(loaders: Any) -> Any:
-    """The first loader of a list or dict of loaders."""
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    if isinstance(loaders, Sequence):
-        loaders = loaders[0] if loaders else None
-    return loaders if hasattr(loaders, "dataset") else None
 
 
 def _shapes(inputs: Any) -> str:
