@@ -1,0 +1,205 @@
+"""Rank of features: numerical, effective and stable, at once or from a stream of batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["FeatureCovariance", "FeatureRank", "feature_rank"]
+
+_MATRICES = ("covariance", "features")
+
+
+@dataclass(frozen=True)
+class FeatureRank:
+    """Rank and spectrum of ``n`` features of width ``d``.
+
+    Attributes:
+        rank: numerical rank, from 0 to ``min(n, d)``; NaN if a feature is not finite.
+        spectrum: ``(min(n, d),)`` float64, descending: singular values of the matrix that was asked for.
+        effective_rank: exponential of the entropy of the normalised singular values of the features, from 1 to
+            ``min(n, d)`` (Roy and Vetterli, 2007). 0 if all are 0. Needs no threshold, and nor does the next.
+        stable_rank: squared Frobenius norm of the features over their squared spectral norm, from 1 to ``min(n, d)``.
+            0 if all features are 0.
+        threshold: the value that a singular value of the matrix must exceed to count.
+    """
+
+    rank: float
+    spectrum: Tensor
+    effective_rank: float
+    stable_rank: float
+    threshold: float
+
+
+def feature_rank(
+    features: Tensor,
+    *,
+    matrix: str = "covariance",
+    center: bool = True,
+    tol: float | None = None,
+    relative: bool = True,
+    precision: torch.dtype | None = None,
+) -> FeatureRank:
+    r"""Numerical rank of a layer's features, with its spectrum and two ranks that need no threshold.
+
+    The numerical rank is the number of singular values above ``tol`` times the largest, by default with
+    ``tol = max(n, d) * eps``, as in :func:`torch.linalg.matrix_rank`. *Deep Grokking* (2024, page 3) counts the
+    singular values of the covariance that way, and leaves centring and precision open; they change the number much. The
+    default here is the centred covariance with the ``eps`` of the features' own dtype. The computation itself is in
+    float64 whatever the precision.
+
+    Args:
+        features: ``(n, d)``, one row for each sample.
+        matrix: ``"covariance"`` (singular values :math:`\sigma_i^2 / (n - 1)`; over ``n`` without centring), or
+            ``"features"`` (:math:`\sigma_i`), where :math:`\sigma_i` are the singular values of the features.
+        center: subtract the mean over the samples first.
+        tol: tolerance; ``None`` is ``max(n, d) * eps``.
+        relative: the tolerance is relative to the largest singular value, else it is the threshold itself.
+        precision: floating-point type whose ``eps`` is meant; ``None`` is that of the features.
+
+    Raises:
+        ValueError: if ``features`` is not a floating-point matrix with at least two rows and one column, or an argument
+            is out of range.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.functional import feature_rank
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> low_rank = torch.randn(100, 3, generator=generator) @ torch.randn(3, 20, generator=generator)
+        >>> feature_rank(low_rank).rank
+        3
+    """
+    _check(matrix, tol, precision)
+    if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
+        got = f"{features.dtype} {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"`features` must be a floating-point tensor (n, d), but got {got}: flatten it to two axes.")
+    n, d = features.shape
+    if n < 2 or d < 1:
+        raise ValueError(f"`features` must have at least 2 rows and 1 column, but has shape {(n, d)}.")
+    values = features.detach().double()
+    if not values.isfinite().all():
+        sigma = torch.full((min(n, d),), math.nan, dtype=torch.float64)
+    else:
+        sigma = torch.linalg.svdvals(values - values.mean(0) if center else values)
+    return _ranks(sigma, n, d, matrix, center, tol, relative, precision or features.dtype)
+
+
+class FeatureCovariance:
+    """The same ranks from batches, in memory ``O(d^2)`` whatever the number of samples.
+
+    Means and scatter matrices are merged in float64 (Chan, Golub and LeVeque, 1983), so the order of batches and their
+    size do not matter beyond rounding. Singular values of the features below about 1e-8 of the largest drown in the
+    squaring; no tolerance of float32 or coarser sees that.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.functional import FeatureCovariance, feature_rank
+        >>> features = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+        >>> stream = FeatureCovariance()
+        >>> for batch in features.split(30):
+        ...     stream.update(batch)
+        >>> torch.allclose(stream.rank().spectrum, feature_rank(features).spectrum)
+        True
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._mean: Tensor | None = None
+        self._scatter: Tensor | None = None
+        self._dtype = torch.float32
+
+    def update(self, features: Tensor) -> None:
+        """Add a batch ``(n, d)``.
+
+        Raises:
+            ValueError: if it is not a floating-point matrix of the width of the batches before it.
+        """
+        width = None if self._mean is None else len(self._mean)
+        shape = tuple(features.shape)
+        if features.ndim != 2 or not features.is_floating_point() or (width is not None and shape[1] != width):
+            raise ValueError(
+                f"`features` must be a floating-point tensor (n, {'d' if width is None else width}), but got "
+                f"{features.dtype} {shape}."
+            )
+        if not len(features):
+            return
+        self._dtype = features.dtype
+        values = features.detach().double()
+        mean = values.mean(0)
+        centred = values - mean
+        scatter = centred.T @ centred
+        if self._mean is None or self._scatter is None:
+            self.n, self._mean, self._scatter = len(values), mean, scatter
+            return
+        total = self.n + len(values)
+        gap = mean - self._mean
+        self._scatter += scatter + torch.outer(gap, gap) * (self.n * len(values) / total)
+        self._mean += gap * (len(values) / total)
+        self.n = total
+
+    def rank(
+        self,
+        *,
+        matrix: str = "covariance",
+        center: bool = True,
+        tol: float | None = None,
+        relative: bool = True,
+        precision: torch.dtype | None = None,
+    ) -> FeatureRank:
+        """The ranks of all that was added; arguments as in :func:`feature_rank`.
+
+        Raises:
+            ValueError: if fewer than two rows were added, or an argument is out of range.
+        """
+        _check(matrix, tol, precision)
+        if self.n < 2 or self._mean is None or self._scatter is None:
+            raise ValueError(f"at least 2 rows of features are needed, but {self.n} were added.")
+        d = len(self._mean)
+        scatter = self._scatter if center else self._scatter + self.n * torch.outer(self._mean, self._mean)
+        if scatter.isfinite().all():
+            squares = torch.linalg.eigvalsh(scatter).flip(0)[: min(self.n, d)]
+            sigma = squares.clamp(min=0).sqrt()
+        else:
+            sigma = torch.full((min(self.n, d),), math.nan, dtype=torch.float64)
+        return _ranks(sigma, self.n, d, matrix, center, tol, relative, precision or self._dtype)
+
+
+def _ranks(
+    sigma: Tensor,
+    n: int,
+    d: int,
+    matrix: str,
+    center: bool,
+    tol: float | None,
+    relative: bool,
+    precision: torch.dtype,
+) -> FeatureRank:
+    """The ranks of ``(n, d)`` features with singular values ``sigma``, descending."""
+    spectrum = sigma if matrix == "features" else sigma.square() / (n - 1 if center else n)
+    tol = max(n, d) * torch.finfo(precision).eps if tol is None else tol
+    largest = float(spectrum[0])
+    threshold = tol * largest if relative else tol
+    if math.isnan(largest):
+        return FeatureRank(math.nan, spectrum.cpu(), math.nan, math.nan, math.nan)
+    if largest == 0:
+        return FeatureRank(0, spectrum.cpu(), 0.0, 0.0, threshold)
+    shares = sigma / sigma.sum()
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    stable = (sigma / sigma[0]).square().sum()
+    return FeatureRank(
+        int((spectrum > threshold).sum()), spectrum.cpu(), float(entropy.exp()), float(stable), threshold
+    )
+
+
+def _check(matrix: str, tol: float | None, precision: torch.dtype | None) -> None:
+    if matrix not in _MATRICES:
+        raise ValueError(f"`matrix` must be one of {_MATRICES}, but got {matrix!r}.")
+    if tol is not None and not 0 <= tol < math.inf:
+        raise ValueError(f"`tol` must be a number >= 0 or None, but got {tol!r}.")
+    if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
+        raise ValueError(f"`precision` must be a floating-point dtype or None, but got {precision!r}.")
