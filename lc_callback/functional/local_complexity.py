@@ -416,10 +416,10 @@ class _Measurement:
                 axis = self.axes[position] if position < len(self.axes) else None
                 if axis is not None:
                     try:
-                        knots = [(axis.to_front(z, n * k).unflatten(0, (n, k)), knot) for z, knot in knots]
+                        fronts = {id(z): axis.to_front(z, n * k).unflatten(0, (n, k)) for z, _ in knots}
                     except ValueError as reason:
                         raise self._cannot_follow(site, reason) from None
-                    tallies[position].add(knots)
+                    tallies[position].add([(fronts[id(z)], knot) for z, knot in knots])
                 position += 1
 
             def move(output: Tensor, n: int = len(points), part: Tensor = part) -> Tensor:
@@ -434,8 +434,8 @@ class _Measurement:
         broken = torch.zeros_like(counts, dtype=torch.bool)
         for layer, tallied in zip(self.layer_of, tallies, strict=True):
             if layer >= 0:
-                counts[:, layer] += tallied.crossed(len(offsets))
-                broken[:, layer] |= tallied.broken
+                counts[:, layer] += tallied.crossed()
+                broken[:, layer] |= tallied.broken()
         return counts.masked_fill(broken, -1)
 
     def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
@@ -458,34 +458,34 @@ class _Tally:
     """Over the vertices of ``n`` points, which units of one pre-activation are on both sides of a knot."""
 
     def __init__(self) -> None:
-        self.above: list[Tensor] = []
-        self.winner: Tensor | None = None
-        self.broken: Tensor
+        self._extremes: list[tuple[Tensor, Tensor, float | None]] = []
 
     def add(self, knots: list[Knot]) -> None:
-        """Add vertices: tensors of shape ``(n, k, ...)``."""
-        for position, (z, knot) in enumerate(knots):
-            if knot is None:
-                first = z[:, :1] if self.winner is None else self.winner
-                above, broken = z != first, torch.zeros(len(z), dtype=torch.bool, device=z.device)
-                self.winner = first
-            else:
-                above = z > knot
-                # One cheap pass instead of a test of every element: not finite in, not finite out.
-                broken = ~z.sum(dim=tuple(range(1, z.ndim))).isfinite()
-            # Bytes are summed several times faster than booleans are reduced by any() and all().
-            count = above.view(torch.uint8).sum(1, dtype=torch.uint8 if z.shape[1] < 256 else torch.int32).int()
-            if position < len(self.above):
-                self.above[position] += count
-                self.broken |= broken
-            else:
-                self.above.append(count)
-                self.broken = broken if position == 0 else self.broken | broken
+        """Add vertices: tensors of shape ``(n, k, ...)``.
 
-    def crossed(self, n_vertices: int) -> Tensor:
-        """``(n,)``: the number of units that some of the ``n_vertices`` put above a knot and some do not."""
-        either = torch.stack([(count > 0) & (count < n_vertices) for count in self.above]).any(0)
-        return either.flatten(1).sum(1)
+        Only the largest and smallest value of each unit are kept: NaN and infinity survive in these, and two passes
+        over the values took less than comparing them one by one.
+        """
+        extremes: list[tuple[Tensor, Tensor, float | None]] = []
+        for position, (z, knot) in enumerate(knots):
+            if position and z is knots[position - 1][0]:  # several knots of the same values
+                extremes.append((*extremes[-1][:2], knot))
+            else:
+                extremes.append((z.amax(1), z.amin(1), knot))
+        if self._extremes:  # more vertices of the same points
+            pairs = zip(self._extremes, extremes, strict=True)
+            extremes = [(a.maximum(c), b.minimum(d), knot) for (a, b, knot), (c, d, _) in pairs]
+        self._extremes = extremes
+
+    def crossed(self) -> Tensor:
+        """``(n,)``: the number of units with vertices above a knot and vertices not above it."""
+        either = [high != low if knot is None else (high > knot) & (low <= knot) for high, low, knot in self._extremes]
+        return torch.stack(either).any(0).flatten(1).sum(1)
+
+    def broken(self) -> Tensor:
+        """``(n,)``: whether a value was not finite."""
+        finite = [high.isfinite() & low.isfinite() for high, low, _ in self._extremes]
+        return ~torch.stack(finite).all(0).flatten(1).all(1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
