@@ -197,6 +197,12 @@ class LocalComplexityCallback(ProbeCallback):
         for name, size, share in zip(one.layer_names, one.layer_sizes, one.layer_means, strict=True):
             lines.append(f"| {name} | {size} | {share:.4g} |")
         lines.append(f"| **sum** | {sum(one.layer_sizes)} | {one.mean:.4g} |")
+        if one.mean < 1:
+            lines += [
+                "",
+                f"Fewer than one unit switches in the mean at radius {one.radius:g}, so the curve is coarse: a larger "
+                f"`radius`, such as {10 * one.radius:.2g}, or more `n_probes` shows more.",
+            ]
         return "\n".join(lines)
 
     def extra_state(self) -> dict[str, Any]:

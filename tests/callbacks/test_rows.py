@@ -280,3 +280,12 @@ def test_a_second_measure_inherits_everything(tmp_path: Any) -> None:
     assert resumed.history.steps == [0, 1, 3, 4, 5, 6, 7]
     assert resumed.history.rows[:5] == callback.history.rows
     assert resumed.measured == callback.measured + 3  # the trial and two rows
+
+
+def test_a_radius_too_small_to_see_anything_is_said(tmp_path: Any) -> None:
+    coarse, fine = small(radius=1e-3), small(radius=10.0)
+    fit(tmp_path, coarse, max_steps=1)
+    fit(tmp_path, fine, max_steps=1)
+    assert "Fewer than one unit switches in the mean at radius 0.001" in coarse.describe()
+    assert "such as 0.01" in coarse.describe()
+    assert "Fewer than one unit" not in fine.describe()
