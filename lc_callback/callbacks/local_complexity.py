@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
-from lc_callback.functional.local_complexity import LocalComplexity, check_arguments, input_spread, local_complexity
+from lc_callback.functional.local_complexity import LocalComplexity, check_arguments, local_complexity
+from lc_callback.functional.space import input_spread
 from lc_callback.probes import Probes
 
 __all__ = ["LocalComplexityCallback"]

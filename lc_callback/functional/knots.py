@@ -68,6 +68,13 @@ _KNOTS: dict[str, Callable[..., list[Knot]]] = {
 # Operations that return (values, index of the winner).
 _WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 
+# Operations that tell where the channels are until the next of them: before the positions, or last.
+_CHANNELS = {
+    **dict.fromkeys(("convolution", "native_batch_norm", "_native_batch_norm_legit_no_training"), True),
+    **dict.fromkeys(("cudnn_batch_norm", "miopen_batch_norm", "native_group_norm"), True),
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "linear", "native_layer_norm", "embedding"), False),
+}
+
 # Squashing functions that turn logits into probabilities when they come last: nothing switches there.
 _LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
 
@@ -80,6 +87,7 @@ class Site:
     op: str
     call: int
     merge: bool  # all sites of one call are one layer: the gates and time steps of a recurrent module
+    spatial: bool = False  # channels stand before the positions, as a convolution leaves them, not last
 
 
 class Recorder(TorchDispatchMode):
@@ -94,6 +102,8 @@ class Recorder(TorchDispatchMode):
             must reduce what it gets, for an in-place operation overwrites it next.
         outputs_of: count the outputs of these modules, with a knot at 0, instead of the pre-activations.
         max_pool: also hand over the winners of max-pooling.
+        results: hand over what the non-linearities return instead of the pre-activations, and of a recurrent module
+            its output.
         at: a module whose output is moved at its first call. What runs before that is not handed over.
         move: called with that output; returns what takes its place.
     """
@@ -105,6 +115,7 @@ class Recorder(TorchDispatchMode):
         *,
         outputs_of: Sequence[nn.Module] | None = None,
         max_pool: bool = False,
+        results: bool = False,
         at: nn.Module | None = None,
         move: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -112,7 +123,8 @@ class Recorder(TorchDispatchMode):
         self._sink = sink
         self._paths = module_paths(model)
         self._outputs_of = None if outputs_of is None else {id(module) for module in outputs_of}
-        self._max_pool = max_pool
+        self._max_pool, self._results = max_pool, results
+        self._spatial = False
         self._at, self._move = at, move
         self._waiting = at is not None
         self.handed_over = 0
@@ -152,19 +164,25 @@ class Recorder(TorchDispatchMode):
                 raise ValueError(f"`at={site.path!r}` must name a module that returns a tensor, not {_kind(output)}.")
             output = replaced = self._move(output) if self._move is not None else output
             self._waiting = False  # only now: what moves the output is no part of the model
-        if self._outputs_of is not None and id(module) in self._outputs_of:
+        recurrent = self._results and self._outputs_of is None and site.merge
+        if recurrent or (self._outputs_of is not None and id(module) in self._outputs_of):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(first, Tensor):
                 raise ValueError(f"`layers` names {site.path!r}, which returns no tensor but {_kind(output)}.")
-            self._hand_over(site, [(first, 0.0)])
+            self._hand_over(replace(site, spatial=self._spatial), [(first, 0.0)])
         return replaced
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = func._schema.name.removeprefix("aten::").rstrip("_")
-        if self._outputs_of is None and op in _KNOTS and isinstance(args[0], Tensor) and args[0].is_floating_point():
+        knotted = self._outputs_of is None and op in _KNOTS
+        knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        if knotted and not self._results:
             self._hand_over(self._site(op), _KNOTS[op](*args, **kwargs))
         result = func(*args, **kwargs)
+        self._spatial = _CHANNELS.get(op, self._spatial)
+        if knotted and self._results and not self._stack[-1].merge:
+            self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
         if self._outputs_of is None and self._max_pool and op in _WINNERS:
             self._hand_over(self._site(op), [(result[1], None)])
         self._executed(op, result)
@@ -172,7 +190,7 @@ class Recorder(TorchDispatchMode):
 
     def _site(self, op: str) -> Site:
         innermost = self._stack[-1]
-        return innermost if innermost.merge else replace(innermost, op=op)
+        return innermost if innermost.merge else replace(innermost, op=op, spatial=self._spatial)
 
     def _executed(self, op: str, result: Any) -> None:
         """Called after each operation."""

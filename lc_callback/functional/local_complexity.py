@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import (
-    Knot,
-    Recorder,
-    Site,
-    Tracer,
-    check_layers,
-    find_module,
-    first_called,
-    known_operations,
-    module_paths,
-    select_modules,
-)
-from lc_callback.functional.points import Points, call_model
+from lc_callback.functional.knots import Knot, check_layers
+from lc_callback.functional.layers import Layers
+from lc_callback.functional.space import compute_dtype
 from lc_callback.isolation import untouched
 
 __all__ = ["LocalComplexity", "local_complexity"]
@@ -38,8 +24,6 @@ __all__ = ["LocalComplexity", "local_complexity"]
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # The vertices are computed in float64 where a coordinate's step r/sqrt(D) is fewer units in the last place than this.
 _FEWEST_ULP = 16
-# Relative change of a pre-activation, when a sample is added to the batch, that rounding does not explain.
-_MIXING = 1e-3
 _Z99 = 2.5758293035489004
 
 
@@ -173,13 +157,10 @@ def local_complexity(
         (1.0, ['1'], [3])
     """
     radii = check_arguments(radius, n_directions, layers, at, chunk_size)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"`model` must be a torch.nn.Module, but got {type(model).__name__}.")
     if method != "vertices":
         raise ValueError(f"`method` must be 'vertices', but got {method!r}.")
-    outputs_of = None if layers is None else select_modules(model, layers)
-    measurement = _Measurement(model, inputs, forward_fn, outputs_of, max_pool, at)
-    dtype = _compute_dtype(model, inputs)
+    measurement = _Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    dtype = compute_dtype(model, inputs)
     while True:
         with untouched(model, dtype=dtype):
             measurement.trace(dtype)
@@ -205,169 +186,8 @@ def local_complexity(
     )
 
 
-class _Measurement:
-    """One model and one set of points: traced on a few samples to learn its layers, then counted chunk by chunk."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        forward_fn: Callable[..., Any] | None,
-        outputs_of: list[nn.Module] | None,
-        max_pool: bool,
-        at: str | None,
-    ) -> None:
-        self.model, self.inputs, self.forward_fn = model, inputs, forward_fn
-        self.outputs_of, self.max_pool, self.at = outputs_of, max_pool, at
-        self.at_module = None if at is None else find_module(model, "at", at)
-        tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
-        self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
-
-    # Tracing: what is there to count?
-
-    def locate(self, dtype: torch.dtype) -> None:
-        """Find what is perturbed: the input, or the output of a module."""
-        self.dtype = dtype
-        self.points = Points(self.inputs, dtype, self.device)
-        self.shape, self.largest = self.points.shape, self.points.largest()
-        if self.at_module is None and not self.points.moving:
-            self.at_module = first_called(self.model, nn.Embedding, lambda: self._run(self._first(2)))
-            if self.at_module is None:
-                raise ValueError(
-                    "`inputs` holds no floating-point tensor to perturb, and no nn.Embedding was executed: convert the "
-                    "inputs to float, or name with `at=` the module whose output is to be perturbed."
-                )
-            self.at = module_paths(self.model)[id(self.at_module)]
-
-    def perturbed_values(self, dtype: torch.dtype, batch: int = 64) -> Iterator[Tensor]:
-        """What is perturbed, in batches ``(n, D)`` of float64 on the CPU."""
-        self.locate(dtype)
-        for points in torch.arange(self.points.n).split(batch):
-            inputs = self.points.batch(points, None)
-            seen: list[Tensor] = []
-            if self.at_module is None:
-                seen = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-            else:
-                with Recorder(self.model, _drop, at=self.at_module, move=functools.partial(_keep, seen)):
-                    self._run(inputs)
-                if not seen:
-                    raise ValueError(f"`at={self.at!r}` names a module that was not executed.")
-            yield torch.cat([leaf.reshape(len(leaf), -1).double().cpu() for leaf in seen], dim=1)
-
-    def trace(self, dtype: torch.dtype) -> None:
-        """Learn the layers, their sizes, and where in each pre-activation the samples are."""
-        self.locate(dtype)
-        of_two, before = self._traced(2)
-        of_three, tracer = self._traced(3)
-        growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
-        self.bytes_per_sample = max((three - two for three, two in growth), default=0)
-        if len(of_two) != len(of_three):
-            raise ValueError(
-                f"`model` executed {len(of_two)} non-linearities for two samples but {len(of_three)} for three: "
-                "units cannot be followed. Name the modules to count with `layers=`."
-            )
-        self.axes: list[BatchAxis | None] = []
-        self.layer_of: list[int] = []
-        bases: list[str] = []
-        calls: dict[int, int] = {}
-        self.sizes: list[int] = []
-        for position, ((site, two), (_, three)) in enumerate(zip(of_two, of_three, strict=True)):
-            axis = None if position in tracer.links else self._batch_axis(site, two[0][0], three[0][0])
-            self.axes.append(axis)
-            if axis is None:  # shapes the output only, or depends on the weights only
-                self.layer_of.append(-1)
-                continue
-            if not (site.merge and site.call in calls):
-                calls[site.call] = len(bases)
-                bases.append(site.path or site.op)
-                self.sizes.append(0)
-            layer = calls[site.call]
-            self.layer_of.append(layer)
-            self.sizes[layer] += two[0][0].numel() // 2
-        if not bases:
-            raise ValueError(self._nothing_found())
-        self.names = _numbered(bases)
-
-    def _first(self, copies: int) -> Any:
-        return self.points.batch(torch.zeros(1, dtype=torch.long), None, copies)
-
-    def _traced(self, n: int) -> tuple[list[tuple[Site, list[Knot]]], Tracer]:
-        seen: list[tuple[Site, list[Knot]]] = []
-
-        def keep(site: Site, knots: list[Knot]) -> None:
-            seen.append((site, [(z.clone(), knot) for z, knot in knots]))
-
-        # Samples that differ although they are one point: else the order of a folded axis could not be told.
-        inputs = self._first(n)
-        if self.at_module is None:
-            inputs = self.points.batch(torch.zeros(1, dtype=torch.long), self._nudges(n))
-        tracer = Tracer(self.model, keep, **self._recording(functools.partial(self._nudge_output, n)))
-        with tracer:
-            output = self._run(inputs)
-        tracer.find_links(output)
-        return seen, tracer
-
-    def _nudges(self, n: int) -> Tensor:
-        dim = math.prod(self.shape)
-        direction = cross_polytope_frame(dim, 1, seed=1, dtype=self.dtype, device=self.device)
-        # The third is no mean of the others: it shows where a mean over the samples is subtracted.
-        steps = torch.tensor([1.0, -1.0, 3.0], dtype=self.dtype, device=self.device)[:n, None]
-        return steps * direction * 0.01 * (self.largest or 1.0) * dim**0.5
-
-    def _nudge_output(self, n: int, output: Tensor) -> Tensor:
-        if output.ndim < 2 or len(output) != n:
-            raise ValueError(
-                f"`at={self.at!r}` must name a module whose output has the batch first, but for {n} samples it returns "
-                f"shape {tuple(output.shape)}."
-            )
-        self.shape, self.largest = tuple(output.shape[1:]), float(torch.nan_to_num(output.float()).abs().max())
-        return output + self._nudges(n).view(output.shape)
-
-    def _batch_axis(self, site: Site, two: Tensor, three: Tensor) -> BatchAxis | None:
-        name = site.path or site.op
-        if two.is_floating_point() and torch.finfo(two.dtype).bits < 32:
-            raise ValueError(
-                f"the pre-activation of {name!r} is computed in {two.dtype}, too coarse to count in: remove the cast "
-                "or autocast from the model's forward, or leave this layer out with `layers=`."
-            )
-        try:
-            found = find_batch_axis(two, three)
-        except ValueError as reason:
-            raise self._cannot_follow(site, reason) from None
-        if found is None:
-            return None
-        axis, difference = found
-        if difference > _MIXING:  # no figure in the text, so that it is shown once for each layer
-            warnings.warn(
-                f"the pre-activation of {name!r} at one point depends on the other points of the batch, or is random "
-                "in eval mode: its count says little about the point.",
-                stacklevel=4,
-            )
-        return axis
-
-    def _cannot_follow(self, site: Site, reason: Exception) -> ValueError:
-        return ValueError(
-            f"the units of {site.path or site.op!r} cannot be told from the samples: {reason}. Name the modules to "
-            "count with `layers=`, leaving this one out."
-        )
-
-    def _nothing_found(self) -> str:
-        if self.outputs_of is not None:
-            return f"`layers` names modules that were not executed{self._after_at()} in {type(self.model).__name__}."
-        return (
-            f"no non-linearity was executed{self._after_at()} in the forward of {type(self.model).__name__}: looked "
-            f"for {known_operations()} on values that depend on the input. Name the modules whose outputs are to be "
-            "counted with `layers=`, for instance `layers=[torch.nn.Linear]`."
-        )
-
-    def _after_at(self) -> str:
-        return "" if self.at is None else f" after {self.at!r}, whose output is perturbed,"
-
-    # Counting
-
-    @property
-    def dim(self) -> int:
-        return math.prod(self.shape)
+class _Counter(Layers):
+    """Counts the switching units of traced layers, chunk by chunk."""
 
     def drowns(self, radius: float) -> bool:
         """Whether a coordinate's step is within rounding of the coordinates."""
@@ -409,27 +229,12 @@ class _Measurement:
         """``(n, L)`` counts of a few points, with at most ``chunk`` vertices in one forward pass."""
         tallies = [_Tally() for _ in self.axes]
         for part in offsets.split(chunk):
-            position = 0
 
-            def tally(site: Site, knots: list[Knot], n: int = len(points), k: int = len(part)) -> None:
-                nonlocal position
-                axis = self.axes[position] if position < len(self.axes) else None
-                if axis is not None:
-                    try:
-                        fronts = {id(z): axis.to_front(z, n * k).unflatten(0, (n, k)) for z, _ in knots}
-                    except ValueError as reason:
-                        raise self._cannot_follow(site, reason) from None
-                    tallies[position].add([(fronts[id(z)], knot) for z, knot in knots])
-                position += 1
+            def tally(position: int, knots: list[Knot], shape: tuple[int, int] = (len(points), len(part))) -> None:
+                fronts = {id(z): z.unflatten(0, shape) for z, _ in knots}
+                tallies[position].add([(fronts[id(z)], knot) for z, knot in knots])
 
-            def move(output: Tensor, n: int = len(points), part: Tensor = part) -> Tensor:
-                moved = output.unflatten(0, (n, len(part))) + part.view(len(part), *output.shape[1:])
-                return moved.flatten(0, 1)
-
-            with Recorder(self.model, tally, **self._recording(move)):
-                self._run(self.points.batch(points, part if self.at_module is None else None, len(part)))
-            if position != len(self.axes):
-                raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
+            self.follow(points, part, tally)
         counts = torch.zeros(len(points), len(self.names), dtype=torch.int64, device=self.device)
         broken = torch.zeros_like(counts, dtype=torch.bool)
         for layer, tallied in zip(self.layer_of, tallies, strict=True):
@@ -437,21 +242,6 @@ class _Measurement:
                 counts[:, layer] += tallied.crossed()
                 broken[:, layer] |= tallied.broken()
         return counts.masked_fill(broken, -1)
-
-    def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        return {"outputs_of": self.outputs_of, "max_pool": self.max_pool, "at": self.at_module, "move": move}
-
-    def _run(self, inputs: Any) -> Any:
-        return call_model(self.model, inputs, self.forward_fn)
-
-
-def _drop(site: Site, knots: list[Knot]) -> None:
-    """A sink for runs in which nothing is counted."""
-
-
-def _keep(seen: list[Tensor], output: Tensor) -> Tensor:
-    seen.append(output)
-    return output
 
 
 class _Tally:
@@ -494,26 +284,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     texts = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """Names made unique: ``#1``, ``#2``, ... behind those that occur more than once."""
-    often, seen = Counter(names), Counter[str]()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(f"{name}#{seen[name]}" if often[name] > 1 else name)
-    return unique
-
-
-def _compute_dtype(model: nn.Module, inputs: Any) -> torch.dtype:
-    """The widest floating-point type of the parameters (if none: of the inputs), at least float32."""
-    tensors: list[Tensor] = [*model.parameters()] or [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    dtype = torch.float32
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
 
 
 def _frame(
@@ -559,27 +329,3 @@ def check_arguments(radius: Any, n_directions: Any, layers: Any, at: Any, chunk_
     if at is not None and not isinstance(at, str):
         raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
     return [float(r) for r in radii]
-
-
-def input_spread(
-    model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
-) -> tuple[int, float]:
-    """Dimension ``D`` of the space that is perturbed, and the root-mean-square spread of the points in it.
-
-    The spread is the square root of the variance over the points (of each coordinate), averaged over coordinates.
-
-    Args:
-        model: as in :func:`local_complexity`.
-        inputs: as in :func:`local_complexity`.
-        at: as in :func:`local_complexity`.
-        forward_fn: as in :func:`local_complexity`.
-    """
-    measurement = _Measurement(model, inputs, forward_fn, None, False, at)
-    with untouched(model, dtype=_compute_dtype(model, inputs)):
-        values = measurement.perturbed_values(_compute_dtype(model, inputs))
-        n, sums, squares = 0, torch.zeros(()), torch.zeros(())
-        for batch in values:
-            n += len(batch)
-            sums, squares = sums + batch.sum(0), squares + batch.square().sum(0)
-        variance = squares / n - (sums / n).square()
-    return variance.numel(), float(variance.clamp(min=0).mean().sqrt())

@@ -88,6 +88,21 @@ class Points:
                 leaves.append(leaf)
         return tree_unflatten(leaves, self._spec)
 
+    def moved(self, points: Tensor, values: Tensor) -> Any:
+        """The inputs for points ``(n,)`` of this set, with ``values (n, ...)`` in place of what moves."""
+        leaves, column = [], 0
+        values = values.reshape(len(values), -1)
+        for leaf in self._leaves:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                width = _row(leaf)
+                leaves.append(values[:, column : column + width].view(len(values), *leaf.shape[1:]))
+                column += width
+            elif isinstance(leaf, Tensor):
+                leaves.append(leaf[points.to(leaf.device)].to(self._device))
+            else:
+                leaves.append(leaf)
+        return tree_unflatten(leaves, self._spec)
+
 
 def _row(tensor: Tensor) -> int:
     return tensor[0].numel()

@@ -1,0 +1,217 @@
+"""The layers of a model: what its non-linearities take or return, traced once and then followed batch by batch."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
+from lc_callback.functional.frame import cross_polytope_frame
+from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules
+from lc_callback.functional.space import Space
+
+__all__ = ["Layers"]
+
+# Relative change of a value, when a sample is added to the batch, that rounding does not explain.
+_MIXING = 1e-3
+
+
+class Layers(Space):
+    """The layers of a model at ``N`` points, in execution order.
+
+    Args:
+        model: as for :class:`Space`, and so are ``inputs``, ``at`` and ``forward_fn``.
+        layers: ``None`` follows every non-linearity that is executed; a list of module names, ``fnmatch`` patterns,
+            class names or types follows the outputs of these modules instead.
+        max_pool: also follow the winners of max-pooling.
+        results: follow what the non-linearities return, instead of their pre-activations, at the points themselves;
+            nothing is perturbed.
+
+    Attributes:
+        names: of the layers: module paths, ``#1``, ``#2``, ... if used repeatedly. Set by :meth:`trace`, as the others.
+        sizes: units of each layer.
+        bytes_per_sample: of the largest tensor of a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        layers: Sequence[str | type] | None = None,
+        max_pool: bool = False,
+        results: bool = False,
+        at: str | None = None,
+        forward_fn: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(model, inputs, at=at, forward_fn=forward_fn)
+        self.outputs_of = None if layers is None else select_modules(model, layers)
+        self.max_pool, self.results = max_pool, results
+        self._values = "feature" if results else "pre-activation"
+
+    def trace(self, dtype: torch.dtype) -> None:
+        """Learn the layers, their sizes, and where in each pre-activation the samples are."""
+        self.locate(dtype, perturbed=not self.results)
+        of_two, before = self._traced(2)
+        of_three, tracer = self._traced(3)
+        growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
+        self.bytes_per_sample = max((three - two for three, two in growth), default=0)
+        if len(of_two) != len(of_three):
+            raise ValueError(
+                f"`model` executed {len(of_two)} non-linearities for two samples but {len(of_three)} for three: "
+                "units cannot be followed. Name the modules to follow with `layers=`."
+            )
+        self.axes: list[BatchAxis | None] = []
+        self.spatial: list[bool] = []
+        self.layer_of: list[int] = []
+        bases: list[str] = []
+        calls: dict[int, int] = {}
+        self.sizes: list[int] = []
+        for position, ((site, two), (_, three)) in enumerate(zip(of_two, of_three, strict=True)):
+            axis = None if position in tracer.links else self._batch_axis(site, two[0][0], three[0][0])
+            self.axes.append(axis)
+            self.spatial.append(site.spatial)
+            if axis is None:  # shapes the output only, or depends on the weights only
+                self.layer_of.append(-1)
+                continue
+            if not (site.merge and site.call in calls):
+                calls[site.call] = len(bases)
+                bases.append(site.path or site.op)
+                self.sizes.append(0)
+            layer = calls[site.call]
+            self.layer_of.append(layer)
+            self.sizes[layer] += two[0][0].numel() // 2
+        if not bases:
+            raise ValueError(self._nothing_found())
+        self.names = _numbered(bases)
+
+    def _traced(self, n: int) -> tuple[list[tuple[Site, list[Knot]]], Tracer]:
+        seen: list[tuple[Site, list[Knot]]] = []
+
+        def keep(site: Site, knots: list[Knot]) -> None:
+            seen.append((site, [(z.clone(), knot) for z, knot in knots]))
+
+        first = torch.zeros(1, dtype=torch.long)
+        if self.results:
+            inputs = self.points.batch(torch.arange(n) % self.points.n, None)
+        elif self.at_module is not None:
+            inputs = self.points.batch(first, None, n)
+        else:  # samples that differ although they are one point: else the order of a folded axis could not be told
+            inputs = self.points.batch(first, self._nudges(n))
+        tracer = Tracer(self.model, keep, **self._recording(functools.partial(self._nudge_output, n)))
+        with tracer:
+            output = self.run(inputs)
+        tracer.find_links(output)
+        return seen, tracer
+
+    def _nudges(self, n: int) -> Tensor:
+        dim = self.dim
+        direction = cross_polytope_frame(dim, 1, seed=1, dtype=self.dtype, device=self.device)
+        # The third is no mean of the others: it shows where a mean over the samples is subtracted.
+        steps = torch.tensor([1.0, -1.0, 3.0], dtype=self.dtype, device=self.device)[:n, None]
+        return steps * direction * 0.01 * (self.largest or 1.0) * dim**0.5
+
+    def _nudge_output(self, n: int, output: Tensor) -> Tensor:
+        if output.ndim < 2 or len(output) != n:
+            raise ValueError(
+                f"`at={self.at!r}` must name a module whose output has the batch first, but for {n} samples it returns "
+                f"shape {tuple(output.shape)}."
+            )
+        self.shape, self.largest = tuple(output.shape[1:]), float(torch.nan_to_num(output.float()).abs().max())
+        return output + self._nudges(n).view(output.shape)
+
+    def _batch_axis(self, site: Site, two: Tensor, three: Tensor) -> BatchAxis | None:
+        name = site.path or site.op
+        if two.is_floating_point() and torch.finfo(two.dtype).bits < 32:
+            raise ValueError(
+                f"the {self._values} of {name!r} is computed in {two.dtype}, too coarse to measure: remove the cast "
+                "or autocast from the model's forward, or leave this layer out with `layers=`."
+            )
+        try:
+            found = find_batch_axis(two, three)
+        except ValueError as reason:
+            raise self._cannot_follow(site, reason) from None
+        if found is None:
+            return None
+        axis, difference = found
+        if difference > _MIXING:  # no figure in the text, so that it is shown once for each layer
+            warnings.warn(
+                f"the {self._values} of {name!r} at one point depends on the other points of the batch, or is random "
+                "in eval mode: it says little about the point.",
+                stacklevel=4,
+            )
+        return axis
+
+    def _cannot_follow(self, site: Site, reason: Exception) -> ValueError:
+        return ValueError(
+            f"the units of {site.path or site.op!r} cannot be told from the samples: {reason}. Name the modules to "
+            "follow with `layers=`, leaving this one out."
+        )
+
+    def _nothing_found(self) -> str:
+        if self.outputs_of is not None:
+            return f"`layers` names modules that were not executed{self._after_at()} in {type(self.model).__name__}."
+        return (
+            f"no non-linearity was executed{self._after_at()} in the forward of {type(self.model).__name__}: looked "
+            f"for {known_operations()} on values that depend on the input. Name the modules whose outputs are to be "
+            "followed with `layers=`, for instance `layers=[torch.nn.Linear]`."
+        )
+
+    def _after_at(self) -> str:
+        return "" if self.at is None else f" after {self.at!r}, whose output is perturbed,"
+
+    # Following
+
+    def follow(
+        self,
+        points: Tensor,
+        offsets: Tensor | None,
+        sink: Callable[[int, list[Knot]], None],
+    ) -> None:
+        """Run the model on the points ``(n,)``, each moved by the ``(k, D)`` offsets.
+
+        ``sink(position, knots)`` is called for each place that was traced and depends on the samples, with tensors
+        whose first axis is the ``n * k`` samples, those of a point next to each other.
+        """
+        n, k, position = len(points), 1 if offsets is None else len(offsets), 0
+
+        def receive(site: Site, knots: list[Knot]) -> None:
+            nonlocal position
+            axis = self.axes[position] if position < len(self.axes) else None
+            if axis is not None:
+                try:
+                    fronts = {id(z): axis.to_front(z, n * k) for z, _ in knots}
+                except ValueError as reason:
+                    raise self._cannot_follow(site, reason) from None
+                sink(position, [(fronts[id(z)], knot) for z, knot in knots])
+            position += 1
+
+        def move(output: Tensor) -> Tensor:
+            assert offsets is not None
+            moved = output.unflatten(0, (n, k)) + offsets.view(k, *output.shape[1:])
+            return moved.flatten(0, 1)
+
+        with Recorder(self.model, receive, **self._recording(move)):
+            self.run(self.points.batch(points, offsets if self.at_module is None else None, k))
+        if position != len(self.axes):
+            raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
+
+    def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        at = {} if self.results else {"at": self.at_module, "move": move}
+        return {"outputs_of": self.outputs_of, "max_pool": self.max_pool, "results": self.results, **at}
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Names made unique: ``#1``, ``#2``, ... behind those that occur more than once."""
+    often, seen = Counter(names), Counter[str]()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(f"{name}#{seen[name]}" if often[name] > 1 else name)
+    return unique

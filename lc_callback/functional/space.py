@@ -1,0 +1,156 @@
+"""The space in which a model is probed: its floating-point inputs, or the output of one of its modules."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.functional.knots import Recorder, find_module, first_called, module_paths
+from lc_callback.functional.points import Points, call_model
+from lc_callback.isolation import untouched
+
+__all__ = ["Space", "compute_dtype", "input_spread"]
+
+
+class Space:
+    """``N`` points of the space that is perturbed, and the model as a function of it.
+
+    Args:
+        model: any torch module.
+        inputs: ``(N, ...)`` tensor, a tuple of tensors (positional arguments) or a dict of tensors (keywords). The
+            floating-point ones span the space; integer and boolean ones are held.
+        at: name of the module whose output (batch first) is perturbed instead of the input, at its first call. If no
+            input is floating-point, this is the first ``nn.Embedding`` that is executed.
+        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+
+    Raises:
+        ValueError: if ``model`` is no module or ``at`` names none.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"`model` must be a torch.nn.Module, but got {type(model).__name__}.")
+        self.model, self.inputs, self.forward_fn, self.at = model, inputs, forward_fn, at
+        self.at_module = None if at is None else find_module(model, "at", at)
+        tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
+        self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
+
+    def locate(self, dtype: torch.dtype, *, perturbed: bool = True) -> None:
+        """Find what is perturbed, once the model is in measuring conditions.
+
+        Raises:
+            ValueError: if ``inputs`` are no points, or, with ``perturbed``, nothing in them can be.
+        """
+        self.dtype = dtype
+        self.points = Points(self.inputs, dtype, self.device)
+        self.shape, self.largest = self.points.shape, self.points.largest()
+        if perturbed and self.at_module is None and not self.points.moving:
+            first = self.points.batch(torch.zeros(1, dtype=torch.long), None, 2)
+            self.at_module = first_called(self.model, nn.Embedding, lambda: self.run(first))
+            if self.at_module is None:
+                raise ValueError(
+                    "`inputs` holds no floating-point tensor to perturb, and no nn.Embedding was executed: convert the "
+                    "inputs to float, or name with `at=` the module whose output is to be perturbed."
+                )
+            self.at = module_paths(self.model)[id(self.at_module)]
+
+    @property
+    def dim(self) -> int:
+        """Dimension ``D`` of the space."""
+        return math.prod(self.shape)
+
+    def run(self, inputs: Any) -> Any:
+        """The model's output for ``inputs``."""
+        return call_model(self.model, inputs, self.forward_fn)
+
+    def values(self, batch: int = 64) -> Iterator[Tensor]:
+        """The points themselves, in batches ``(n, *shape)`` of one tensor, ``(n, D)`` where there are several."""
+        for points in torch.arange(self.points.n).split(batch):
+            inputs = self.points.batch(points, None)
+            if self.at_module is None:
+                moving = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+                yield (
+                    moving[0]
+                    if len(moving) == 1
+                    else torch.cat([leaf.reshape(len(leaf), -1) for leaf in moving], dim=1)
+                )
+                continue
+            seen: list[Tensor] = []
+            with Recorder(self.model, _drop, at=self.at_module, move=functools.partial(_keep, seen)):
+                self.run(inputs)
+            if not seen:
+                raise ValueError(f"`at={self.at!r}` names a module that was not executed.")
+            if seen[0].ndim < 2 or len(seen[0]) != len(points):
+                raise ValueError(
+                    f"`at={self.at!r}` must name a module whose output has the batch first, but for {len(points)} "
+                    f"samples it returns shape {tuple(seen[0].shape)}."
+                )
+            self.shape = tuple(seen[0].shape[1:])
+            yield seen[0]
+
+    def output(self, points: Tensor, values: Tensor) -> Any:
+        """The model's output at the points ``(n,)`` of this set, moved to ``values (n, *shape)``; differentiable."""
+        if self.at_module is None:
+            return self.run(self.points.moved(points, values))
+        first = True
+
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal first
+            if module is not self.at_module or not first:
+                return None
+            first = False
+            return values
+
+        handle = register_module_forward_hook(replace)
+        try:
+            return self.run(self.points.batch(points, None))
+        finally:
+            handle.remove()
+
+
+def _drop(site: Any, knots: Any) -> None:
+    """A sink for runs in which nothing is counted."""
+
+
+def _keep(seen: list[Tensor], output: Tensor) -> Tensor:
+    seen.append(output)
+    return output
+
+
+def compute_dtype(model: nn.Module, inputs: Any) -> torch.dtype:
+    """The widest floating-point type of the parameters (if none: of the inputs), at least float32."""
+    tensors: list[Tensor] = [*model.parameters()] or [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def input_spread(
+    model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
+) -> tuple[int, float]:
+    """Dimension ``D`` of the space that is perturbed, and the root-mean-square spread of the points in it.
+
+    The spread is the square root of the variance over the points (of each coordinate), averaged over coordinates.
+    Arguments as of :class:`Space`.
+    """
+    space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
+    with untouched(model, dtype=dtype):
+        space.locate(dtype)
+        n, sums, squares = 0, torch.zeros(()), torch.zeros(())
+        for values in space.values():
+            batch = values.reshape(len(values), -1).double().cpu()
+            n += len(batch)
+            sums, squares = sums + batch.sum(0), squares + batch.square().sum(0)
+        variance = squares / n - (sums / n).square()
+    return variance.numel(), float(variance.clamp(min=0).mean().sqrt())
