@@ -6,14 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lc_callback.callbacks.feature_rank import FeatureRankCallback
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
+    from lc_callback.callbacks.robustness import PGDRobustnessCallback
 
 __version__ = "0.1.0"
 
-__all__ = ["LocalComplexityCallback", "__version__"]
+__all__ = ["FeatureRankCallback", "LocalComplexityCallback", "PGDRobustnessCallback", "__version__"]
 
 # Loaded when first asked for, so that `lc_callback.functional` needs torch only.
-_HOMES = {"LocalComplexityCallback": "lc_callback.callbacks.local_complexity"}
+_HOMES = {
+    "FeatureRankCallback": "lc_callback.callbacks.feature_rank",
+    "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
+    "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
+}
 
 
 def __getattr__(name: str) -> Any:

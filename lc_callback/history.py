@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 __all__ = ["CsvFile", "History"]
 
 Row = dict[str, float]
+Arrays = dict[str, Tensor]
 
 
 class History:
@@ -29,12 +32,16 @@ class History:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        #: Of each step, what is more than one number: float32 tensors on the CPU by key.
+        self.arrays: dict[int, Arrays] = {}
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, float], arrays: Mapping[str, Tensor] | None = None) -> None:
         """Add the row of ``step``. Steps must increase."""
         if self.rows and step <= self.rows[-1]["step"]:
             raise ValueError(f"row {step} after row {self.rows[-1]['step']}: steps must increase")
         self.rows.append({"step": int(step), **{key: float(value) for key, value in values.items()}})
+        if arrays:
+            self.arrays[int(step)] = {key: array.detach().float().cpu() for key, array in arrays.items()}
 
     @property
     def steps(self) -> list[int]:
@@ -64,13 +71,18 @@ class History:
     def drop_after(self, step: int) -> None:
         """Forget the rows of steps that a resumed run is going to take again."""
         self.rows = [row for row in self.rows if row["step"] <= step]
+        self.arrays = {at: arrays for at, arrays in self.arrays.items() if at <= step}
 
     def state(self) -> list[Row]:
         """Plain copies of the rows, for a checkpoint."""
         return [dict(row) for row in self.rows]
 
-    def restore(self, rows: Any) -> None:
-        """Take the rows of :meth:`state`.
+    def state_of_arrays(self) -> dict[int, Arrays]:
+        """Copies of the arrays, for a checkpoint."""
+        return {step: dict(arrays) for step, arrays in self.arrays.items()}
+
+    def restore(self, rows: Any, arrays: Any = None) -> None:
+        """Take the rows of :meth:`state` and the arrays of :meth:`state_of_arrays`.
 
         Raises:
             ValueError: if they are not a list of dicts with increasing steps.
@@ -81,6 +93,7 @@ class History:
                 raise ValueError(f"not a row: {row!r}")
             restored.append(row["step"], {key: value for key, value in row.items() if key != "step"})
         self.rows = restored.rows
+        self.arrays = {int(step): dict(of_step) for step, of_step in dict(arrays or {}).items()}
 
 
 class CsvFile:

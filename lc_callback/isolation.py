@@ -18,7 +18,9 @@ __all__ = ["fixed_rng", "untouched"]
 
 
 @contextmanager
-def untouched(model: nn.Module, *, dtype: torch.dtype | None = None, seed: int | None = None) -> Iterator[None]:
+def untouched(
+    model: nn.Module, *, dtype: torch.dtype | None = None, seed: int | None = None, grad: bool = False
+) -> Iterator[None]:
     """Put ``model`` into measuring conditions and give it back exactly as it was, also after an exception.
 
     Inside: every module is in eval mode, gradients, autocast, inference mode and reduced-precision float32 (TF32,
@@ -36,6 +38,8 @@ def untouched(model: nn.Module, *, dtype: torch.dtype | None = None, seed: int |
         model: the module that is about to be measured.
         dtype: run with floating-point parameters and buffers in this dtype, if it differs from what they have.
         seed: seed for the random streams inside, so that a model that draws in eval mode gives the same row twice.
+        grad: leave gradients on, for derivatives by the inputs. The parameters are detached stand-ins, so that even a
+            ``backward()`` inside reaches no ``.grad``.
 
     Example::
 
@@ -54,9 +58,9 @@ def untouched(model: nn.Module, *, dtype: torch.dtype | None = None, seed: int |
         stack.enter_context(fixed_rng(seed, *model.modules()))
         stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
-        stack.enter_context(_stand_in_tensors(model, dtype))
+        stack.enter_context(_stand_in_tensors(model, dtype, detached=grad))
         stack.enter_context(_plain_kernels(model))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(grad))
         for device_type in {"cpu", *(p.device.type for p in model.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         yield
@@ -143,8 +147,8 @@ def _eval_flags(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Swap in clones of the buffers (a forward may write to them) and, if need be, parameters in another dtype."""
+def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: bool) -> Iterator[None]:
+    """Swap in clones of the buffers (a forward may write to them) and, if need be, parameters cast or detached."""
     originals: list[tuple[dict[str, Any], str, Any]] = []
     flat_weights: list[tuple[nn.RNNBase, list[Any]]] = []
     clones: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
@@ -152,8 +156,8 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[N
     def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
         if id(tensor) not in clones:
             cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
-            clone = tensor.detach().to(dtype) if cast else tensor.detach().clone() if is_buffer else tensor
-            clones[id(tensor)] = clone
+            plain = tensor.detach() if cast or detached or is_buffer else tensor
+            clones[id(tensor)] = plain.to(dtype) if cast else plain.clone() if is_buffer else plain
         return clones[id(tensor)]
 
     try:
@@ -166,7 +170,9 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None) -> Iterator[N
                     if replacement is not tensor:
                         originals.append((store, name, tensor))
                         store[name] = replacement  # type: ignore[assignment]
-            if dtype is not None and isinstance(module, nn.RNNBase):  # keeps its weights in a second place
+            if (dtype is not None or detached) and isinstance(
+                module, nn.RNNBase
+            ):  # keeps its weights in a second place
                 flat_weights.append((module, module._flat_weights))
                 module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore[misc]
         yield

@@ -116,6 +116,7 @@ def draw_probes(
     signature: Signature,
     argument: str,
     transform: Callable[[Any], Any] | None = None,
+    target_fn: Callable[[Any], Any] | None = None,
 ) -> Probes:
     """Draw fixed points from ``source``.
 
@@ -131,6 +132,7 @@ def draw_probes(
         signature: which part of a sample the model takes.
         argument: what ``source`` is called in messages.
         transform: what else happens to a batch of a dataset or loader before the model gets it.
+        target_fn: what gives the targets of a batch, where these are not what the signature leaves over.
 
     Raises:
         ValueError: if ``source`` is none of these, is empty, holds values that are not finite, or is a pair of
@@ -141,6 +143,9 @@ def draw_probes(
         with fixed_rng(seed):
             batch = transform(batch)
     inputs, targets = signature.split(batch)
+    if target_fn is not None:
+        with fixed_rng(seed):
+            targets = target_fn(batch)
     inputs = tree_map(_as_tensor, inputs)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     sizes = {len(leaf) if leaf.ndim else 0 for leaf in tensors}

@@ -141,7 +141,8 @@ class LocalComplexityCallback(ProbeCallback):
 
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
         """Settle the radius and the number of directions, which depend on the train probes."""
-        dim, spread = input_spread(network.module, probes["train"].inputs, at=self.at, forward_fn=network.forward_fn)
+        points = next(iter(probes.values()))  # of the train split, if there is one
+        dim, spread = input_spread(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
         self._directions = min(self.n_directions, dim)
         self._sources = "; ".join(
             f"{split}: {len(points)} points ({points.source})" for split, points in probes.items()
@@ -182,9 +183,9 @@ class LocalComplexityCallback(ProbeCallback):
 
     def describe(self) -> str:
         """The layers that are counted, their sizes, and what each contributes at the last row."""
-        if "train" not in self._latest:
+        if not self._latest:
             return ""
-        latest = self._latest["train"]
+        split, latest = next(iter(self._latest.items()))
         several = _several(latest)
         one = replace(latest, counts=latest.counts[0], radius=_radii(latest)[0]) if several else latest
         where = "the input" if latest.at is None else f"the output of `{latest.at}`"
@@ -192,7 +193,7 @@ class LocalComplexityCallback(ProbeCallback):
             f"Radius {', '.join(f'{r:g}' for r in _radii(latest))} around {where}, {self._directions} directions, "
             f"computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",
             "",
-            f"| counted layer | units | switching at train points{f' (r = {one.radius:g})' if several else ''} |",
+            f"| counted layer | units | switching at {split} points{f' (r = {one.radius:g})' if several else ''} |",
             "|---|---:|---:|",
         ]
         for name, size, share in zip(one.layer_names, one.layer_sizes, one.layer_means, strict=True):
@@ -218,10 +219,6 @@ class LocalComplexityCallback(ProbeCallback):
         """Arguments for ``repr`` and the log."""
         own = {"radius": self.radius, "n_directions": self.n_directions, "layers": self.layers, "at": self.at}
         return {name: value for name, value in own.items() if value is not None} | super().settings()
-
-    def __repr__(self) -> str:
-        text = self.describe()
-        return super().__repr__() + (f"\n{text}" if text else "")
 
 
 def _several(lc: LocalComplexity) -> bool:

@@ -22,7 +22,7 @@ from lc_callback.functional.knots import find_module
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.probes import Probes, Signature, draw_probes, random_probes
-from lc_callback.reporting.loggers import log_row, log_text
+from lc_callback.reporting.loggers import log_histogram, log_row, log_text
 from lc_callback.schedule import Schedule
 
 __all__ = ["Network", "ProbeCallback"]
@@ -63,6 +63,8 @@ class ProbeCallback(Callback):
         submodule: name of the module to measure, if not the whole LightningModule.
         forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
             import path, or the name of a method of the module.
+        target_fn: what is called as ``target_fn(batch)`` for the targets of a batch, if these are not simply its last
+            part: a function, or its import path.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
 
@@ -94,6 +96,7 @@ class ProbeCallback(Callback):
         seed: int = 0,
         submodule: str | None = None,
         forward_fn: str | Callable[..., Any] | None = None,
+        target_fn: str | Callable[..., Any] | None = None,
         log_key_prefix: str = "",
         raise_on_error: bool = False,
     ) -> None:
@@ -111,10 +114,12 @@ class ProbeCallback(Callback):
             raise ValueError(f"`submodule` must be the name of a module, but got {submodule!r}.")
         if forward_fn is not None and not (callable(forward_fn) or isinstance(forward_fn, str)):
             raise ValueError(f"`forward_fn` must be a function, an import path or a method name, not {forward_fn!r}.")
+        if target_fn is not None and not (callable(target_fn) or isinstance(target_fn, str)):
+            raise ValueError(f"`target_fn` must be a function or an import path, but got {target_fn!r}.")
         self.schedule = Schedule(schedule, every_n_train_steps, every_n_epochs)
         self.n_probes, self.seed = n_probes, seed
         self.train_probes, self.test_probes, self.random_probes = train_probes, test_probes, random_probes
-        self.submodule, self.forward_fn = submodule, forward_fn
+        self.submodule, self.forward_fn, self.target_fn = submodule, forward_fn, target_fn
         self.log_key_prefix, self.raise_on_error = log_key_prefix, raise_on_error
         #: The rows so far.
         self.history = History()
@@ -134,22 +139,27 @@ class ProbeCallback(Callback):
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
         """Called once with all probes before the first measurement of a run; errors stop the run before it starts."""
 
-    def measure(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float]:
+    def measure(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float | torch.Tensor]:
         """Measure one row.
 
         Called with the network in measuring conditions (see :func:`lc_callback.isolation.untouched`).
 
         Args:
             network: the module, and how to call it.
-            probes: the splits by name: ``"train"``, and ``"test"`` and ``"random"`` where there are such.
+            probes: the splits by name: ``"train"``, ``"test"`` and ``"random"`` where there are such. ``"train"`` is
+                missing only in ``trainer.validate()`` and ``trainer.test()``.
 
         Returns:
-            Values by key. ``log_key_prefix`` is added by the base.
+            Values by key. ``log_key_prefix`` is added by the base. A tensor of more than one value is kept in
+            ``history.arrays``, not logged.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `measure`.")
 
+    def histogram(self, key: str, array: torch.Tensor) -> torch.Tensor | None:
+        """What of an array goes to the loggers as a histogram; by default nothing."""
+
     def describe(self) -> str:
-        """What is measured, as Markdown, written once behind the first row."""
+        """What is measured, as Markdown, written once behind the first row; nothing before that."""
         return ""
 
     def extra_state(self) -> dict[str, Any]:
@@ -230,10 +240,27 @@ class ProbeCallback(Callback):
                 f"`every_n_train_steps` or `schedule` (now {self.schedule.text})."
             )
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """In ``trainer.validate()``: draw the probes and try a measurement."""
+        if trainer.state.fn == "validate":
+            self._begin_evaluation(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """In ``trainer.validate()``: measure once. The row is logged, and belongs to no history."""
+        if trainer.state.fn == "validate":
+            self._end_evaluation(trainer, pl_module)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Draw the probes and try a measurement."""
+        self._begin_evaluation(trainer, pl_module)
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure once. The row is logged, and belongs to no history."""
+        self._end_evaluation(trainer, pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
-        if stage == "fit":
-            self._probes, self._active = {}, False
+        self._probes, self._active, self._csv = {}, False, None
 
     # State
 
@@ -247,6 +274,7 @@ class ProbeCallback(Callback):
         return {
             "version": _STATE_VERSION,
             "rows": self.history.state(),
+            "arrays": self.history.state_of_arrays(),
             "fingerprints": dict(self._fingerprints),
             "extra": self.extra_state(),
         }
@@ -256,7 +284,7 @@ class ProbeCallback(Callback):
         try:
             if state_dict["version"] != _STATE_VERSION:
                 raise ValueError(f"version {state_dict['version']}, this is version {_STATE_VERSION}")
-            self.history.restore(state_dict["rows"])
+            self.history.restore(state_dict["rows"], state_dict["arrays"])
             self._fingerprints = {str(key): str(value) for key, value in state_dict["fingerprints"].items()}
             self.load_extra_state(dict(state_dict["extra"]))
             self._restored = True
@@ -266,6 +294,10 @@ class ProbeCallback(Callback):
             self._warn_or_raise("its state in the checkpoint cannot be read, so the history starts anew", error)
 
     def __repr__(self) -> str:
+        text = self.describe()
+        return self._call() + (f"\n{text}" if text else "")
+
+    def _call(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
         return f"{type(self).__name__}({arguments})"
 
@@ -289,7 +321,7 @@ class ProbeCallback(Callback):
         module = pl_module if self.submodule is None else find_module(pl_module, "submodule", self.submodule)
         forward_fn = self.forward_fn
         if isinstance(forward_fn, str):
-            forward_fn = _resolve(module, forward_fn)
+            forward_fn = _resolve(module, "forward_fn", forward_fn)
         if forward_fn is None and not _has_forward(module):
             raise MisconfigurationException(
                 f"{self._name}: {type(module).__name__} has no forward to measure. Pass `submodule=` with the name of "
@@ -301,11 +333,16 @@ class ProbeCallback(Callback):
     def _draw(self, trainer: Any, signature: Signature) -> dict[str, Probes]:
         probes: dict[str, Probes] = {}
         n = min(self.n_probes, _FEW) if trainer.fast_dev_run else self.n_probes
+        target_fn = self.target_fn
+        if isinstance(target_fn, str):
+            target_fn = _resolve(None, "target_fn", target_fn)
         for split, given, seed in (("train", self.train_probes, self.seed), ("test", self.test_probes, self.seed + 1)):
             source = given if given is not None else find_loader(trainer, split)
             if source is not None:
                 transform = partial(transferred, trainer, split)
-                probes[split] = draw_probes(source, n, seed, signature, f"{split}_probes", transform)
+                probes[split] = draw_probes(source, n, seed, signature, f"{split}_probes", transform, target_fn)
+        if trainer.state.fn != "fit":  # what there is to measure, and nothing to complain about
+            return probes
         if "train" not in probes:
             raise MisconfigurationException(
                 f"{self._name}: the train dataloader has no dataset to draw from ({type(trainer.train_dataloader)}): "
@@ -340,10 +377,10 @@ class ProbeCallback(Callback):
         except Exception as error:
             if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
                 raise ValueError(f"{self._name}: {error}") from error
-            shapes = {split: _shapes(probes.inputs) for split, probes in few.items()}
+            called_with = _shapes(next(iter(few.values())).inputs)
             raise MisconfigurationException(
                 f"{self._name}: a trial measurement before training failed with {type(error).__name__}: {error}\n"
-                f"The network was called with {shapes['train']}. If its forward takes something else, pass it as "
+                f"The network was called with {called_with}. If its forward takes something else, pass it as "
                 "`train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`."
             ) from error
 
@@ -372,45 +409,80 @@ class ProbeCallback(Callback):
 
     def _row(self, trainer: Any, pl_module: Any) -> None:
         """Measure, record and report the row of the current step; whatever fails costs no more than that."""
-        step, start = trainer.global_step, time.perf_counter()
-        self._tried = step
+        step = self._tried = trainer.global_step
+        measured = self._measured(pl_module, step)
+        if measured is None:
+            return
+        values, arrays = measured
+        self._guarded(f"recording step {step}", lambda: self.history.append(step, values, arrays))
+        self._publish(trainer, values)
+        if not trainer.is_global_zero:
+            return
+        self._report(trainer, values, arrays, step)
+        csv = self._csv
+        if csv is not None:
+            self._guarded(f"writing {csv.path} at step {step}", lambda: csv.append(self.history))
 
-        def measured() -> dict[str, float]:
+    def _measured(self, pl_module: Any, step: int) -> tuple[dict[str, float], dict[str, torch.Tensor]] | None:
+        """The numbers and arrays of one row, or ``None`` if that failed."""
+        start = time.perf_counter()
+
+        def measure() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
             with self._conditions(pl_module):
-                values = self.measure(self._network(pl_module), self._probes)
-            return {self._prefixed(key): float(value) for key, value in values.items()}
+                found = self.measure(self._network(pl_module), self._probes)
+            arrays = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and v.numel() != 1}
+            values = {self._prefixed(key): float(value) for key, value in found.items() if key not in arrays}
+            return values, {self._prefixed(key): array for key, array in arrays.items()}
 
-        values = self._guarded(f"the measurement at step {step}", measured)
+        measured = self._guarded(f"the measurement at step {step}", measure)
         seconds = time.perf_counter() - start
         self._seconds += seconds
-        if values is None:
-            return
+        if measured is None:
+            return None
+        values, arrays = measured
         values[self._prefixed(f"{self.group}/seconds")] = seconds
         broken = [key for key, value in values.items() if value != value]
         if broken:
             rank_zero_warn(f"{self._name}: NaN at step {step} in {', '.join(broken)}: a value there is not finite.")
-        self._guarded(f"recording step {step}", lambda: self.history.append(step, values))
-        self._publish(trainer, values)
+        return values, arrays
+
+    def _begin_evaluation(self, trainer: Any, pl_module: Any) -> None:
+        self._active = not trainer.barebones
+        if not self._active:
+            return
+        network = self._network(pl_module)
+        self._probes = self._draw(trainer, Signature.of(network.module, network.forward_fn))
+        self._active = bool(self._probes)
+        if self._active:
+            self._try_out(network, pl_module)
+
+    def _end_evaluation(self, trainer: Any, pl_module: Any) -> None:
+        step = trainer.global_step
+        measured = self._measured(pl_module, step) if self._active else None
+        if measured is None:
+            return
+        self._publish(trainer, measured[0])
         if trainer.is_global_zero:
-            self._report(trainer, values, step)
+            self._report(trainer, *measured, step)
 
     def _publish(self, trainer: Any, values: Mapping[str, float]) -> None:
         metrics = {key: torch.tensor(value) for key, value in values.items() if key != "step"}
         self._guarded("filling `trainer.callback_metrics`", lambda: trainer.callback_metrics.update(metrics))
 
-    def _report(self, trainer: Any, values: Mapping[str, float], step: int) -> None:
+    def _report(self, trainer: Any, values: Mapping[str, float], arrays: Mapping[str, torch.Tensor], step: int) -> None:
         def failed(what: str, error: Exception) -> None:
             self._warn_or_raise(f"{what} did not take the row of step {step}", error)
 
         log_row(trainer, values, step, failed)
-        csv = self._csv
-        if csv is not None:
-            self._guarded(f"writing {csv.path} at step {step}", lambda: csv.append(self.history))
+        for key, array in arrays.items():
+            histogram = self._guarded(f"the histogram of {key}", partial(self.histogram, key, array))
+            if histogram is not None:
+                log_histogram(trainer, key, histogram, step, failed)
         if not self._described:
             self._described = True
             text = self._guarded("describing itself", self.describe)
             if text:
-                rank_zero_info(f"{ProbeCallback.__repr__(self)}\n{text}")
+                rank_zero_info(f"{self._call()}\n{text}")
                 log_text(trainer, self._prefixed(f"{self.group}/setup"), text, step, failed)
 
     def progress(self, what: str) -> Callable[[int, int], None]:
@@ -465,10 +537,10 @@ def _has_forward(module: nn.Module) -> bool:
     return not (forward is nn.Module.forward or getattr(forward, "__qualname__", "") == "LightningModule.forward")
 
 
-def _resolve(module: nn.Module, name: str) -> Callable[..., Any]:
-    """The function behind the name of a method of ``module`` or an import path."""
+def _resolve(module: nn.Module | None, argument: str, name: str) -> Callable[..., Any]:
+    """The function behind an import path or, if there is a module, behind the name of one of its methods."""
     method = getattr(type(module), name, None)
-    if callable(method):
+    if module is not None and callable(method):
         return method
     path, _, attribute = name.rpartition(".")
     try:
@@ -476,9 +548,8 @@ def _resolve(module: nn.Module, name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError):
         function = None
     if not callable(function):
-        raise MisconfigurationException(
-            f"`forward_fn={name!r}` is neither a method of {type(module).__name__} nor the import path of a function."
-        )
+        neither = "not" if module is None else f"neither a method of {type(module).__name__} nor"
+        raise MisconfigurationException(f"`{argument}={name!r}` is {neither} the import path of a function.")
     return function
 
 

@@ -17,7 +17,7 @@ def find_loader(trainer: Any, split: str) -> Any:
     if split == "train":
         loader = trainer.train_dataloader
         return loader if hasattr(loader, "dataset") else None
-    loader = _one(trainer.val_dataloaders)
+    loader = _one(trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders)
     sources = (trainer.datamodule, trainer.lightning_module)
     hooks = [getattr(source, f"{kind}_dataloader", None) for kind in ("val", "test") for source in sources]
     for hook in hooks if loader is None else ():
@@ -33,8 +33,8 @@ def find_loader(trainer: Any, split: str) -> Any:
 
 def transferred(trainer: Any, split: str, batch: Any) -> Any:
     """``batch`` after the hooks that the user put round its way to the device, such as a normalisation there."""
-    module, data = trainer.lightning_module, trainer.datamodule
-    if split == "test":
+    module, data, stage = trainer.lightning_module, trainer.datamodule, trainer.state.stage
+    if split == "test" and stage == "train":
         trainer.validating = True  # as Lightning itself does when it prepares validation within fit
     try:
         for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
@@ -44,7 +44,7 @@ def transferred(trainer: Any, split: str, batch: Any) -> Any:
                     batch = move_data_to_device(batch, module.device)
                 batch = getattr(owner, name)(batch, 0)
     finally:
-        trainer.training = True
+        trainer.state.stage = stage
     return batch
 
 

@@ -1,14 +1,25 @@
 """The measures as plain functions of a torch module: no Lightning, no trainer, no state."""
 
-from lc_callback.functional.feature_rank import FeatureCovariance, FeatureRank, feature_rank
+from lc_callback.functional.alignment import CentroidAlignment, centroid_alignment
+from lc_callback.functional.feature_rank import FeatureCovariance, FeatureRank, feature_rank, feature_ranks
 from lc_callback.functional.frame import cross_polytope_frame
+from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.local_complexity import LocalComplexity, local_complexity
+from lc_callback.functional.robustness import RobustAccuracy, robust_accuracy
+from lc_callback.functional.weight_norm import weight_norms
 
 __all__ = [
+    "CentroidAlignment",
     "FeatureCovariance",
     "FeatureRank",
     "LocalComplexity",
+    "RobustAccuracy",
+    "centroid_alignment",
     "cross_polytope_frame",
     "feature_rank",
+    "feature_ranks",
+    "linear_probe",
     "local_complexity",
+    "robust_accuracy",
+    "weight_norms",
 ]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["FeatureCovariance", "FeatureRank", "feature_rank"]
+from lc_callback.functional.features import Features
+
+__all__ = ["FeatureCovariance", "FeatureRank", "check_options", "feature_rank", "feature_ranks"]
 
 _MATRICES = ("covariance", "features")
 
@@ -25,6 +30,8 @@ class FeatureRank:
         stable_rank: squared Frobenius norm of the features over their squared spectral norm, from 1 to ``min(n, d)``.
             0 if all features are 0.
         threshold: the value that a singular value of the matrix must exceed to count.
+        n: number of samples.
+        d: width.
     """
 
     rank: float
@@ -32,6 +39,8 @@ class FeatureRank:
     effective_rank: float
     stable_rank: float
     threshold: float
+    n: int
+    d: int
 
 
 def feature_rank(
@@ -73,7 +82,7 @@ def feature_rank(
         >>> feature_rank(low_rank).rank
         3
     """
-    _check(matrix, tol, precision)
+    check_options(matrix, tol, precision)
     if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
         got = f"{features.dtype} {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"`features` must be a floating-point tensor (n, d), but got {got}: flatten it to two axes.")
@@ -156,7 +165,7 @@ class FeatureCovariance:
         Raises:
             ValueError: if fewer than two rows were added, or an argument is out of range.
         """
-        _check(matrix, tol, precision)
+        check_options(matrix, tol, precision)
         if self.n < 2 or self._mean is None or self._scatter is None:
             raise ValueError(f"at least 2 rows of features are needed, but {self.n} were added.")
         d = len(self._mean)
@@ -167,6 +176,71 @@ class FeatureCovariance:
         else:
             sigma = torch.full((min(self.n, d),), math.nan, dtype=torch.float64)
         return _ranks(sigma, self.n, d, matrix, center, tol, relative, precision or self._dtype)
+
+
+def feature_ranks(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    layers: Sequence[str | type] | None = None,
+    matrix: str = "covariance",
+    center: bool = True,
+    tol: float | None = None,
+    relative: bool = True,
+    precision: torch.dtype | None = None,
+    max_width: int = 4096,
+    seed: int = 0,
+    forward_fn: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+) -> dict[str, FeatureRank]:
+    """Rank of the features of each hidden layer of a model over points (*Deep Grokking*, 2024, page 3).
+
+    Features are what the non-linearities return, one row for each point. Feature maps of convolutions have a row for
+    each point and position and a column for each channel; sequences a row for each point and token. Batches are added
+    to a covariance, so memory is ``O(d^2)`` for a layer of width ``d`` and any number of points.
+
+    The model is run in eval mode, in float32 or better, and left exactly as it was.
+
+    Args:
+        model: any torch module.
+        inputs: ``(N, ...)`` tensor with ``N >= 2``, a tuple of tensors (positional arguments) or a dict (keywords).
+        layers: ``None`` takes what every executed non-linearity returns (of recurrent modules their output). A list of
+            module names, ``fnmatch`` patterns, class names or types takes the outputs of these modules.
+        matrix: as for :func:`feature_rank`, and so are the next four.
+        center: subtract the mean over the rows first.
+        tol: tolerance; ``None`` is ``max(n, d) * eps`` with ``n`` rows.
+        relative: the tolerance is relative to the largest singular value.
+        precision: floating-point type whose ``eps`` is meant; ``None`` is that of the computation.
+        max_width: wider layers are first projected to this width by a seeded Gaussian matrix, and the key ends in
+            ``_proj<max_width>``.
+        seed: seed of the projection.
+        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+        chunk_size: points in one forward pass; by default as many as fit a memory budget.
+
+    Returns:
+        :class:`FeatureRank` by layer, in execution order.
+
+    Raises:
+        ValueError: for an argument out of range, or if no layer was seen.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.functional import feature_ranks
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> with torch.no_grad():  # nearly linear, so the two inputs span all there is
+        ...     _ = net[0].weight.mul_(1e-3), net[0].bias.zero_()
+        >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+        >>> {layer: found.rank for layer, found in feature_ranks(net, x).items()}
+        {'1': 2}
+    """
+    features = Features(model, inputs, layers=layers, max_width=max_width, seed=seed, forward_fn=forward_fn)
+    covariances: dict[str, FeatureCovariance] = {}
+    features.stream(
+        lambda name, rows: covariances.setdefault(name, FeatureCovariance()).update(rows.flatten(0, 1)), chunk_size
+    )
+    arguments: dict[str, Any] = {"matrix": matrix, "center": center, "tol": tol, "relative": relative}
+    return {name: stream.rank(**arguments, precision=precision) for name, stream in covariances.items()}
 
 
 def _ranks(
@@ -185,21 +259,22 @@ def _ranks(
     largest = float(spectrum[0])
     threshold = tol * largest if relative else tol
     if math.isnan(largest):
-        return FeatureRank(math.nan, spectrum.cpu(), math.nan, math.nan, math.nan)
+        return FeatureRank(math.nan, spectrum.cpu(), math.nan, math.nan, math.nan, n, d)
     if largest == 0:
-        return FeatureRank(0, spectrum.cpu(), 0.0, 0.0, threshold)
+        return FeatureRank(0, spectrum.cpu(), 0.0, 0.0, threshold, n, d)
     shares = sigma / sigma.sum()
     entropy = -torch.special.xlogy(shares, shares).sum()
     stable = (sigma / sigma[0]).square().sum()
     return FeatureRank(
-        int((spectrum > threshold).sum()), spectrum.cpu(), float(entropy.exp()), float(stable), threshold
+        int((spectrum > threshold).sum()), spectrum.cpu(), float(entropy.exp()), float(stable), threshold, n, d
     )
 
 
-def _check(matrix: str, tol: float | None, precision: torch.dtype | None) -> None:
+def check_options(matrix: str, tol: float | None, precision: torch.dtype | None) -> None:
+    """Raise ``ValueError``, naming the argument, unless the options of :func:`feature_rank` are in range."""
     if matrix not in _MATRICES:
         raise ValueError(f"`matrix` must be one of {_MATRICES}, but got {matrix!r}.")
-    if tol is not None and not 0 <= tol < math.inf:
+    if tol is not None and not (isinstance(tol, Real) and 0 <= tol < math.inf):
         raise ValueError(f"`tol` must be a number >= 0 or None, but got {tol!r}.")
     if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
         raise ValueError(f"`precision` must be a floating-point dtype or None, but got {precision!r}.")

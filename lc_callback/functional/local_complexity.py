@@ -6,12 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lc_callback.functional.checks import is_out_of_memory, positive_integer
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import Knot, check_layers
 from lc_callback.functional.layers import Layers
@@ -278,14 +279,6 @@ class _Tally:
         return ~torch.stack(finite).all(0).flatten(1).all(1)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory, of the host or the device, did not suffice."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-
-
 def _frame(
     shape: tuple[int, ...],
     n_directions: int,
@@ -319,11 +312,9 @@ def check_arguments(radius: Any, n_directions: Any, layers: Any, at: Any, chunk_
     numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in radii)
     if not radii or not numbers or not all(0 < r < math.inf for r in radii) or len(set(radii)) < len(radii):
         raise ValueError(f"`radius` must be a positive number or a non-empty list of different ones, not {radius!r}.")
-    for name, value in (("n_directions", n_directions), ("chunk_size", chunk_size)):
-        if name == "chunk_size" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer, but got {value!r}.")
+    positive_integer("n_directions", n_directions)
+    if chunk_size is not None:
+        positive_integer("chunk_size", chunk_size)
     if layers is not None:
         check_layers(layers)
     if at is not None and not isinstance(at, str):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["Points", "call_model"]
+__all__ = ["Points", "call_model", "main_output"]
 
 
 def call_model(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Any:
@@ -22,6 +22,28 @@ def call_model(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | N
     if isinstance(inputs, Mapping):
         args, kwargs = (), {str(key): value for key, value in inputs.items()}
     return model(*args, **kwargs) if forward_fn is None else forward_fn(model, *args, **kwargs)
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor in what a model returns: itself, ``logits`` in it, or the first entry of a tuple.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif isinstance(getattr(output, "logits", None), Tensor):
+        output = output.logits
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        kind = type(output).__name__
+        found = f"{kind} with keys {list(output)}" if isinstance(output, Mapping) else kind
+        raise ValueError(
+            f"the model returns a {found}, where a floating-point tensor is needed, such as logits (N, C): pass "
+            "`forward_fn=` that returns it."
+        )
+    return output
 
 
 class Points:

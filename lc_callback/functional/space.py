@@ -16,7 +16,7 @@ from lc_callback.functional.knots import Recorder, find_module, first_called, mo
 from lc_callback.functional.points import Points, call_model
 from lc_callback.isolation import untouched
 
-__all__ = ["Space", "compute_dtype", "input_spread"]
+__all__ = ["Space", "compute_dtype", "input_points", "input_spread"]
 
 
 class Space:
@@ -154,3 +154,16 @@ def input_spread(
             sums, squares = sums + batch.sum(0), squares + batch.square().sum(0)
         variance = squares / n - (sums / n).square()
     return variance.numel(), float(variance.clamp(min=0).mean().sqrt())
+
+
+def input_points(
+    model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
+) -> Tensor | None:
+    """The points ``(N, *shape)`` that are perturbed, on the CPU; ``None`` if these are outputs of a module.
+
+    Arguments as of :class:`Space`.
+    """
+    space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
+    with untouched(model, dtype=dtype):
+        space.locate(dtype)
+        return torch.cat(list(space.values())).cpu() if space.at_module is None else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["log_row", "log_text"]
+from torch import Tensor
+
+__all__ = ["log_histogram", "log_row", "log_text"]
 
 
 def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Callable[[str, Exception], None]) -> None:
@@ -28,5 +30,18 @@ def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Calla
             add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add_text is not None:
                 add_text(tag, markdown, step)
+        except Exception as error:
+            on_failure(type(logger).__name__, error)
+
+
+def log_histogram(
+    trainer: Any, tag: str, values: Tensor, step: int, on_failure: Callable[[str, Exception], None]
+) -> None:
+    """Write values to every logger whose experiment takes histograms (TensorBoard's does)."""
+    for logger in trainer.loggers:
+        try:
+            add_histogram = getattr(getattr(logger, "experiment", None), "add_histogram", None)
+            if add_histogram is not None:
+                add_histogram(tag, values, step)
         except Exception as error:
             on_failure(type(logger).__name__, error)

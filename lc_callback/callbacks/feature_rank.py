@@ -1,0 +1,269 @@
+"""The callback that tracks the rank of each layer's features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.functional.alignment import centroid_alignment
+from lc_callback.functional.checks import positive_integer
+from lc_callback.functional.feature_rank import FeatureRank, check_options, feature_ranks
+from lc_callback.functional.knots import check_layers
+from lc_callback.functional.linear_probe import linear_probe
+from lc_callback.functional.weight_norm import weight_norms
+from lc_callback.probes import Probes
+
+__all__ = ["FeatureRankCallback"]
+
+
+class FeatureRankCallback(ProbeCallback):
+    r"""Track the rank of the features of each hidden layer of any model, and the norms of its weights.
+
+    *Deep Grokking* (2024) finds that the rank of the features falls when a deep network starts to generalise. See
+    :func:`lc_callback.functional.feature_ranks` for the definitions.
+
+    Logged at ``step = trainer.global_step``, the number of updates applied; step 0 is the initialisation:
+
+    - ``rank/<layer>``: numerical rank of the features, from 0 to the smaller of their width and number.
+    - ``effective_rank/<layer>``, ``stable_rank/<layer>``: two ranks that need no threshold.
+    - ``tunnel_length``: number of layers whose rank is below ``tunnel_fraction`` of their width. Left out, with a line
+      in the text log, where there are too few points for a layer to reach that.
+    - ``weight_norm/total``, ``weight_norm/<module>``: Euclidean norm of all parameters, and of each module's own.
+    - ``alignment/train``: centroid alignment, the cosine between a point and the summed rows of the Jacobian there,
+      mean over the first 64 points. Left out, with a warning, where no gradient reaches the inputs.
+    - ``linear_probe/<layer>``: test accuracy of a ridge-regression head on the features, with ``linear_probe=True``.
+    - ``rank/seconds``: what the row cost.
+
+    The spectra are in ``callback.history.arrays[step]["spectrum/<layer>"]``. Rows go to every logger of the Trainer, to
+    ``trainer.callback_metrics``, to ``callback.history``, into checkpoints (with the spectra), and to
+    ``rank/history.csv`` in the log directory.
+
+    Args:
+        layers: ``None`` takes what every executed non-linearity returns (of recurrent modules their output). A list of
+            module names, patterns (``"blocks.*"``), class names (``"Linear"``) or types takes their outputs instead.
+        split: whose features: ``"train"`` or ``"test"``.
+        matrix: numerical rank of the ``"covariance"`` of the features (as in the paper) or of the ``"features"``.
+        center: subtract the mean first.
+        tol: tolerance; ``None`` is ``max(n, d) * eps`` of the precision.
+        relative: the tolerance is relative to the largest singular value.
+        precision: whose ``eps``: ``"float32"``, ``"float64"``, ... ; ``None`` is that of the computation.
+        tunnel_fraction: of the width; the paper has 300 of 400.
+        linear_probe: also fit a linear head on each layer at the train points and log its accuracy at the test points.
+        alignment: also log the centroid alignment.
+        histogram: also write the spectra (log10 of the share of the largest) to TensorBoard as histograms.
+        max_width: wider layers are projected to this width at random; their key says so.
+        n_probes: points for each split. The rank of a layer cannot exceed their number.
+        schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
+            ``step -> bool``.
+        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
+        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
+        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
+            tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
+        test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
+        seed: seed of the probes and of the projection.
+        chunk_size: points in one forward pass; by default what fits a memory budget.
+        submodule: name of the module to measure, if not the whole LightningModule.
+        forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
+            import path, or the name of a method of the module.
+        target_fn: what is called as ``target_fn(batch)`` for the integer classes ``(N,)`` of a batch, for the linear
+            probe: a function, or its import path.
+        log_key_prefix: put before every key, to tell several instances apart.
+        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+
+    Raises:
+        ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
+            before the first step.
+        MisconfigurationException: if there is nothing to draw from or to call, before the first step.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lc_callback import FeatureRankCallback
+        >>> callback = FeatureRankCallback(every_n_epochs=10)
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> callback
+        FeatureRankCallback(matrix='covariance', center=True, split='train', every_n_epochs=10, n_probes=1024, seed=0)
+    """
+
+    group = "rank"
+
+    def __init__(
+        self,
+        layers: list[str | type] | None = None,
+        split: str = "train",
+        matrix: str = "covariance",
+        center: bool = True,
+        tol: float | None = None,
+        relative: bool = True,
+        precision: str | None = None,
+        tunnel_fraction: float = 0.75,
+        linear_probe: bool = False,
+        alignment: bool = True,
+        histogram: bool = False,
+        max_width: int = 4096,
+        n_probes: int = 1024,
+        schedule: str | list[int] | Callable[[int], bool] | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        train_probes: Any = None,
+        test_probes: Any = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        submodule: str | None = None,
+        forward_fn: str | Callable[..., Any] | None = None,
+        target_fn: str | Callable[..., Any] | None = None,
+        log_key_prefix: str = "",
+        raise_on_error: bool = False,
+    ) -> None:
+        super().__init__(
+            n_probes=n_probes,
+            train_probes=train_probes,
+            test_probes=test_probes,
+            random_probes=False,
+            schedule=schedule,
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs,
+            seed=seed,
+            submodule=submodule,
+            forward_fn=forward_fn,
+            target_fn=target_fn,
+            log_key_prefix=log_key_prefix,
+            raise_on_error=raise_on_error,
+        )
+        if layers is not None:
+            check_layers(layers)
+        if split not in ("train", "test"):
+            raise ValueError(f"`split` must be 'train' or 'test', but got {split!r}.")
+        dtype = getattr(torch, precision, None) if isinstance(precision, str) else precision
+        if precision is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"`precision` must be 'float64', 'float32', 'bfloat16' or 'float16', not {precision!r}.")
+        check_options(matrix, tol, dtype)
+        flags = {"center": center, "relative": relative, "linear_probe": linear_probe, "alignment": alignment}
+        for name, flag in {**flags, "histogram": histogram}.items():
+            if not isinstance(flag, bool):
+                raise ValueError(f"`{name}` must be True or False, but got {flag!r}.")
+        if isinstance(tunnel_fraction, bool) or not 0 < tunnel_fraction <= 1:
+            raise ValueError(f"`tunnel_fraction` must be above 0 and at most 1, but got {tunnel_fraction!r}.")
+        positive_integer("max_width", max_width)
+        if chunk_size is not None:
+            positive_integer("chunk_size", chunk_size)
+        self.layers, self.split, self.matrix, self.center = layers, split, matrix, center
+        self.tol, self.relative, self.precision, self._precision = tol, relative, precision, dtype
+        self.tunnel_fraction, self.linear_probe, self.alignment = tunnel_fraction, linear_probe, alignment
+        self.histograms, self.max_width, self.chunk_size = histogram, max_width, chunk_size
+        self._aligned, self._sources, self._measured_split = alignment, "", split
+        self._latest: dict[str, FeatureRank] = {}
+
+    def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
+        """Find out whether gradients reach the inputs, and whether there are points for a linear probe."""
+        self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
+        self._aligned = self.alignment and "train" in probes
+        if self._aligned:
+            try:
+                self._alignment(network, probes["train"].head(2))
+            except Exception as error:
+                self._aligned = False
+                rank_zero_warn(
+                    f"{type(self).__name__}: no `alignment/train`, for it cannot be computed ({error}). "
+                    "`alignment=False` leaves it out silently."
+                )
+        if self.linear_probe and "test" not in probes:
+            raise ValueError("`linear_probe=True` needs test points: pass `test_probes=`, or a validation dataset.")
+        if self.linear_probe and "train" in probes:
+            self._linear_probe(network, probes)
+
+    def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float | Tensor]:
+        """Ranks and spectra of each layer, norms, alignment and linear probes."""
+        self._measured_split = self.split if self.split in probes else next(iter(probes))
+        points = probes[self._measured_split]
+        self._latest = feature_ranks(
+            network.module,
+            points.inputs,
+            layers=self.layers,
+            matrix=self.matrix,
+            center=self.center,
+            tol=self.tol,
+            relative=self.relative,
+            precision=self._precision,
+            max_width=self.max_width,
+            seed=self.seed,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+        )
+        values: dict[str, float | Tensor] = {}
+        for layer, found in self._latest.items():
+            values[f"rank/{layer}"] = found.rank
+            values[f"effective_rank/{layer}"] = found.effective_rank
+            values[f"stable_rank/{layer}"] = found.stable_rank
+            values[f"spectrum/{layer}"] = found.spectrum
+        if not self._short_of_points():
+            below = [found.rank < self.tunnel_fraction * found.d for found in self._latest.values()]
+            broken = any(math.isnan(found.rank) for found in self._latest.values())
+            values["tunnel_length"] = math.nan if broken else sum(below)
+        values.update((f"weight_norm/{name}", norm) for name, norm in weight_norms(network.module).items())
+        if self._aligned and "train" in probes:
+            values["alignment/train"] = self._alignment(network, probes["train"])
+        if self.linear_probe and "train" in probes:
+            accuracies = self._linear_probe(network, probes)
+            values.update((f"linear_probe/{layer}", accuracy) for layer, accuracy in accuracies.items())
+        return values
+
+    def histogram(self, key: str, array: Tensor) -> Tensor | None:
+        """Log10 of the spectrum in units of its largest value, if histograms are asked for."""
+        array = array[array > 0]
+        return (array / array[0]).log10() if self.histograms and len(array) else None
+
+    def _alignment(self, network: Network, points: Probes) -> float:
+        return centroid_alignment(network.module, points.head(64).inputs, forward_fn=network.forward_fn).mean
+
+    def _linear_probe(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
+        train, test = probes["train"], probes["test"]
+        return linear_probe(
+            network.module,
+            (train.inputs, train.targets),
+            (test.inputs, test.targets),
+            layers=self.layers,
+            max_width=self.max_width,
+            seed=self.seed,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+        )
+
+    def _short_of_points(self) -> list[str]:
+        """Layers whose rank could not reach the tunnel's limit for want of points."""
+        latest = self._latest.items()
+        return [name for name, f in latest if f.n - self.center < self.tunnel_fraction * f.d]
+
+    def describe(self) -> str:
+        """The layers, their widths and ranks at the last row."""
+        if not self._latest:
+            return ""
+        centred = "centred" if self.center else "not centred"
+        lines = [
+            f"Rank of the {self.matrix} ({centred}) of what each layer returns, at the {self._measured_split} points. "
+            f"{self._sources}",
+            "",
+            "| layer | width | rows | rank | effective rank | stable rank |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for name, f in self._latest.items():
+            lines.append(f"| {name} | {f.d} | {f.n} | {f.rank} | {f.effective_rank:.4g} | {f.stable_rank:.4g} |")
+        short = self._short_of_points()
+        if short:
+            lines += [
+                "",
+                f"No `tunnel_length`: {', '.join(short)} cannot reach a rank of {self.tunnel_fraction:g} of the width "
+                "with so few points. Raise `n_probes`.",
+            ]
+        return "\n".join(lines)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments for ``repr`` and the log."""
+        own = {"layers": self.layers, "matrix": self.matrix, "center": self.center, "split": self.split}
+        return {name: value for name, value in own.items() if value is not None} | super().settings()

@@ -1,0 +1,221 @@
+"""The callback that tracks clean and adversarial accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.functional.robustness import RobustAccuracy, check_arguments, find_bounds, robust_accuracy
+from lc_callback.functional.space import input_points, input_spread
+from lc_callback.probes import Probes
+
+__all__ = ["PGDRobustnessCallback"]
+
+
+class PGDRobustnessCallback(ProbeCallback):
+    r"""Track clean accuracy, and accuracy under adversarial attack, of any classifier while it trains.
+
+    *Deep Networks Always Grok and Here is Why* (ICML 2024, section 1) finds that long after a network has generalised
+    it can become robust to PGD (**delayed robustness**). See :func:`lc_callback.functional.robust_accuracy` for the
+    attacks, and for the normalisation of the logits that tells this from vanishing gradients.
+
+    Logged at ``step = trainer.global_step``, the number of updates applied; step 0 is the initialisation:
+
+    - ``clean_acc/train``, ``clean_acc/test``: share of the points that are classified correctly.
+    - ``robust_acc/test_eps0.03``, ...: share of the test points that are classified correctly both as they are and as
+      the attack with this ``eps`` leaves them. Without test points: ``robust_acc/train_eps0.03``.
+    - ``robust_acc_raw/test_eps0.03``, ...: the same for an attack on the raw logits, with ``raw=True``.
+    - ``robust_acc/seconds``: what the row cost.
+
+    Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so
+    ``ModelCheckpoint(monitor="robust_acc/test_eps0.03", mode="max")`` works), to ``callback.history``, into
+    checkpoints, and to ``robust_acc/history.csv`` in the log directory. ``trainer.validate()`` and ``trainer.test()``
+    log one row.
+
+    Args:
+        eps: radius of the attack, or several.
+        attack: name of an attack of torchattacks (``"PGD"``, ``"PGDL2"``, ``"APGD"``, ``"AutoAttack"``, ``"Square"``,
+            ...; all but ``"PGD"`` need the extra ``attacks``), or a function ``attack(model, x, y) -> x_adv``.
+        alpha: step size, in the unit of ``eps``; ``None`` is ``2.5 * eps / steps``.
+        steps: iterations of the attack.
+        bounds: domain ``(low, high)`` of the inputs, scalars or per feature. ``None`` is (0, 1) for points that fill
+            exactly that, else the range of each feature over all points, said in the text log; with ``at`` no bounds.
+        eps_unit: ``"input"``, or ``"std"``: multiples of the root-mean-square spread of the train points.
+        attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
+        raw: also log the accuracy under the attack on raw logits, which vanishing gradients can mislead.
+        at: name of the module whose output is attacked instead of the input. Models of tokens: their first embedding.
+        n_probes: points for each split.
+        schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
+            ``step -> bool``.
+        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
+        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
+        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
+            pair ``(inputs, targets)`` or a mapping is taken whole.
+        test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
+        seed: seed of the probes and of the attack.
+        chunk_size: points in one forward and backward pass; by default what fits a memory budget, halved when out of
+            memory.
+        submodule: name of the module to measure, if not the whole LightningModule.
+        forward_fn: what is called as ``forward_fn(module, inputs)`` for the logits ``(N, C)`` in place of the module's
+            forward: a function, its import path, or the name of a method of the module.
+        target_fn: what is called as ``target_fn(batch)`` for the integer classes ``(N,)`` of a batch, if these are not
+            its second part: a function, or its import path.
+        log_key_prefix: put before every key, to tell several instances apart.
+        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+
+    Raises:
+        ValueError: for an argument out of range, on construction; for targets that are no classes, outputs that are no
+            logits, or points outside the bounds, before the first step.
+        MisconfigurationException: if there is nothing to draw from or to call, before the first step.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lc_callback import PGDRobustnessCallback
+        >>> callback = PGDRobustnessCallback(eps=[0.03, 0.1])
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> callback
+        PGDRobustnessCallback(eps=[0.03, 0.1], attack='PGD', steps=10, schedule='log', n_probes=256, seed=0)
+    """
+
+    group = "robust_acc"
+
+    def __init__(
+        self,
+        eps: float | list[float] = (0.03, 0.1),  # type: ignore[assignment]
+        attack: str | Callable[..., Any] = "PGD",
+        alpha: float | None = None,
+        steps: int = 10,
+        bounds: Any = None,
+        eps_unit: str = "input",
+        attack_args: dict[str, Any] | None = None,
+        raw: bool = False,
+        at: str | None = None,
+        n_probes: int = 256,
+        schedule: str | list[int] | Callable[[int], bool] | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        train_probes: Any = None,
+        test_probes: Any = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        submodule: str | None = None,
+        forward_fn: str | Callable[..., Any] | None = None,
+        target_fn: str | Callable[..., Any] | None = None,
+        log_key_prefix: str = "",
+        raise_on_error: bool = False,
+    ) -> None:
+        super().__init__(
+            n_probes=n_probes,
+            train_probes=train_probes,
+            test_probes=test_probes,
+            random_probes=False,
+            schedule=schedule,
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs,
+            seed=seed,
+            submodule=submodule,
+            forward_fn=forward_fn,
+            target_fn=target_fn,
+            log_key_prefix=log_key_prefix,
+            raise_on_error=raise_on_error,
+        )
+        self._radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
+        if not isinstance(raw, bool):
+            raise ValueError(f"`raw` must be True or False, but got {raw!r}.")
+        self.eps = list(eps) if isinstance(eps, tuple) else eps
+        self.attack, self.alpha, self.steps, self.attack_args = attack, alpha, steps, attack_args
+        self.bounds, self.eps_unit, self.raw, self.at, self.chunk_size = bounds, eps_unit, raw, at, chunk_size
+        self._domain, self._domain_text, self._unit, self._sources = bounds, "", 1.0, ""
+
+    @classmethod
+    def paper(cls, **arguments: Any) -> PGDRobustnessCallback:
+        """The attack of the ICML 2024 paper: six eps from 0.03 to 0.20, steps of 1/64, 10 of them; 1024 points.
+
+        ``arguments`` are added, or replace these; for MNIST the paper takes ``steps=100``.
+
+        Example::
+
+            >>> from lc_callback import PGDRobustnessCallback
+            >>> PGDRobustnessCallback.paper(steps=100).eps
+            [0.03, 0.06, 0.1, 0.13, 0.16, 0.2]
+        """
+        eps = [0.03, 0.06, 0.10, 0.13, 0.16, 0.20]
+        return cls(**{"eps": eps, "alpha": 1 / 64, "steps": 10, "n_probes": 1024, **arguments})
+
+    def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
+        """Settle domain and unit, which depend on the probes, and check the targets of all of them."""
+        arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn}
+        first = next(iter(probes.values()))  # of the train split, if there is one
+        self._unit = 1.0 if self.eps_unit == "input" else input_spread(network.module, first.inputs, **arguments)[1]
+        if not self._unit > 0:
+            raise ValueError("`eps_unit='std'` needs points that differ; these are all equal. Use eps_unit='input'.")
+        self._domain, self._domain_text = self.bounds, f"{self.bounds}"
+        if self.bounds is None:
+            points = [input_points(network.module, split.inputs, **arguments) for split in probes.values()]
+            self._domain_text = "none, for the output of a module is attacked"
+            if all(some is not None for some in points):
+                low, high, self._domain_text = find_bounds(torch.cat(points))  # type: ignore[arg-type]
+                self._domain = low, high
+        for split, some in probes.items():
+            try:
+                self._accuracy(network, some, [0.0])
+            except ValueError as error:
+                raise ValueError(f"{split} probes: {error}") from error
+        self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
+
+    def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
+        """Clean accuracy of each split, and robust accuracy of the test split."""
+        attacked = "test" if "test" in probes else "train"
+        found = {
+            split: self._accuracy(network, points, self._radii if split == attacked else [0.0])
+            for split, points in probes.items()
+        }
+        values = {f"clean_acc/{split}": result.clean_acc for split, result in found.items()}
+        results = {"robust_acc": found[attacked]}
+        if self.raw:
+            results["robust_acc_raw"] = self._accuracy(network, probes[attacked], self._radii, normalize=False)
+        for group, result in results.items():
+            for radius, robust in zip(self._radii, result.robust_acc.values(), strict=True):
+                values[f"{group}/{attacked}_eps{radius:g}"] = robust
+        return values
+
+    def _accuracy(self, network: Network, points: Probes, radii: list[float], normalize: bool = True) -> RobustAccuracy:
+        return robust_accuracy(
+            network.module,
+            points.inputs,
+            points.targets,
+            eps=[radius * self._unit for radius in radii],
+            attack=self.attack,
+            alpha=None if self.alpha is None else self.alpha * self._unit,
+            steps=self.steps,
+            bounds=self._domain,
+            seed=self.seed,
+            attack_args=self.attack_args,
+            normalize_logits=normalize,
+            at=self.at,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+        )
+
+    def describe(self) -> str:
+        """The attack, its budget and its domain."""
+        if not self._sources:
+            return ""
+        unit = "" if self.eps_unit == "input" else f" times the spread of the points, {self._unit:.4g}"
+        step = "2.5 eps / steps" if self.alpha is None else f"{self.alpha:g}"
+        where = "inputs" if self.at is None else f"output of `{self.at}`"
+        name = self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "own function")
+        return (
+            f"Attack {name} on the {where}, eps {', '.join(f'{r:g}' for r in self._radii)}{unit}, {self.steps} steps "
+            f"of {step}, logits normalised. Bounds: {self._domain_text}. {self._sources}"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments for ``repr`` and the log."""
+        own = {"eps": self.eps, "attack": self.attack, "alpha": self.alpha, "steps": self.steps, "at": self.at}
+        own["eps_unit"] = None if self.eps_unit == "input" else self.eps_unit
+        return {name: value for name, value in own.items() if value is not None} | super().settings()

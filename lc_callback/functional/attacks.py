@@ -1,0 +1,299 @@
+"""Adversarial attacks on any model in any domain: torchattacks behind an adapter, and its PGD built in."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lc_callback.isolation import fixed_rng
+
+__all__ = ["Attack", "Box", "Victim", "check_attack", "lowered_confidence"]
+
+# Norm of the budget, where it is not the maximum: attacks that take `eps`, and attacks that look for the smallest step.
+_NORMS = {"PGDL2": 2.0, "PGDRSL2": 2.0, "CW": 2.0, "DeepFool": 2.0, "SparseFool": 1.0, "EADL1": 1.0, "EADEN": 1.0}
+_NORMS |= dict.fromkeys(("JSMA", "OnePixel", "Pixle"), 0.0)
+_NORM_NAMES = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0}
+# No attack in themselves (VANILA, GN), or built from more than a model.
+_NOT_ATTACKS = ("VANILA", "GN", "LGV", "MultiAttack")
+_FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN")
+# Transform images; some have filters of three channels.
+_OF_IMAGES, _OF_COLOUR = ("DIFGSM", "TIFGSM", "PIFGSM", "PIFGSMPP"), ("TIFGSM", "PIFGSM", "PIFGSMPP")
+# Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
+_SCALE_FREE = ("FAB", "DeepFool", "SparseFool", "JSMA", "CW", "EADL1", "EADEN")
+_FEWEST_CLASSES = {"APGD": 3, "APGDT": 4, "AutoAttack": 4}  # that their losses index
+# Sharpness of the softmax over the wrong classes, in units of the typical margin.
+_SHARPNESS = 10.0
+
+
+def check_attack(attack: Any, arguments: Mapping[str, Any]) -> None:
+    """Check the name of an attack, and that what it needs is installed.
+
+    Raises:
+        ValueError: naming the argument and what is possible.
+    """
+    if callable(attack):
+        return
+    if not isinstance(attack, str):
+        raise ValueError(f"`attack` must be the name of an attack or a function (model, x, y), but got {attack!r}.")
+    if attack == "PGD" and not _installed():
+        unknown = sorted({*arguments} - {"random_start"})
+        if unknown:
+            raise ValueError(f"`attack_args` of 'PGD' takes 'random_start' only, but got {unknown}.")
+        return
+    module = _torchattacks(attack)
+    names = [name for name in module.__all__ if name not in _NOT_ATTACKS]
+    if attack not in names:
+        raise ValueError(f"`attack={attack!r}` is not one of {', '.join(sorted(names))}.")
+    unknown = sorted({*arguments} - {*_parameters(getattr(module, attack))})
+    if unknown:
+        raise ValueError(
+            f"`attack_args` of {attack!r} holds {unknown}; possible are {list(_parameters(getattr(module, attack)))}."
+        )
+
+
+class Box:
+    """The domain ``low <= x <= high`` seen as a part of the unit box, with one scale for all directions.
+
+    ``u = (x - low) / scale`` with ``scale = max(high - low)``: a ball of radius eps is a ball of radius eps / scale in
+    every norm. Features of a smaller range reach only to ``top`` < 1. The unit box itself is left alone, bit for bit.
+    """
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        self.low, self.high = low, high
+        self.scale = float((high - low).max()) or 1.0
+        self.is_unit = bool((low == 0).all() and (high == 1).all())
+        top = (high - low) / self.scale
+        self._top = None if bool((top == 1).all()) else top
+
+    def enter(self, x: Tensor) -> Tensor:
+        """``x`` in unit-box coordinates."""
+        if self.is_unit:
+            return x
+        u = ((x - self.low) / self.scale).clamp(0, 1)
+        return u if self._top is None else torch.minimum(u, self._top)
+
+    def leave(self, u: Tensor) -> Tensor:
+        """Back from the unit box. Beyond ``top`` the value is that at ``top``, but the gradient passes."""
+        if self.is_unit:
+            return u
+        if self._top is not None:
+            u = u + (torch.minimum(u, self._top) - u).detach()
+        return self.low + self.scale * u
+
+
+class Victim(nn.Module):
+    """A model as an attack wants it: from points to logits, always in eval mode.
+
+    It owns no parameter of the model, so nothing of it can be changed or get a gradient, and has no mode to change.
+    """
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        super().__init__()
+        self._logits = logits
+        self.training = False
+        self._device = nn.Parameter(torch.empty(0, device=device), requires_grad=False)  # attacks look for a device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(N, C)``."""
+        return self._logits(x)
+
+    def train(self, mode: bool = True) -> Victim:
+        """There is no mode to change."""
+        return self
+
+
+class Attack:
+    """One attack with one budget.
+
+    Args:
+        attack: name or function.
+        eps: the budget, in units of the points.
+        alpha: step size in these units; ``None`` is ``2.5 eps / steps``.
+        steps: iterations.
+        arguments: further arguments of the attack of torchattacks.
+        seed: seed of all it draws.
+    """
+
+    def __init__(
+        self, attack: Any, eps: float, alpha: float | None, steps: int, arguments: Mapping[str, Any], seed: int
+    ) -> None:
+        self.attack, self.eps, self.steps, self.seed = attack, eps, steps, seed
+        self.alpha = 2.5 * eps / steps if alpha is None else alpha
+        self.arguments = dict(arguments)
+        norm = self.arguments.get("norm", "Linf")
+        self.norm = _NORMS.get(attack, _NORM_NAMES.get(norm, float("inf"))) if isinstance(attack, str) else float("inf")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether it is told ``eps``; else it looks for the smallest change."""
+        if not isinstance(self.attack, str) or (self.attack == "PGD" and not _installed()):
+            return True
+        return bool({"eps", "max_epsilon"} & {*_parameters(getattr(_torchattacks(self.attack), self.attack))})
+
+    @property
+    def is_scale_free(self) -> bool:
+        """Whether the logit scale does not matter to it."""
+        return self.attack in _SCALE_FREE
+
+    def run(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, box: Box, n_classes: int) -> Tensor:
+        """Adversarial points ``(N, ...)`` for the points ``x (N, ...)`` and labels ``y (N,)``.
+
+        ``logits`` maps points to ``(N, C)`` and is differentiable. Nothing is checked yet.
+        """
+        noise = nullcontext() if x.device.type == "cpu" else _NoiseOfTheCPU()
+        with fixed_rng(self.seed), noise:
+            if not isinstance(self.attack, str):
+                return self._own(logits, x, y)
+            if self.attack == "PGD" and not _installed():
+                start = self.arguments.get("random_start", True)
+                run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self._unit(box), self.steps, start)
+                return box.leave(run(box.enter(x), y))
+            return self._torchattacks(logits, x, y, box, n_classes)
+
+    def _unit(self, box: Box) -> tuple[float, float]:
+        return (self.eps, self.alpha) if box.is_unit else (self.eps / box.scale, self.alpha / box.scale)
+
+    def _own(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+        takes_eps = "eps" in _parameters(self.attack)
+        result = self.attack(Victim(logits, x.device), x.clone(), y.clone(), **({"eps": self.eps} if takes_eps else {}))
+        if not isinstance(result, Tensor) or result.shape != x.shape:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"`attack` must return a tensor {tuple(x.shape)}, the attacked points, but gave {got}.")
+        return result.detach().to(x)
+
+    def _torchattacks(
+        self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, box: Box, n_classes: int
+    ) -> Tensor:
+        kind = getattr(_torchattacks(self.attack), self.attack)
+        eps, alpha = self._unit(box)
+        settings = {"eps": eps, "max_epsilon": eps, "alpha": alpha, "steps": self.steps, "seed": self.seed}
+        fewest = _FEWEST_CLASSES.get(self.attack, 0)
+        settings |= {"n_classes": max(n_classes, fewest)}
+        known = _parameters(kind)
+        settings = {name: value for name, value in settings.items() if name in known}
+        if not {"eps", "max_epsilon"} & {*known}:  # looks for the smallest step, and knows how long that takes
+            settings = {name: value for name, value in settings.items() if name not in ("alpha", "steps")}
+        if "alpha" in known and "steps" not in known:  # FFGSM, one step: the factor its authors recommend
+            settings["alpha"] = 1.25 * eps
+        if (self.attack in _OF_IMAGES and x.ndim != 4) or (self.attack in _OF_COLOUR and x.shape[1] != 3):
+            channels = 3 if self.attack in _OF_COLOUR else "C"
+            raise ValueError(
+                f"`attack={self.attack!r}` is for images (N, {channels}, H, W), but the points are {tuple(x.shape)}."
+            )
+        shape = x.shape if x.ndim == 4 else (len(x), x[0].numel(), 1, 1)
+        dtype = torch.float32 if self.attack in _FLOAT32_ONLY else x.dtype
+
+        def of_images(u: Tensor) -> Tensor:
+            return _padded(logits(box.leave(u.to(x.dtype).reshape(len(u), *x.shape[1:]))), fewest).to(dtype)
+
+        victim = Victim(of_images, x.device)
+        u = box.enter(x).to(dtype).reshape(shape)
+        attack = kind(victim, **{**settings, **self.arguments})
+        if self.attack == "JSMA":  # its target is (y + 1) % 10
+            attack.set_mode_targeted_by_function(lambda _, y: (y + 1) % n_classes, quiet=True)
+        found = attack(u, y)
+        return box.leave(found.detach().to(x.dtype).reshape(x.shape))
+
+
+def lowered_confidence(logits: Tensor, margin: float) -> Tensor:
+    """The same decisions with logits in which no loss of gradient occurs, whatever their scale.
+
+    With ``z`` in units of the typical margin, times the sharpness, and ``m`` the lead of the top logit over the
+    logarithm of the summed exponentials of the others, a positive lead is shortened to ``log(1 + m)``. The gradient of
+    cross-entropy keeps its direction, that of the lead, but its length falls as ``1 / m`` instead of ``exp(-m)``.
+
+    Args:
+        logits: ``(N, C)`` with ``C >= 2``.
+        margin: typical lead of the top logit over the second, of the network.
+    """
+    z = logits * (_SHARPNESS / margin)
+    top = z.argmax(1, keepdim=True)
+    is_top = torch.zeros_like(z, dtype=torch.bool).scatter_(1, top, True)
+    lead = z.gather(1, top) - z.masked_fill(is_top, -torch.inf).logsumexp(1, keepdim=True)
+    shorter = lead - torch.log1p(lead.clamp(min=0))
+    return z - torch.where(is_top & (lead > 0), shorter, 0.0)
+
+
+def _pgd(
+    model: nn.Module, eps: float, alpha: float, steps: int, random_start: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Projected gradient descent on cross-entropy in the unit box (Madry et al., 2018), from a uniform start.
+
+    Operation for operation what torchattacks' PGD computes, so that both give the same bits.
+    """
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        adversarial = x.clone()
+        if random_start:
+            adversarial = (adversarial + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(steps):
+            adversarial = adversarial.detach().requires_grad_()
+            loss = nn.functional.cross_entropy(model(adversarial), y)
+            (gradient,) = torch.autograd.grad(loss, adversarial)
+            moved = adversarial.detach() + alpha * gradient.sign()
+            adversarial = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
+        return adversarial.detach()
+
+    return run
+
+
+def _padded(logits: Tensor, fewest: int) -> Tensor:
+    """With classes so unlikely that no loss feels them, where there are fewer than the attack can index."""
+    missing = fewest - logits.shape[1]
+    if missing <= 0:
+        return logits
+    low, high = logits.detach().amin(1, keepdim=True), logits.detach().amax(1, keepdim=True)
+    return torch.cat([logits, (low - 1000 * (high - low) - 100).expand(-1, missing)], dim=1)
+
+
+class _NoiseOfTheCPU(TorchFunctionMode):
+    """Random numbers for other devices are drawn on the CPU: the same seed, the same noise everywhere."""
+
+    _IN_PLACE = (Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.bernoulli_)
+    _NEW = (torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_like, torch.randperm)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._IN_PLACE:
+            return args[0].copy_(func(torch.empty_like(args[0], device="cpu"), *args[1:], **kwargs))
+        if func in self._NEW:
+            like = args[0] if args and isinstance(args[0], Tensor) else None
+            device = kwargs.get("device") or (like.device if like is not None else None)
+            source = args if like is None else (torch.empty_like(like, device="cpu"), *args[1:])
+            result = func(*source, **{**kwargs, "device": "cpu"})
+            return result if device is None else result.to(device)
+        return func(*args, **kwargs)
+
+
+def _parameters(function: Any) -> dict[str, Any]:
+    try:
+        parameters = dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin or an extension
+        return {}
+    parameters.pop("model", None)
+    return parameters
+
+
+def _installed() -> bool:
+    try:
+        importlib.import_module("torchattacks")
+    except ImportError:
+        return False
+    return True
+
+
+def _torchattacks(attack: str) -> Any:
+    try:
+        return importlib.import_module("torchattacks")
+    except ImportError as error:
+        raise ValueError(
+            f"`attack={attack!r}` needs torchattacks ({error}): install the extra, `pip install lc_callback[attacks]`, "
+            "then `pip install --no-deps torchattacks==3.5.1`; or use 'PGD', which is built in."
+        ) from error

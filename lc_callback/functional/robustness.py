@@ -1,0 +1,398 @@
+"""Robust accuracy: the share of points that stay correct under attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.functional.attacks import Attack, Box, check_attack, lowered_confidence
+from lc_callback.functional.checks import is_out_of_memory, positive_integer
+from lc_callback.functional.points import main_output
+from lc_callback.functional.space import Space, compute_dtype
+from lc_callback.functional.targets import check_targets
+from lc_callback.isolation import untouched
+
+__all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy"]
+
+# Bytes that the tensors kept for one backward pass may take.
+_BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
+# By what share of the budget, and by how many roundings of the domain, an attack may overshoot.
+_OVERSHOOT, _ROUNDINGS = 1e-4, 16
+
+
+@dataclass(frozen=True)
+class RobustAccuracy:
+    """Accuracy with and without attack.
+
+    Attributes:
+        clean_acc: share of points that are classified correctly, from 0 to 1; NaN if a logit is not finite.
+        robust_acc: by eps, the share of points that are classified correctly both at the point and at the attacked
+            point, from 0 to ``clean_acc``.
+        adversarial: by eps, the attacked points ``(N, ...)`` on the CPU in input units (with ``at=``: outputs of that
+            module), if they were asked for. Some attacks return the point itself where they fail.
+        bounds: the domain, ``(low, high)`` with tensors of the shape of one point.
+    """
+
+    clean_acc: float
+    robust_acc: dict[float, float]
+    adversarial: dict[float, Tensor] | None
+    bounds: tuple[Tensor, Tensor]
+
+
+def robust_accuracy(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    eps: float | Sequence[float],
+    attack: str | Callable[..., Tensor] = "PGD",
+    alpha: float | None = None,
+    steps: int = 10,
+    bounds: tuple[Any, Any] | None = None,
+    seed: int = 0,
+    eps_unit: str = "input",
+    attack_args: Mapping[str, Any] | None = None,
+    normalize_logits: bool = True,
+    at: str | None = None,
+    forward_fn: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    return_adversarial: bool = False,
+) -> RobustAccuracy:
+    r"""Accuracy of a classifier at points, and at the worst points that an attack finds within ``eps`` of them.
+
+    The default is PGD (Madry et al., 2018) in the maximum norm, as in *Deep Networks Always Grok and Here is Why* (ICML
+    2024, section 1): ``steps`` steps of ``alpha`` along the sign of the gradient from a uniform random start.
+
+    The attack sees logits that do not saturate. Where they grow, as in long training, the gradient of cross-entropy
+    vanishes in rounding and a raw attack reports robustness that is not there. Here the logits are taken in units of
+    the median margin of the points, and the lead :math:`m` of the top logit (over the smooth maximum of the others) is
+    shortened to :math:`\log(1 + m)`: the same decisions, the same directions of ascent, and no dependence on the scale
+    of the logits.
+
+    The model is attacked in eval mode, in float32 or better, and left exactly as it was: modes, buffers, gradients,
+    ``requires_grad`` and random states.
+
+    Args:
+        model: any torch module whose output is logits ``(N, C)``, ``C >= 2``, or has them as ``logits``.
+        inputs: ``(N, ...)`` tensor, a tuple of tensors (positional arguments) or a dict of tensors (keywords). The
+            floating-point ones are attacked (several as one product space); integer and boolean ones are held.
+        targets: ``(N,)`` integer classes.
+        eps: radius of the attack, or several. 0 is no attack.
+        attack: name of an attack of torchattacks (``"PGD"``, ``"PGDL2"``, ``"APGD"``, ``"AutoAttack"``, ``"Square"``,
+            ...; all but ``"PGD"`` need the extra ``attacks``), or a function ``attack(model, x, y) -> x_adv`` with
+            ``x (N, ...)`` in input units; one that has a parameter ``eps`` gets it. Attacks that look for the smallest
+            change (``"DeepFool"``, ``"CW"``, ...) count where they need no more than ``eps``, in their own norm.
+        alpha: step size, in units of ``eps``'s; ``None`` is ``2.5 * eps / steps``. The paper has 1/64.
+        steps: iterations, for attacks that have a budget.
+        bounds: domain ``(low, high)`` of the inputs, scalars or per feature (for images also per channel); infinite
+            ones are allowed. ``None`` is (0, 1) for points that fill exactly that, else the range of each feature over
+            the points; with ``at`` no bounds.
+        seed: seed of all that the attack draws.
+        eps_unit: ``"input"``, or ``"std"``: ``eps`` and ``alpha`` are multiples of the root-mean-square spread of the
+            points over coordinates.
+        attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
+        normalize_logits: ``False`` gives the raw logits to the attack.
+        at: name of the module whose output (batch first) is attacked instead of the input, at its first call. If no
+            input is floating-point, this is the first ``nn.Embedding`` that is executed.
+        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+        chunk_size: points in one forward and backward pass; by default as many as fit a memory budget. Halved when out
+            of memory. The result does not depend on it.
+        return_adversarial: keep the attacked points.
+
+    Returns:
+        :class:`RobustAccuracy`.
+
+    Raises:
+        ValueError: for an argument out of range, targets that are no classes, points outside the bounds, an attack that
+            leaves its budget, or a model through which no gradient flows. The message says what to pass instead.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.functional import robust_accuracy
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> with torch.no_grad():  # decides by the sign of the first coordinate
+        ...     _ = net.weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+        >>> x = torch.tensor([[0.05, 0.0], [0.3, 0.0], [-0.3, 0.0], [0.3, 0.0]])
+        >>> result = robust_accuracy(net, x, torch.tensor([0, 0, 1, 1]), eps=[0.1, 0.5], bounds=(-1, 1))
+        >>> result.clean_acc, result.robust_acc
+        (0.75, {0.1: 0.5, 0.5: 0.0})
+    """
+    radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
+    measurement = _Measurement(model, inputs, targets, at, forward_fn)
+    with untouched(model, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
+        measurement.look(chunk_size)
+        unit = 1.0 if eps_unit == "input" else measurement.spread()
+        box, domain = measurement.box(bounds, unit * max(radii))
+        robust, adversarial = {}, {}
+        for radius in radii:
+            step = None if alpha is None else alpha * unit
+            one = Attack(attack, radius * unit, step, steps, attack_args or {}, seed)
+            robust[radius], adversarial[radius] = measurement.under(one, box, normalize_logits)
+    return RobustAccuracy(measurement.clean_acc, robust, adversarial if return_adversarial else None, domain)
+
+
+class _Measurement(Space):
+    """A classifier at labelled points."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Any, targets: Any, at: str | None, forward_fn: Callable[..., Any] | None
+    ) -> None:
+        super().__init__(model, inputs, at=at, forward_fn=forward_fn)
+        self._targets = targets
+
+    def look(self, chunk_size: int | None) -> None:
+        """Find points, logits, and how much memory an attack takes."""
+        self.locate(compute_dtype(self.model, self.inputs))
+        with torch.no_grad():
+            self.x = torch.cat(list(self.values())).clone()
+        self.n = len(self.x)
+        tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+        self._held = self.at_module is not None or len(tensors) > len(self.points.moving)
+        self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // self._bytes_per_point())
+        logits = self._with_memory(self._all_logits, self.x)
+        self.y = check_targets(self._targets, logits).to(self.device)
+        self.finite = bool(logits.isfinite().all())
+        self.correct = logits.argmax(1) == self.y
+        self.clean_acc = float(self.correct.double().mean()) if self.finite else math.nan
+        self.n_classes = logits.shape[1]
+        best = logits.topk(2, 1).values
+        self.margin = float((best[:, 0] - best[:, 1]).median())
+
+    def spread(self) -> float:
+        """Root-mean-square spread of the points over coordinates."""
+        spread = float(self.x.double().var(0, unbiased=False).mean().sqrt())
+        if not spread > 0:
+            raise ValueError("`eps_unit='std'` needs points that differ; these are all equal. Use eps_unit='input'.")
+        return spread
+
+    def box(self, bounds: tuple[Any, Any] | None, eps: float) -> tuple[Box, tuple[Tensor, Tensor]]:
+        """The domain."""
+        if bounds is None:
+            bounds = (-math.inf, math.inf) if self.at_module is not None else find_bounds(self.x)[:2]
+        low, high = (self._bound(bound, bounds) for bound in bounds)
+        below, above = self.x.amin(0), self.x.amax(0)
+        slack = 1e-5 * float((above - below).max())
+        if bool((low > high).any()) or bool((below < low - slack).any()) or bool((above > high + slack).any()):
+            raise ValueError(
+                f"`bounds={_short(bounds)}` must hold all points, which range from {float(below.min()):.4g} to "
+                f"{float(above.max()):.4g}: pass the domain of the inputs as the model gets them."
+            )
+        domain = low.cpu(), high.cpu()
+        low = torch.where(low.isinf(), below - 2 * eps, low)
+        high = torch.where(high.isinf(), above + 2 * eps, high)
+        return Box(low, high), domain
+
+    def _bound(self, bound: Any, bounds: Any) -> Tensor:
+        values = torch.as_tensor(bound).to(self.x)
+        if values.ndim == 1 and len(self.shape) == 3 and len(values) == self.shape[0]:
+            values = values.view(-1, 1, 1)
+        try:
+            return values.expand(self.x.shape[1:])
+        except RuntimeError:
+            raise ValueError(
+                f"`bounds={_short(bounds)}` must be scalars or have the shape {tuple(self.x.shape[1:])} of one point, "
+                f"but one has shape {tuple(values.shape)}."
+            ) from None
+
+    def under(self, attack: Attack, box: Box, normalize: bool) -> tuple[float, Tensor]:
+        """Robust accuracy and attacked points."""
+        if not self.finite:
+            return math.nan, torch.full_like(self.x, math.nan).cpu()
+        if attack.eps == 0:
+            return self.clean_acc, self.x.cpu()
+        margin = self.margin if normalize and self.margin > 0 else 1.0
+
+        def seen(points: Tensor, x: Tensor) -> Tensor:
+            logits = self._in_chunks(points, x)
+            if not normalize:
+                return logits
+            return logits / margin if attack.is_scale_free else lowered_confidence(logits, margin)
+
+        found = self._within(attack, box, self._with_memory(self._attacked, attack, box, seen))
+        logits = self._with_memory(self._all_logits, found)
+        robust = self.correct & (logits.argmax(1) == self.y)
+        value = float(robust.double().mean()) if bool(logits.isfinite().all()) else math.nan
+        return value, found.cpu()
+
+    def _attacked(self, attack: Attack, box: Box, seen: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        everything = torch.arange(self.n)
+
+        def of_all(x: Tensor) -> Tensor:
+            if self._held and len(x) != self.n:
+                raise _OtherPointsError
+            return seen(everything if len(x) == self.n else torch.zeros(len(x), dtype=torch.long), x)
+
+        try:
+            try:
+                return attack.run(of_all, self.x, self.y, box, self.n_classes)
+            except _OtherPointsError:  # the attack drops points, and which inputs belong to the rest is not known
+                alone = []
+                for i in range(self.n):
+
+                    def of_one(x: Tensor, i: int = i) -> Tensor:
+                        return seen(torch.full((len(x),), i), x)
+
+                    alone.append(attack.run(of_one, self.x[i : i + 1], self.y[i : i + 1], box, self.n_classes))
+                return torch.cat(alone)
+        except RuntimeError as error:
+            if "does not require grad" in str(error) or "have been used in the graph" in str(error):
+                raise ValueError(
+                    "no gradient flows from the logits to the inputs (is there a `no_grad`, `detach` or an integer "
+                    "operation in the forward?): attack behind it with `at=`, pass another `forward_fn=`, or use an "
+                    "attack without gradients, attack='Square'."
+                ) from error
+            raise
+
+    def _within(self, attack: Attack, box: Box, found: Tensor) -> Tensor:
+        """The attacked points, checked against budget and bounds."""
+        rounding = _ROUNDINGS * torch.finfo(torch.float32 if found.dtype == torch.float32 else found.dtype).eps
+        size = max(float(self.x.abs().max()), box.scale)
+        outside = (found < box.low - rounding * size) | (found > box.high + rounding * size)
+        if attack.has_budget and bool(outside.any()):
+            raise ValueError(f"`attack={attack.attack!r}` left the bounds of the inputs.")
+        found = torch.minimum(torch.maximum(found, box.low), box.high)
+        delta = (found - self.x).flatten(1)
+        length = (delta != 0).sum(1).to(delta) if attack.norm == 0 else torch.linalg.vector_norm(delta, attack.norm, 1)
+        allowed = attack.eps * (1 + _OVERSHOOT) + rounding * size
+        beyond = length > allowed
+        if attack.has_budget and bool(beyond.any()):
+            raise ValueError(
+                f"`attack={attack.attack!r}` moved points by {float(length.max()):.4g} in norm {attack.norm:g}, more "
+                f"than eps = {attack.eps:.4g}: a function must keep to it (a parameter `eps` tells it)."
+            )
+        # Attacks without a budget: what needs more than eps is no success within eps.
+        return torch.where(beyond.view(-1, *[1] * (found.ndim - 1)), self.x, found)
+
+    # Logits
+
+    def _logits(self, points: Tensor, x: Tensor) -> Tensor:
+        return main_output(self.output(points, x))
+
+    def _all_logits(self, x: Tensor) -> Tensor:
+        parts = torch.arange(self.n).split(min(self.chunk, 256))
+        with torch.no_grad():
+            return torch.cat([self._logits(part, x[part.to(self.device)]) for part in parts])
+
+    def _with_memory(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
+        """``compute(*args)``, in halved chunks as long as memory does not suffice."""
+        while True:
+            try:
+                return compute(*args)
+            except Exception as error:
+                if not is_out_of_memory(error) or self.chunk == 1:
+                    raise
+            self.chunk = max(1, min(self.chunk, self.n) // 2)
+
+    def _in_chunks(self, points: Tensor, x: Tensor) -> Tensor:
+        if len(x) <= self.chunk:
+            return self._logits(points, x)
+        return _InChunks.apply(x, points, self._logits, self.chunk)
+
+    def _bytes_per_point(self) -> int:
+        """Bytes that one point keeps for the backward pass."""
+        weights = {t.data_ptr() for t in [*self.model.parameters(), *self.model.buffers()]}
+        kept = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            if tensor.data_ptr() not in weights:
+                kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        few = torch.arange(min(2, self.n))
+        x = self.x[: len(few)].clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            self._logits(few, x)
+        return max(1, kept // len(few))
+
+
+class _OtherPointsError(Exception):
+    """An attack asked for logits of other points than all."""
+
+
+class _InChunks(torch.autograd.Function):
+    """Logits in parts, whose intermediate values are computed once more for the backward pass instead of kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, points: Tensor, logits: Callable[[Tensor, Tensor], Tensor], chunk: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.rest = points, logits, chunk
+        parts = zip(points.split(chunk), x.split(chunk), strict=True)
+        return torch.cat([logits(some, part) for some, part in parts])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        points, logits, chunk = ctx.rest
+        (x,) = ctx.saved_tensors
+        gradients = []
+        for some, part, grad in zip(points.split(chunk), x.split(chunk), grads[0].split(chunk), strict=True):
+            leaf = part.detach().requires_grad_()
+            with torch.enable_grad():
+                output = logits(some, leaf)
+            gradients.append(torch.autograd.grad(output, leaf, grad)[0])
+        return torch.cat(gradients), None, None, None
+
+
+def find_bounds(x: Tensor) -> tuple[Tensor, Tensor, str]:
+    """The domain of points ``(N, ...)`` as they show it, and in words.
+
+    (0, 1) for points that fill exactly that, else the range of each feature.
+    """
+    low, high = x.amin(0), x.amax(0)
+    if float(low.min()) == 0 and float(high.max()) == 1:
+        return torch.zeros_like(low), torch.ones_like(high), "(0, 1), which the points fill"
+    spans = f"from {float(low.min()):.4g} to {float(high.max()):.4g} overall"
+    return low, high, f"the observed range of each feature, {spans}; pass `bounds=` if the domain is known"
+
+
+def _short(bounds: Any) -> str:
+    return repr(tuple(f"tensor {tuple(b.shape)}" if isinstance(b, Tensor) else b for b in bounds))
+
+
+def check_arguments(
+    eps: Any,
+    attack: Any,
+    alpha: Any,
+    steps: Any,
+    bounds: Any,
+    eps_unit: Any,
+    attack_args: Any,
+    at: Any,
+    chunk_size: Any,
+) -> list[float]:
+    """Check what can be checked without model and points. Returns the list of radii.
+
+    Raises:
+        ValueError: naming the argument, the value and what is possible.
+    """
+    several = isinstance(eps, Sequence) and not isinstance(eps, str)
+    radii = list(eps) if several else [eps]
+    if not radii or not all(_is_number(r) and 0 <= r < math.inf for r in radii) or len(set(radii)) < len(radii):
+        raise ValueError(f"`eps` must be a number >= 0 or a non-empty list of different ones, but got {eps!r}.")
+    if alpha is not None and not (_is_number(alpha) and 0 < alpha < math.inf):
+        raise ValueError(f"`alpha` must be a positive number or None, but got {alpha!r}.")
+    positive_integer("steps", steps)
+    if chunk_size is not None:
+        positive_integer("chunk_size", chunk_size)
+    if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        raise ValueError(f"`bounds` must be a pair (low, high), but got {bounds!r}.")
+    if eps_unit not in ("input", "std"):
+        raise ValueError(f"`eps_unit` must be 'input' or 'std', but got {eps_unit!r}.")
+    if attack_args is not None and not isinstance(attack_args, Mapping):
+        raise ValueError(f"`attack_args` must be a mapping of names to values, but got {attack_args!r}.")
+    if at is not None and not isinstance(at, str):
+        raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
+    check_attack(attack, attack_args or {})
+    return [float(r) for r in radii]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
