@@ -18,6 +18,7 @@ test-lightning:
 	grep '^torch==' constraints.txt > $(VENV)/lightning-$(LIGHTNING)/constraints.txt
 	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pip install --quiet -c $(VENV)/lightning-$(LIGHTNING)/constraints.txt \
 		lightning==$(LIGHTNING) pytorch-lightning==$(LIGHTNING) -e ".[dev]"
+	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pip install --quiet -c constraints.txt --no-deps torchattacks
 	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pytest -n 2 --dist loadfile tests/callbacks
 
 lint: $(VENV)/installed
@@ -32,6 +33,7 @@ benchmark: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps torchattacks  # its pins break Lightning
 	touch $@
 
 clean:

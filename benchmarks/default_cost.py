@@ -12,8 +12,8 @@ import argparse
 import statistics
 
 import torch
-from lc_cost import seconds
 from models import PreActResNet18
+from timing import seconds
 from torch.nn import functional as F
 
 from lc_callback import LocalComplexityCallback

@@ -9,12 +9,10 @@ alternate; the ratio is the median of the ratios of neighbours. Seconds differ f
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from models import PreActResNet18, mlp
+from timing import alternating, seconds
 from torch import Tensor, nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity
@@ -28,12 +26,6 @@ def bare(model: nn.Module, x: Tensor, n_directions: int, chunk: int) -> None:
     with torch.inference_mode():
         for points in x.split(max(1, chunk // len(offsets))):
             model((points[:, None] + offsets[None]).flatten(0, 1))
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -61,15 +53,12 @@ def compare(name: str, model: nn.Module, x: Tensor, n_directions: int, repeats: 
     # Bare is given its own best chunk, so that the ratio does not flatter us.
     chunks = [128, 256, 512, 1024, 2048]
     best = min(chunks, key=lambda c: min(seconds(lambda: bare(model, x, n_directions, c)) for _ in range(3)))
-    base, ours = [], []
-    for _ in range(repeats):
-        base.append(seconds(lambda: bare(model, x, n_directions, best)))
-        ours.append(seconds(lambda: local_complexity(model, x, radius=RADIUS, n_directions=n_directions)))
-    ratio = statistics.median(our / bare for our, bare in zip(ours, base, strict=True))
-    print(
-        f"{name}\n  bare (chunk {best}) {statistics.median(base):.3f} s   "
-        f"local_complexity {statistics.median(ours):.3f} s   ratio {ratio:.2f}"
+    base, ours, ratio = alternating(
+        lambda: bare(model, x, n_directions, best),
+        lambda: local_complexity(model, x, radius=RADIUS, n_directions=n_directions),
+        repeats,
     )
+    print(f"{name}\n  bare (chunk {best}) {base:.3f} s   local_complexity {ours:.3f} s   ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Local complexity of an MLP that learns handwritten digits: its three phases, in about two minutes on two cores.
+"""Local complexity, robustness and feature rank of an MLP that learns handwritten digits, in minutes on two cores.
 
     python examples/digits_grokking.py                  # descent, ascent, region migration
-    python examples/digits_grokking.py --init-scale 6   # the same network groks
+    python examples/digits_grokking.py --init-scale 6   # the same network groks, and robustness comes late
 
 The digits are the 1797 real 8x8 scans inside scikit-learn, scaled to [0, 1]: 500 for training, 700 for testing. The
 recipe follows figure 2 of *Deep Networks Always Grok and Here is Why* (ICML 2024) at this size: a ReLU MLP
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from lc_callback import LocalComplexityCallback
-from lc_callback.callbacks import Network, ProbeCallback
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.history import History
-from lc_callback.probes import Probes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+EPS = [0.03, 0.1]
 
 
 class DigitsMLP(LightningModule):
@@ -59,18 +58,6 @@ class DigitsMLP(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
 
-class AccuracyCallback(ProbeCallback):
-    """Accuracy at the same points and steps: all that a further measure needs is ``measure``."""
-
-    group = "acc"
-
-    def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
-        return {
-            f"acc/{split}": (network.module(points.inputs).argmax(1) == points.targets).float().mean().item()
-            for split, points in probes.items()
-        }
-
-
 def digits() -> tuple[TensorDataset, TensorDataset]:
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -84,34 +71,44 @@ def batches(dataset: TensorDataset, batch_size: int, n_batches: int) -> DataLoad
     return DataLoader(dataset, sampler=BatchSampler(sampler, batch_size, drop_last=False), batch_size=None)
 
 
-def table(lc: History, acc: History) -> str:
+def table(lc: History, acc: History, rank: History) -> str:
     """A few rows, evenly spaced on the log axis."""
-    lines = [f"{'step':>7}  {'LC train':>8}  {'LC test':>8}  {'LC random':>9}  {'acc train':>9}  {'acc test':>8}"]
-    shown = range(0, len(lc), max(1, len(lc) // 14))
-    for i in sorted({*shown, len(lc) - 1}):
-        columns = (lc["lc/train"][i], lc["lc/test"][i], lc["lc/random"][i], acc["acc/train"][i], acc["acc/test"][i])
-        lines.append("{:7d}  {:8.2f}  {:8.2f}  {:9.2f}  {:9.3f}  {:8.3f}".format(lc.steps[i], *columns))
+    shown = {"LC train": lc["lc/train"], "LC test": lc["lc/test"], "LC random": lc["lc/random"]}
+    shown |= {"acc train": acc["clean_acc/train"], "acc test": acc["clean_acc/test"]}
+    shown |= {f"PGD {eps}": acc[f"robust_acc/test_eps{eps}"] for eps in EPS}
+    shown |= {
+        f"rank {i + 1}": rank[key] for i, key in enumerate(key for key in rank.keys if key.startswith("rank/net"))
+    }
+    lines = ["   step  " + "  ".join(f"{name:>9}" for name in shown)]
+    for i in sorted({*range(0, len(lc), max(1, len(lc) // 14)), len(lc) - 1}):
+        lines.append(f"{lc.steps[i]:7d}  " + "  ".join(f"{values[i]:9.3f}" for values in shown.values()))
     return "\n".join(lines)
 
 
-def figure(lc: History, acc: History, title: str, path: Path) -> None:
-    """LC and accuracy over the steps, on a logarithmic axis; step 0 stands at its left end."""
+def figure(lc: History, acc: History, rank: History, title: str, path: Path) -> None:
+    """Local complexity, accuracies and ranks over the steps, on a logarithmic axis; step 0 stands at its left end."""
     colours = {"train": "tab:green", "test": "tab:orange", "random": "tab:blue"}  # as in the paper
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, height_ratios=(2, 1), layout="constrained")
+    fig, (top, middle, bottom) = plt.subplots(3, 1, figsize=(7, 8.5), sharex=True, layout="constrained")
     for split, colour in colours.items():
         mean, half = torch.tensor(lc[f"lc/{split}"]), torch.tensor(lc[f"lc_ci99/{split}"])
         top.plot(lc.steps, mean, color=colour, label=split)
         top.fill_between(lc.steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
     for split in ("train", "test"):
-        bottom.plot(acc.steps, acc[f"acc/{split}"], color=colours[split])
+        middle.plot(acc.steps, acc[f"clean_acc/{split}"], color=colours[split], label=split)
+    for eps, colour in zip(EPS, ("tab:red", "tab:purple"), strict=True):
+        middle.plot(acc.steps, acc[f"robust_acc/test_eps{eps}"], color=colour, label=f"test, PGD eps {eps}")
+    layers = [key for key in rank.keys if key.startswith("rank/net")]
+    for i, (key, colour) in enumerate(zip(layers, plt.colormaps["viridis"](torch.linspace(0.1, 0.8, 3)), strict=True)):
+        bottom.plot(rank.steps, rank[key], color=colour, label=f"hidden layer {i + 1}")
     top.set(title=title, ylabel="local complexity (units)", ylim=(0, None))
-    top.legend(title="points", frameon=False)
-    bottom.set(xlabel="optimizer steps", ylabel="accuracy", ylim=(0, 1.02))
+    middle.set(ylabel="accuracy", ylim=(0, 1.02))
+    bottom.set(xlabel="optimizer steps", ylabel="feature rank (of 200)", ylim=(0, 205))
     bottom.set_xscale("symlog", linthresh=1, linscale=0.3)
     bottom.set_xlim(0, lc.steps[-1])
-    for axes in (top, bottom):
+    for axes, heading in ((top, "points"), (middle, "accuracy"), (bottom, "features of")):
         axes.spines[["top", "right"]].set_visible(False)
-    fig.savefig(path, dpi=120)
+        axes.legend(title=heading, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
+    fig.savefig(path, dpi=110)
     plt.close(fig)
 
 
@@ -129,10 +126,11 @@ def main() -> None:
     train, test = digits()
     name = f"digits_scale{args.init_scale:g}_seed{args.seed}"
     lc = LocalComplexityCallback(radius=0.05, n_probes=500, test_probes=test)
-    acc = AccuracyCallback(n_probes=700, random_probes=False, test_probes=test)
+    robust = PGDRobustnessCallback(eps=EPS, n_probes=700, test_probes=test)
+    rank = FeatureRankCallback(test_probes=test)
     trainer = Trainer(
         max_steps=args.steps,
-        callbacks=[lc, acc, TQDMProgressBar(refresh_rate=500)],
+        callbacks=[lc, robust, rank, TQDMProgressBar(refresh_rate=500)],
         logger=TensorBoardLogger(args.output, name=name),
         accelerator="cpu",
         enable_checkpointing=False,
@@ -140,10 +138,11 @@ def main() -> None:
     )
     trainer.fit(DigitsMLP(args.init_scale), batches(train, 200, args.steps))
 
-    path = Path(trainer.log_dir) / "local_complexity.png"
+    path = Path(trainer.log_dir) / "digits.png"
     title = f"Digits MLP 64-200-200-200-10, initialisation x {args.init_scale:g}"
-    figure(lc.history, acc.history, title, path)
-    print(f"\n{table(lc.history, acc.history)}\n\nfigure: {path}\ncurves: tensorboard --logdir {args.output}")
+    histories = lc.history, robust.history, rank.history
+    figure(*histories, title, path)
+    print(f"\n{table(*histories)}\n\nfigure: {path}\ncurves: tensorboard --logdir {args.output}")
 
 
 if __name__ == "__main__":
