@@ -136,7 +136,7 @@ def draw_probes(
 
     Raises:
         ValueError: if ``source`` is none of these, is empty, holds values that are not finite, or is a pair of
-            different lengths.
+            different lengths; or if ``target_fn`` raises.
     """
     batch, text = _batch_of(source, n, seed, argument)
     if transform is not None and not isinstance(source, (Tensor, Mapping, tuple, list)):
@@ -145,7 +145,13 @@ def draw_probes(
     inputs, targets = signature.split(batch)
     if target_fn is not None:
         with fixed_rng(seed):
-            targets = target_fn(batch)
+            try:
+                targets = target_fn(batch)
+            except Exception as error:
+                raise ValueError(
+                    f"`target_fn` failed on `{argument}` ({text}) with {type(error).__name__}: {error}. It is called "
+                    f"with a whole batch, here a {type(batch).__name__}, and returns its classes."
+                ) from error
     inputs = tree_map(_as_tensor, inputs)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     sizes = {len(leaf) if leaf.ndim else 0 for leaf in tensors}

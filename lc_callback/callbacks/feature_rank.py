@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -148,7 +149,8 @@ class FeatureRankCallback(ProbeCallback):
         for name, flag in {**flags, "histogram": histogram}.items():
             if not isinstance(flag, bool):
                 raise ValueError(f"`{name}` must be True or False, but got {flag!r}.")
-        if isinstance(tunnel_fraction, bool) or not 0 < tunnel_fraction <= 1:
+        is_number = isinstance(tunnel_fraction, Real) and not isinstance(tunnel_fraction, bool)
+        if not is_number or not 0 < tunnel_fraction <= 1:
             raise ValueError(f"`tunnel_fraction` must be above 0 and at most 1, but got {tunnel_fraction!r}.")
         positive_integer("max_width", max_width)
         if chunk_size is not None:

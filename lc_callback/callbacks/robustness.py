@@ -130,6 +130,8 @@ class PGDRobustnessCallback(ProbeCallback):
         self.attack, self.alpha, self.steps, self.attack_args = attack, alpha, steps, attack_args
         self.bounds, self.eps_unit, self.raw, self.at, self.chunk_size = bounds, eps_unit, raw, at, chunk_size
         self._domain, self._domain_text, self._unit, self._sources = bounds, "", 1.0, ""
+        self._first_unit: float | None = None  # what the train points of the run settled
+        self._first_bounds: torch.Tensor | None = None
 
     @classmethod
     def paper(cls, **arguments: Any) -> PGDRobustnessCallback:
@@ -150,7 +152,9 @@ class PGDRobustnessCallback(ProbeCallback):
         """Settle domain and unit, which depend on the probes, and check the targets of all of them."""
         arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn}
         first = next(iter(probes.values()))  # of the train split, if there is one
-        self._unit = 1.0 if self.eps_unit == "input" else input_spread(network.module, first.inputs, **arguments)[1]
+        self._unit = 1.0
+        if self.eps_unit == "std":
+            self._unit = self._first_unit or input_spread(network.module, first.inputs, **arguments)[1]
         if not self._unit > 0:
             raise ValueError("`eps_unit='std'` needs points that differ; these are all equal. Use eps_unit='input'.")
         self._domain, self._domain_text = self.bounds, f"{self.bounds}"
@@ -158,7 +162,10 @@ class PGDRobustnessCallback(ProbeCallback):
             points = [input_points(network.module, split.inputs, **arguments) for split in probes.values()]
             self._domain_text = "none, for the output of a module is attacked"
             if all(some is not None for some in points):
-                low, high, self._domain_text = find_bounds(torch.cat(points))  # type: ignore[arg-type]
+                seen = torch.cat(points)  # type: ignore[arg-type]
+                if self._first_bounds is not None and self._first_bounds.shape[1:] == seen.shape[1:]:
+                    seen = torch.cat([seen, self._first_bounds.to(seen)])
+                low, high, self._domain_text = find_bounds(seen)
                 self._domain = low, high
         for split, some in probes.items():
             try:
@@ -166,6 +173,10 @@ class PGDRobustnessCallback(ProbeCallback):
             except ValueError as error:
                 raise ValueError(f"{split} probes: {error}") from error
         self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
+        if "train" in probes:
+            self._first_unit = self._unit if self.eps_unit == "std" else None
+            if self.bounds is None and self._domain is not None and self._first_bounds is None:
+                self._first_bounds = torch.stack(self._domain)
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Clean accuracy of each split, and robust accuracy of the test split."""
@@ -207,12 +218,21 @@ class PGDRobustnessCallback(ProbeCallback):
             return ""
         unit = "" if self.eps_unit == "input" else f" times the spread of the points, {self._unit:.4g}"
         step = "2.5 eps / steps" if self.alpha is None else f"{self.alpha:g}"
-        where = "inputs" if self.at is None else f"output of `{self.at}`"
+        where = "inputs" if self._domain is not None else "output of the first embedding"
+        where = where if self.at is None else f"output of `{self.at}`"
         name = self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "own function")
         return (
             f"Attack {name} on the {where}, eps {', '.join(f'{r:g}' for r in self._radii)}{unit}, {self.steps} steps "
             f"of {step}, logits normalised. Bounds: {self._domain_text}. {self._sources}"
         )
+
+    def extra_state(self) -> dict[str, Any]:
+        """Unit and domain that the points settled: a resumed run goes on with them, and an evaluation repeats them."""
+        return {"unit": self._first_unit, "bounds": self._first_bounds}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back unit and domain."""
+        self._first_unit, self._first_bounds = state.get("unit"), state.get("bounds")
 
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space, compute_dtype
 from lc_callback.isolation import untouched
@@ -55,7 +56,8 @@ def centroid_alignment(
         chunk_size: points in one pass.
 
     Raises:
-        ValueError: if no gradient flows from the output to the inputs, or the model returns no tensor.
+        ValueError: if no gradient flows from the output to the inputs, the model returns no tensor, or an argument is
+            out of range.
 
     Example::
 
@@ -66,6 +68,7 @@ def centroid_alignment(
         >>> round(centroid_alignment(net, torch.tensor([[2.0, 2.0], [1.0, -1.0]])).mean, 6)
         0.5
     """
+    positive_integer("chunk_size", chunk_size)
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
     cosines, done = [], 0
     with untouched(model, dtype=dtype, grad=True):

@@ -23,8 +23,8 @@ _NORM_NAMES = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0}
 # No attack in themselves (VANILA, GN), or built from more than a model.
 _NOT_ATTACKS = ("VANILA", "GN", "LGV", "MultiAttack")
 _FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN")
-# Transform images; some have filters of three channels.
-_OF_IMAGES, _OF_COLOUR = ("DIFGSM", "TIFGSM", "PIFGSM", "PIFGSMPP"), ("TIFGSM", "PIFGSM", "PIFGSMPP")
+# With filters of three channels.
+_OF_COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
 _SCALE_FREE = ("FAB", "DeepFool", "SparseFool", "JSMA", "CW", "EADL1", "EADEN")
 _FEWEST_CLASSES = {"APGD": 3, "APGDT": 4, "AutoAttack": 4}  # that their losses index
@@ -182,11 +182,7 @@ class Attack:
             settings = {name: value for name, value in settings.items() if name not in ("alpha", "steps")}
         if "alpha" in known and "steps" not in known:  # FFGSM, one step: the factor its authors recommend
             settings["alpha"] = 1.25 * eps
-        if (self.attack in _OF_IMAGES and x.ndim != 4) or (self.attack in _OF_COLOUR and x.shape[1] != 3):
-            channels = 3 if self.attack in _OF_COLOUR else "C"
-            raise ValueError(
-                f"`attack={self.attack!r}` is for images (N, {channels}, H, W), but the points are {tuple(x.shape)}."
-            )
+        self._check_shape(x.shape)
         shape = x.shape if x.ndim == 4 else (len(x), x[0].numel(), 1, 1)
         dtype = torch.float32 if self.attack in _FLOAT32_ONLY else x.dtype
 
@@ -200,6 +196,18 @@ class Attack:
             attack.set_mode_targeted_by_function(lambda _, y: (y + 1) % n_classes, quiet=True)
         found = attack(u, y)
         return box.leave(found.detach().to(x.dtype).reshape(x.shape))
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        """Refuse points that are not the images which some attacks filter or tile."""
+        tiles = self.attack == "Square" or (self.attack == "AutoAttack" and self.arguments.get("version") != "rand")
+        if tiles and self.norm == 2:
+            fits, images = len(shape) == 4 and min(shape[2:]) >= 5, "in L2 is for images (N, C, H, W) from 5 x 5"
+        elif self.attack in _OF_COLOUR:
+            fits, images = len(shape) == 4 and shape[1] == 3, "is for images (N, 3, H, W)"
+        else:
+            fits, images = len(shape) == 4 or self.attack != "DIFGSM", "is for images (N, C, H, W)"
+        if not fits:
+            raise ValueError(f"`attack={self.attack!r}` {images}, but the points have shape {tuple(shape)}.")
 
 
 def lowered_confidence(logits: Tensor, margin: float) -> Tensor:
@@ -295,5 +303,5 @@ def _torchattacks(attack: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"`attack={attack!r}` needs torchattacks ({error}): install the extra, `pip install lc_callback[attacks]`, "
-            "then `pip install --no-deps torchattacks==3.5.1`; or use 'PGD', which is built in."
+            "and then `pip install --no-deps torchattacks`; or use 'PGD', which is built in."
         ) from error

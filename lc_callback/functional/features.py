@@ -71,8 +71,11 @@ class Features(Layers):
                 self.follow(points, None, receive)
 
     def _rows(self, position: int, values: Tensor) -> Tensor:
-        if self.spatial[position]:
-            values = values.movedim(1, -1)
+        batch, channels = self.axes[position], self.channels[position]
+        assert batch is not None
+        if channels != batch.axis:  # else they are one axis, of which nothing is known
+            front = channels + (channels < batch.axis) + (batch.per_sample > 1)
+            values = values.movedim(front, -1)
         return values.flatten(1, -2)
 
     def _narrow(self, rows: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+
+from lc_callback.functional.channels import Channels
 
 __all__ = [
     "Knot",
@@ -68,13 +70,6 @@ _KNOTS: dict[str, Callable[..., list[Knot]]] = {
 # Operations that return (values, index of the winner).
 _WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 
-# Operations that tell where the channels are until the next of them: before the positions, or last.
-_CHANNELS = {
-    **dict.fromkeys(("convolution", "native_batch_norm", "_native_batch_norm_legit_no_training"), True),
-    **dict.fromkeys(("cudnn_batch_norm", "miopen_batch_norm", "native_group_norm"), True),
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "linear", "native_layer_norm", "embedding"), False),
-}
-
 # Squashing functions that turn logits into probabilities when they come last: nothing switches there.
 _LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
 
@@ -87,7 +82,7 @@ class Site:
     op: str
     call: int
     merge: bool  # all sites of one call are one layer: the gates and time steps of a recurrent module
-    spatial: bool = False  # channels stand before the positions, as a convolution leaves them, not last
+    channels: int = -1  # axis of the features, where they are asked for
 
 
 class Recorder(TorchDispatchMode):
@@ -124,7 +119,7 @@ class Recorder(TorchDispatchMode):
         self._paths = module_paths(model)
         self._outputs_of = None if outputs_of is None else {id(module) for module in outputs_of}
         self._max_pool, self._results = max_pool, results
-        self._spatial = False
+        self._channels = Channels() if results else None
         self._at, self._move = at, move
         self._waiting = at is not None
         self.handed_over = 0
@@ -167,9 +162,14 @@ class Recorder(TorchDispatchMode):
         recurrent = self._results and self._outputs_of is None and site.merge
         if recurrent or (self._outputs_of is not None and id(module) in self._outputs_of):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
+            if not isinstance(first, Tensor) and recurrent:
+                raise ValueError(
+                    f"{site.path!r} returns no tensor but {_kind(first)}: name the modules to follow with `layers=`, "
+                    "leaving this one out, or pass `forward_fn=` that does not pack the sequences."
+                )
             if not isinstance(first, Tensor):
                 raise ValueError(f"`layers` names {site.path!r}, which returns no tensor but {_kind(output)}.")
-            self._hand_over(replace(site, spatial=self._spatial), [(first, 0.0)])
+            self._hand_over(site, [(first, 0.0)])
         return replaced
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -177,27 +177,32 @@ class Recorder(TorchDispatchMode):
         op = func._schema.name.removeprefix("aten::").rstrip("_")
         knotted = self._outputs_of is None and op in _KNOTS
         knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        before = self.handed_over
         if knotted and not self._results:
             self._hand_over(self._site(op), _KNOTS[op](*args, **kwargs))
         result = func(*args, **kwargs)
-        self._spatial = _CHANNELS.get(op, self._spatial)
+        if self._channels is not None:
+            self._channels.executed(op, args, result)
         if knotted and self._results and not self._stack[-1].merge:
             self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
         if self._outputs_of is None and self._max_pool and op in _WINNERS:
             self._hand_over(self._site(op), [(result[1], None)])
-        self._executed(op, result)
+        self._executed(op, result, followed=self.handed_over > before)
         return result
 
     def _site(self, op: str) -> Site:
         innermost = self._stack[-1]
-        return innermost if innermost.merge else replace(innermost, op=op, spatial=self._spatial)
+        return innermost if innermost.merge else replace(innermost, op=op)
 
-    def _executed(self, op: str, result: Any) -> None:
-        """Called after each operation."""
+    def _executed(self, op: str, result: Any, followed: bool) -> None:
+        """Called after each operation; ``followed``: it was handed over."""
 
     def _hand_over(self, site: Site, knots: list[Knot]) -> None:
         if not self._waiting and knots and knots[0][0].numel():
-            self._sink(site, knots)
+            if self._channels is not None and knots[0][0].ndim:
+                site = replace(site, channels=self._channels.axis(knots[0][0]))
+            with _disable_current_modes():  # what the sink computes is no part of the model
+                self._sink(site, knots)
             self.handed_over += 1
 
 
@@ -210,11 +215,11 @@ class Tracer(Recorder):
         self.links: set[int] = set()
         self._squashed: list[tuple[int, Tensor]] = []
 
-    def _executed(self, op: str, result: Any) -> None:
+    def _executed(self, op: str, result: Any, followed: bool) -> None:
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor):
                 self.output_bytes.append(tensor.numel() * tensor.element_size())
-        if op in _LINKS and self.handed_over:
+        if op in _LINKS and followed:
             self._squashed.append((self.handed_over - 1, result[0] if isinstance(result, tuple) else result))
 
     def find_links(self, output: Any) -> None:

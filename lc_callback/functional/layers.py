@@ -68,7 +68,7 @@ class Layers(Space):
                 "units cannot be followed. Name the modules to follow with `layers=`."
             )
         self.axes: list[BatchAxis | None] = []
-        self.spatial: list[bool] = []
+        self.channels: list[int] = []
         self.layer_of: list[int] = []
         bases: list[str] = []
         calls: dict[int, int] = {}
@@ -76,7 +76,7 @@ class Layers(Space):
         for position, ((site, two), (_, three)) in enumerate(zip(of_two, of_three, strict=True)):
             axis = None if position in tracer.links else self._batch_axis(site, two[0][0], three[0][0])
             self.axes.append(axis)
-            self.spatial.append(site.spatial)
+            self.channels.append(site.channels)
             if axis is None:  # shapes the output only, or depends on the weights only
                 self.layer_of.append(-1)
                 continue

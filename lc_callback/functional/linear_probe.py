@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.features import Features
 from lc_callback.functional.targets import check_targets
@@ -59,7 +60,7 @@ def linear_probe(
         >>> linear_probe(net, (x[:100], y[:100]), (x[100:], y[100:]))["1"] > 0.8
         True
     """
-    y_train, y_test = (check_targets(targets, None).cpu() for _, targets in (train, test))
+    y_train, y_test = _classes(*train), _classes(*test)
     n_classes = int(max(y_train.max(), y_test.max())) + 1
     one_hot = nn.functional.one_hot(y_train, n_classes).double()
     arguments: dict[str, Any] = {"layers": layers, "max_width": max_width, "seed": seed, "forward_fn": forward_fn}
@@ -81,6 +82,14 @@ def linear_probe(
 
     Features(model, test[0], **arguments).stream(score, chunk_size)
     return {name: sum(right) / len(right) for name, right in hits.items()}
+
+
+def _classes(inputs: Any, targets: Any) -> Tensor:
+    classes = check_targets(targets, None).cpu()
+    n = next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), len(classes))
+    if n != len(classes):
+        raise ValueError(f"there must be one target for each point, but got {len(classes)} targets for {n} points.")
+    return classes
 
 
 class _Moments:

@@ -152,8 +152,8 @@ class _Measurement(Space):
         """Find points, logits, and how much memory an attack takes."""
         self.locate(compute_dtype(self.model, self.inputs))
         with torch.no_grad():
-            self.x = torch.cat(list(self.values())).clone()
-        self.n = len(self.x)
+            self.x = torch.cat(list(self.values()))
+        self.n, self.largest = len(self.x), float(self.x.abs().max())
         tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
         self._held = self.at_module is not None or len(tensors) > len(self.points.moving)
         self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // self._bytes_per_point())
@@ -191,7 +191,7 @@ class _Measurement(Space):
         return Box(low, high), domain
 
     def _bound(self, bound: Any, bounds: Any) -> Tensor:
-        values = torch.as_tensor(bound).to(self.x)
+        values = torch.as_tensor(bound, dtype=self.x.dtype, device=self.x.device)
         if values.ndim == 1 and len(self.shape) == 3 and len(values) == self.shape[0]:
             values = values.view(-1, 1, 1)
         try:
@@ -253,22 +253,22 @@ class _Measurement(Space):
 
     def _within(self, attack: Attack, box: Box, found: Tensor) -> Tensor:
         """The attacked points, checked against budget and bounds."""
-        rounding = _ROUNDINGS * torch.finfo(torch.float32 if found.dtype == torch.float32 else found.dtype).eps
-        size = max(float(self.x.abs().max()), box.scale)
-        outside = (found < box.low - rounding * size) | (found > box.high + rounding * size)
-        if attack.has_budget and bool(outside.any()):
+        rounding = _ROUNDINGS * torch.finfo(found.dtype).eps * max(self.largest, box.scale)
+        inside = torch.clamp(found, box.low, box.high)
+        if attack.has_budget and float((found - inside).abs().max()) > rounding:
             raise ValueError(f"`attack={attack.attack!r}` left the bounds of the inputs.")
-        found = torch.minimum(torch.maximum(found, box.low), box.high)
+        found = inside
         delta = (found - self.x).flatten(1)
         length = (delta != 0).sum(1).to(delta) if attack.norm == 0 else torch.linalg.vector_norm(delta, attack.norm, 1)
-        allowed = attack.eps * (1 + _OVERSHOOT) + rounding * size
-        beyond = length > allowed
+        beyond = length > attack.eps * (1 + _OVERSHOOT) + rounding
         if attack.has_budget and bool(beyond.any()):
             raise ValueError(
                 f"`attack={attack.attack!r}` moved points by {float(length.max()):.4g} in norm {attack.norm:g}, more "
                 f"than eps = {attack.eps:.4g}: a function must keep to it (a parameter `eps` tells it)."
             )
-        # Attacks without a budget: what needs more than eps is no success within eps.
+        if attack.has_budget:
+            return found
+        # What needs more than eps is no success within eps.
         return torch.where(beyond.view(-1, *[1] * (found.ndim - 1)), self.x, found)
 
     # Logits

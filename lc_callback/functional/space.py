@@ -55,7 +55,13 @@ class Space:
         self.shape, self.largest = self.points.shape, self.points.largest()
         if perturbed and self.at_module is None and not self.points.moving:
             first = self.points.batch(torch.zeros(1, dtype=torch.long), None, 2)
-            self.at_module = first_called(self.model, nn.Embedding, lambda: self.run(first))
+            try:
+                self.at_module = first_called(self.model, nn.Embedding, lambda: self.run(first))
+            except RuntimeError as error:  # bytes in a linear layer, say
+                raise ValueError(
+                    f"`inputs` holds no floating-point tensor to perturb, and the model fails on what it holds "
+                    f"({error}): convert the inputs to float."
+                ) from error
             if self.at_module is None:
                 raise ValueError(
                     "`inputs` holds no floating-point tensor to perturb, and no nn.Embedding was executed: convert the "
@@ -99,6 +105,7 @@ class Space:
 
     def output(self, points: Tensor, values: Tensor) -> Any:
         """The model's output at the points ``(n,)`` of this set, moved to ``values (n, *shape)``; differentiable."""
+        values = values.clone()  # the forward may work in place
         if self.at_module is None:
             return self.run(self.points.moved(points, values))
         first = True
@@ -122,7 +129,7 @@ def _drop(site: Any, knots: Any) -> None:
 
 
 def _keep(seen: list[Tensor], output: Tensor) -> Tensor:
-    seen.append(output)
+    seen.append(output.clone())  # what comes next may work in place
     return output
 
 

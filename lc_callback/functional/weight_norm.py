@@ -35,7 +35,7 @@ def weight_norms(model: nn.Module) -> dict[str, float]:
             own = [p for p in module._parameters.values() if p is not None]
             for parameter in own:
                 if id(parameter) not in squares:
-                    squares[id(parameter)] = float(parameter.double().square().sum())
+                    squares[id(parameter)] = float(parameter.abs().double().square().sum())
             if own:
                 norms[paths[id(module)] or type(module).__name__] = math.sqrt(sum(squares[id(p)] for p in own))
     return {"total": math.sqrt(sum(squares.values())), **norms}
