@@ -27,8 +27,8 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 benchmark: $(VENV)/installed
-	$(BIN)/python benchmarks/lc_cost.py --threads 1
-	$(BIN)/python benchmarks/lc_cost.py --threads 2
+	for script in lc_cost attack_cost rank_cost; do for threads in 1 2; do \
+		$(BIN)/python benchmarks/$$script.py --threads $$threads || exit 1; done; done
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

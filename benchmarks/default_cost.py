@@ -1,9 +1,10 @@
-"""What the default settings of LocalComplexityCallback cost in a 100-epoch ResNet-18 run on CIFAR-10-sized data.
+"""What the default settings of the callbacks cost in a 100-epoch ResNet-18 run on CIFAR-10-sized data.
 
     python benchmarks/default_cost.py [--width 64] [--repeats 3]
 
-Measures one training step (batch of 128, SGD with momentum) and the time of a few probe points, alternating, and prints
-the sum: rows of the default schedule times points of a row times seconds a point, over steps times seconds a step.
+Measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each measure,
+alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point, over steps
+times seconds a step.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from models import PreActResNet18
 from timing import seconds
 from torch.nn import functional as F
 
-from lc_callback import LocalComplexityCallback
-from lc_callback.functional import local_complexity
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
+from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy
 from lc_callback.schedule import is_log_step
 
-BATCH, EPOCHS, SAMPLES, POINTS = 128, 100, 50_000, 4
+BATCH, EPOCHS, SAMPLES = 128, 100, 50_000
 
 
 def main() -> None:
@@ -40,24 +41,33 @@ def main() -> None:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    defaults = LocalComplexityCallback()
+    lc, robust, rank = LocalComplexityCallback(), PGDRobustnessCallback(), FeatureRankCallback()
     n_steps = EPOCHS * -(-SAMPLES // BATCH)
     rows = sum(is_log_step(s) for s in range(n_steps + 1)) + (not is_log_step(n_steps))
+    measures = {  # points of a row, points that are timed, the measure
+        "LocalComplexityCallback": (3 * lc.n_probes, 4, lambda x, y: local_complexity(model, x)),
+        "PGDRobustnessCallback": (robust.n_probes, 16, lambda x, y: robust_accuracy(model, x, y, eps=robust.eps)),
+        "FeatureRankCallback": (rank.n_probes, BATCH, lambda x, y: feature_ranks(model, x)),
+    }
     model.train()
     step()
-    steps, points = [], []
+    steps: list[float] = []
+    points: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(args.repeats):
         steps.append(seconds(step))
-        measured = seconds(lambda: local_complexity(model, x[:POINTS], n_directions=defaults.n_directions))
-        points.append(measured / POINTS)
+        for name, (_, few, measure) in measures.items():
+            points[name].append(seconds(lambda few=few, measure=measure: measure(x[:few], y[:few])) / few)
     training = n_steps * statistics.median(steps)
-    callback = rows * 3 * defaults.n_probes * statistics.median(points)
     print(
         f"ResNet-18 of width {args.width}, {EPOCHS} epochs of {SAMPLES}: {n_steps} steps x "
-        f"{statistics.median(steps):.3f} s = {training / 3600:.2f} h\n"
-        f"callback: {rows} rows x 3 splits x {defaults.n_probes} points x {statistics.median(points):.3f} s"
-        f" = {callback / 3600:.3f} h, {callback / training:.1%} of the training"
+        f"{statistics.median(steps):.3f} s = {training / 3600:.2f} h"
     )
+    for name, (n_points, _, _) in measures.items():
+        total = rows * n_points * statistics.median(points[name])
+        print(
+            f"{name}: {rows} rows x {n_points} points x {statistics.median(points[name]):.3f} s = {total / 3600:.2f} h, "
+            f"{total / training:.1%} of the training"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from lc_callback.isolation import untouched
 __all__ = ["CentroidAlignment", "centroid_alignment"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CentroidAlignment:
     """Centroid alignment at ``N`` points.
 

@@ -26,7 +26,7 @@ _FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "
 # With filters of three channels.
 _OF_COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
-_SCALE_FREE = ("FAB", "DeepFool", "SparseFool", "JSMA", "CW", "EADL1", "EADEN")
+_SCALE_FREE = ("FAB", "SparseFool", "JSMA", "EADL1", "EADEN")
 _FEWEST_CLASSES = {"APGD": 3, "APGDT": 4, "AutoAttack": 4}  # that their losses index
 # Sharpness of the softmax over the wrong classes, in units of the typical margin.
 _SHARPNESS = 10.0

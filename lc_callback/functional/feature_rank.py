@@ -18,7 +18,7 @@ __all__ = ["FeatureCovariance", "FeatureRank", "check_options", "feature_rank", 
 _MATRICES = ("covariance", "features")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureRank:
     """Rank and spectrum of ``n`` features of width ``d``.
 

@@ -28,7 +28,7 @@ _FEWEST_ULP = 16
 _Z99 = 2.5758293035489004
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LocalComplexity:
     """Local complexity at ``N`` points, by layer.
 

@@ -27,7 +27,7 @@ _BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
 _OVERSHOOT, _ROUNDINGS = 1e-4, 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RobustAccuracy:
     """Accuracy with and without attack.
 
@@ -226,7 +226,7 @@ class _Measurement(Space):
         everything = torch.arange(self.n)
 
         def of_all(x: Tensor) -> Tensor:
-            if self._held and len(x) != self.n:
+            if self._held and not self._are_all(x, attack, box):
                 raise _OtherPointsError
             return seen(everything if len(x) == self.n else torch.zeros(len(x), dtype=torch.long), x)
 
@@ -251,9 +251,18 @@ class _Measurement(Space):
                 ) from error
             raise
 
+    def _are_all(self, x: Tensor, attack: Attack, box: Box) -> bool:
+        """Whether these are all points, each near its place, and not copies of a few."""
+        if len(x) != self.n or not attack.has_budget:
+            return False
+        return float((x.detach() - self.x).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
+
+    def _rounding(self, box: Box) -> float:
+        return _ROUNDINGS * torch.finfo(self.x.dtype).eps * max(self.largest, box.scale)
+
     def _within(self, attack: Attack, box: Box, found: Tensor) -> Tensor:
         """The attacked points, checked against budget and bounds."""
-        rounding = _ROUNDINGS * torch.finfo(found.dtype).eps * max(self.largest, box.scale)
+        rounding = self._rounding(box)
         inside = torch.clamp(found, box.low, box.high)
         if attack.has_budget and float((found - inside).abs().max()) > rounding:
             raise ValueError(f"`attack={attack.attack!r}` left the bounds of the inputs.")
