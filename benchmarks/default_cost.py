@@ -65,8 +65,8 @@ def main() -> None:
     for name, (n_points, _, _) in measures.items():
         total = rows * n_points * statistics.median(points[name])
         print(
-            f"{name}: {rows} rows x {n_points} points x {statistics.median(points[name]):.3f} s = {total / 3600:.2f} h, "
-            f"{total / training:.1%} of the training"
+            f"{name}: {rows} rows x {n_points} points x {statistics.median(points[name]):.3f} s = "
+            f"{total / 3600:.2f} h, {total / training:.1%} of the training"
         )
 
 

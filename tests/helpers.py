@@ -13,7 +13,39 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
+
 DIM, CLASSES = 6, 3
+
+KINDS = {"lc": LocalComplexityCallback, "robustness": PGDRobustnessCallback, "rank": FeatureRankCallback}
+NAMES = tuple(kind.__name__ for kind in KINDS.values())
+_TINY = {
+    "lc": {"n_probes": 4, "n_directions": 3},
+    "robustness": {"n_probes": 4, "eps": 0.1, "steps": 2},
+    "rank": {"n_probes": 4},
+}
+# What stands before the first "/" of our keys.
+_GROUPS = ("lc", "lc_ci99", "lc_layer", "clean_acc", "robust_acc", "robust_acc_raw", "rank", "effective_rank")
+_GROUPS += ("stable_rank", "tunnel_length", "weight_norm", "alignment", "linear_probe")
+
+
+def tiny(kind: str, **arguments: Any) -> Any:
+    """The callback of that kind with settings that cost little."""
+    return KINDS[kind](**{**_TINY[kind], **arguments})
+
+
+def kinds_of(kind: str) -> list[str]:
+    """The kinds that run: the one, or all for "together"."""
+    return [*KINDS] if kind == "together" else [kind]
+
+
+def is_ours(key: str) -> bool:
+    return key.split("/")[0].removesuffix("_test") in _GROUPS
+
+
+def timeless(rows: Any) -> list[dict[str, Any]]:
+    """Rows without what the clock said."""
+    return [{key: value for key, value in row.items() if not key.endswith("/seconds")} for row in rows]
 
 
 def points(n: int = 24, seed: int = 0) -> TensorDataset:
@@ -113,10 +145,10 @@ def make_trainer(folder: Any, *callbacks: Any, **kwargs: Any) -> pl.Trainer:
 
 
 @contextmanager
-def our_warnings(name: str = "LocalComplexityCallback") -> Iterator[list[str]]:
-    """The warnings raised inside that begin with the callback's name."""
+def our_warnings(*names: str) -> Iterator[list[str]]:
+    """The warnings raised inside that begin with the name of a callback, by default of ours."""
     found: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield found
-    found.extend(text for text in (str(warning.message) for warning in caught) if text.startswith(name))
+    found.extend(text for text in (str(warning.message) for warning in caught) if text.startswith(names or NAMES))

@@ -80,6 +80,60 @@ def test_rows_that_will_be_taken_again_are_dropped():
     assert history.steps == []
 
 
+# Arrays
+
+
+def spectra(*steps):
+    history = History()
+    for step in steps:
+        history.append(step, {"rank": 2.0}, {"spectrum": torch.full((3,), step + 0.5, dtype=torch.float64)})
+    return history
+
+
+def test_arrays_are_kept_by_step_and_key_in_single_precision():
+    history = spectra(0, 4)
+    history.append(9, {"rank": 1.0})
+    assert history.steps == [0, 4, 9]
+    assert [*history.arrays] == [0, 4]  # only where there are such
+    assert history.arrays[4]["spectrum"].tolist() == [4.5, 4.5, 4.5]
+    assert history.arrays[4]["spectrum"].dtype == torch.float32
+    assert history.keys == ["rank"]
+
+
+def test_arrays_are_detached_from_the_graph():
+    history = History()
+    history.append(0, {}, {"weights": torch.ones(2, requires_grad=True) * 2})
+    assert not history.arrays[0]["weights"].requires_grad
+
+
+def test_arrays_go_with_their_rows():
+    history = spectra(0, 4, 8)
+    history.drop_after(7)
+    assert history.steps == [*history.arrays] == [0, 4]
+
+
+def test_arrays_come_back_from_a_checkpoint(tmp_path):
+    history = spectra(0, 4)
+    torch.save({"rows": history.state(), "arrays": history.state_of_arrays()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    restored = History()
+    restored.restore(state["rows"], state["arrays"])
+    assert restored.rows == history.rows
+    assert {step: arrays["spectrum"].tolist() for step, arrays in restored.arrays.items()} == {
+        0: [0.5, 0.5, 0.5],
+        4: [4.5, 4.5, 4.5],
+    }
+    history.state_of_arrays()[0]["spectrum"] = None
+    assert history.arrays[0]["spectrum"] is not None  # a copy
+
+
+def test_rows_that_cannot_be_read_keep_the_arrays_too():
+    history = spectra(0, 4)
+    with pytest.raises(ValueError, match="not a row"):
+        history.restore([3], {7: {}})
+    assert [*history.arrays] == [0, 4]
+
+
 # CSV
 
 

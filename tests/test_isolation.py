@@ -113,6 +113,53 @@ def test_running_statistics_and_gradients_stay(fails):
 
 
 @either_way
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+def test_a_gradient_inside_reaches_the_inputs_only(fails, dtype):
+    net = network()
+    net[0].weight.requires_grad_(False)
+    net(torch.randn(8, 4)).sum().backward()
+    tensors = [*net.parameters(), *net.buffers()]
+    flags, grads = [p.requires_grad for p in tensors], [None if p.grad is None else p.grad.clone() for p in tensors]
+    inputs = torch.randn(8, 4, dtype=dtype or torch.float32, requires_grad=True)
+
+    def backward():
+        assert torch.is_grad_enabled()
+        assert not any(p.requires_grad for p in net.parameters())
+        net(inputs).square().sum().backward()
+
+    run(untouched(net, dtype=dtype, grad=True), backward, fails)
+    assert inputs.grad.abs().sum() > 0
+    after = [*net.parameters(), *net.buffers()]
+    assert all(one is other for one, other in zip(after, tensors, strict=True))
+    assert [p.requires_grad for p in after] == flags
+    now = [p.grad for p in after]
+    assert [grad is None for grad in now] == [grad is None for grad in grads]
+    assert all(torch.equal(one, two) for one, two in zip(now, grads, strict=True) if two is not None)
+
+
+@either_way
+def test_gradients_are_on_inside_even_where_they_are_off(fails):
+    seen = []
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            run(untouched(network(), grad=True), lambda: seen.append(torch.ones(1, requires_grad=True) * 2), fails)
+            assert not torch.is_grad_enabled()
+    assert [(value.requires_grad, value.is_inference()) for value in seen] == [(True, False)] * 2
+
+
+@either_way
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_gradient_through_a_recurrent_module_reaches_no_weight(fails, kind):
+    rnn = kind(2, 3)
+    flat = [id(weight) for weight in rnn._flat_weights]
+    inputs = torch.ones(1, 2, requires_grad=True)
+    run(untouched(rnn, grad=True), lambda: rnn(inputs)[0].sum().backward(), fails)
+    assert inputs.grad is not None
+    assert all(p.grad is None and p.requires_grad for p in rnn.parameters())
+    assert [id(weight) for weight in rnn._flat_weights] == flat
+
+
+@either_way
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_another_type_is_a_copy(fails, dtype):
     net = network().bfloat16()

@@ -250,6 +250,52 @@ def test_a_random_transform_draws_from_the_seed_and_leaves_the_streams():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+# Targets of one's own
+
+
+def test_target_fn_sees_the_whole_batch_as_the_model_gets_it():
+    seen = []
+
+    def classes(batch):
+        seen.append(batch)
+        return batch[1] // 10 % 2
+
+    def double(batch):
+        return 2 * batch[0], batch[1]
+
+    probes = draw_probes(pairs(), 5, 0, ONE, "train_probes", double, classes)
+    ((inputs, targets),) = seen
+    assert torch.equal(inputs, probes.inputs)
+    assert inputs[:, 0].tolist() == [2 * t / 10 for t in targets.tolist()]
+    assert probes.targets.tolist() == [t // 10 % 2 for t in targets.tolist()]
+
+
+@pytest.mark.parametrize(
+    "source", [torch.eye(3), (torch.eye(3), torch.zeros(3)), {"x": torch.eye(3)}], ids=["tensor", "pair", "mapping"]
+)
+def test_target_fn_gives_targets_to_what_is_taken_whole(source):
+    probes = draw_probes(source, 5, 0, ONE, "train_probes", None, lambda batch: torch.arange(3))
+    assert probes.targets.tolist() == [0, 1, 2]
+    assert probes.head(2).targets.tolist() == [0, 1]
+
+
+def test_target_fn_draws_from_the_seed_and_leaves_the_streams():
+    before = torch.get_rng_state()
+    targets = [
+        draw_probes(pairs(), 5, seed, ONE, "train_probes", None, lambda batch: torch.randint(0, 999, (5,))).targets
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(targets[0], targets[1])
+    assert not torch.equal(targets[0], targets[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_target_fn_that_raises_is_named():
+    message = r"`target_fn` failed on `test_probes` \(.*TensorDataset\) with KeyError: 'label'.* here a list"
+    with pytest.raises(ValueError, match=message):
+        draw_probes(pairs(), 5, 0, ONE, "test_probes", None, lambda batch: {}["label"])
+
+
 # Refused
 
 

@@ -41,6 +41,9 @@ class FeatureRankCallback(ProbeCallback):
     - ``linear_probe/<layer>``: test accuracy of a ridge-regression head on the features, with ``linear_probe=True``.
     - ``rank/seconds``: what the row cost.
 
+    ``trainer.validate()`` and ``trainer.test()`` have no train points unless ``train_probes=`` gives them: then the
+    test points are measured, and logged as ``rank_test/<layer>`` and so on.
+
     The spectra are in ``callback.history.arrays[step]["spectrum/<layer>"]``. Rows go to every logger of the Trainer, to
     ``trainer.callback_metrics``, to ``callback.history``, into checkpoints (with the spectra), and to
     ``rank/history.csv`` in the log directory.
@@ -198,16 +201,18 @@ class FeatureRankCallback(ProbeCallback):
             forward_fn=network.forward_fn,
             chunk_size=self.chunk_size,
         )
+        # In an evaluation there may be no points of the split that was asked for: these ranks are others.
+        other = "" if self._measured_split == self.split else f"_{self._measured_split}"
         values: dict[str, float | Tensor] = {}
         for layer, found in self._latest.items():
-            values[f"rank/{layer}"] = found.rank
-            values[f"effective_rank/{layer}"] = found.effective_rank
-            values[f"stable_rank/{layer}"] = found.stable_rank
-            values[f"spectrum/{layer}"] = found.spectrum
+            values[f"rank{other}/{layer}"] = found.rank
+            values[f"effective_rank{other}/{layer}"] = found.effective_rank
+            values[f"stable_rank{other}/{layer}"] = found.stable_rank
+            values[f"spectrum{other}/{layer}"] = found.spectrum
         if not self._short_of_points():
             below = [found.rank < self.tunnel_fraction * found.d for found in self._latest.values()]
             broken = any(math.isnan(found.rank) for found in self._latest.values())
-            values["tunnel_length"] = math.nan if broken else sum(below)
+            values[f"tunnel_length{other}"] = math.nan if broken else sum(below)
         values.update((f"weight_norm/{name}", norm) for name, norm in weight_norms(network.module).items())
         if self._aligned and "train" in probes:
             values["alignment/train"] = self._alignment(network, probes["train"])

@@ -284,7 +284,7 @@ class ProbeCallback(Callback):
         try:
             if state_dict["version"] != _STATE_VERSION:
                 raise ValueError(f"version {state_dict['version']}, this is version {_STATE_VERSION}")
-            self.history.restore(state_dict["rows"], state_dict["arrays"])
+            self.history.restore(state_dict["rows"], state_dict.get("arrays"))
             self._fingerprints = {str(key): str(value) for key, value in state_dict["fingerprints"].items()}
             self.load_extra_state(dict(state_dict["extra"]))
             self._restored = True

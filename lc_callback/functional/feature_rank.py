@@ -101,8 +101,8 @@ class FeatureCovariance:
     """The same ranks from batches, in memory ``O(d^2)`` whatever the number of samples.
 
     Means and scatter matrices are merged in float64 (Chan, Golub and LeVeque, 1983), so the order of batches and their
-    size do not matter beyond rounding. Singular values of the features below about 1e-8 of the largest drown in the
-    squaring; no tolerance of float32 or coarser sees that.
+    size do not matter beyond rounding. Singular values of the features below about 1e-7 of the largest drown in the
+    squaring and are given as 0; no tolerance of float32 or coarser sees that.
 
     Example::
 
@@ -172,7 +172,8 @@ class FeatureCovariance:
         scatter = self._scatter if center else self._scatter + self.n * torch.outer(self._mean, self._mean)
         if scatter.isfinite().all():
             squares = torch.linalg.eigvalsh(scatter).flip(0)[: min(self.n, d)]
-            sigma = squares.clamp(min=0).sqrt()
+            noise = d * torch.finfo(torch.float64).eps * squares[0]
+            sigma = torch.where(squares > noise, squares, 0.0).sqrt()
         else:
             sigma = torch.full((min(self.n, d),), math.nan, dtype=torch.float64)
         return _ranks(sigma, self.n, d, matrix, center, tol, relative, precision or self._dtype)

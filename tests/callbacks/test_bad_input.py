@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import CLASSES, DIM, Classifier, loader, make_trainer, mlp, points
+from helpers import CLASSES, DIM, KINDS, Classifier, loader, make_trainer, mlp, points
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-
-from lc_callback import LocalComplexityCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -25,6 +24,7 @@ SOME_LAYERS = "non-empty list of module names, patterns, class names or module t
 RADII = "positive number or a non-empty list of different ones"
 NAME = "must be the name of a module"
 FLAG = "must be True or False"
+EPS = "a number >= 0 or a non-empty list of different ones"
 ONLY_ONE = "only one of `schedule`, `every_n_train_steps`, `every_n_epochs`"
 
 # Arguments, then what the message must hold: the argument, the value, what is possible.
@@ -71,19 +71,81 @@ CONSTRUCTOR = [
     ({"max_pool": 1}, "`max_pool`", "got 1", FLAG),
     ({"per_layer": "all"}, "`per_layer`", "got 'all'", FLAG),
     ({"log_key_prefix": 3}, "`log_key_prefix`", "got 3", "must be a string"),
+    ({"target_fn": 3}, "`target_fn`", "got 3", "a function or an import path"),
+    ({"eps": -0.1}, "`eps`", "got -0.1", EPS),
+    ({"eps": "8/255"}, "`eps`", "got '8/255'", EPS),
+    ({"eps": []}, "`eps`", "got []", EPS),
+    ({"eps": [0.1, None]}, "`eps`", "got [0.1, None]", EPS),
+    ({"eps": [0.1, 0.1]}, "`eps`", "got [0.1, 0.1]", EPS),
+    ({"eps": math.nan}, "`eps`", "got nan", EPS),
+    ({"eps": math.inf}, "`eps`", "got inf", EPS),
+    ({"eps": True}, "`eps`", "got True", EPS),
+    ({"eps": None}, "`eps`", "got None", EPS),
+    ({"attack": "PDG"}, "`attack='PDG'`", "is not one of", "APGD"),
+    ({"attack": 3}, "`attack`", "got 3", "a function (model, x, y)"),
+    ({"attack": None}, "`attack`", "got None", "a function (model, x, y)"),
+    ({"alpha": 0}, "`alpha`", "got 0", "a positive number or None"),
+    ({"alpha": -0.1}, "`alpha`", "got -0.1", "a positive number or None"),
+    ({"alpha": "auto"}, "`alpha`", "got 'auto'", "a positive number or None"),
+    ({"alpha": math.nan}, "`alpha`", "got nan", "a positive number or None"),
+    ({"steps": 0}, "`steps`", "got 0", WHOLE),
+    ({"steps": 2.5}, "`steps`", "got 2.5", WHOLE),
+    ({"bounds": 1.0}, "`bounds`", "got 1.0", "a pair (low, high)"),
+    ({"bounds": (0, 1, 2)}, "`bounds`", "got (0, 1, 2)", "a pair (low, high)"),
+    ({"bounds": "box"}, "`bounds`", "got 'box'", "a pair (low, high)"),
+    ({"eps_unit": "pixel"}, "`eps_unit`", "got 'pixel'", "'input' or 'std'"),
+    ({"attack_args": ["norm"]}, "`attack_args`", "got ['norm']", "a mapping of names to values"),
+    ({"attack_args": {"norm": "L2"}}, "`attack_args` of 'PGD'", "['norm']", "random_start"),
+    ({"attack": "APGD", "attack_args": {"nrom": "L2"}}, "`attack_args` of 'APGD'", "['nrom']", "'norm'"),
+    ({"raw": 1}, "`raw`", "got 1", FLAG),
+    ({"split": "val"}, "`split`", "got 'val'", "'train' or 'test'"),
+    ({"split": None}, "`split`", "got None", "'train' or 'test'"),
+    ({"matrix": "gram"}, "`matrix`", "got 'gram'", "('covariance', 'features')"),
+    ({"center": None}, "`center`", "got None", FLAG),
+    ({"tol": -1.0}, "`tol`", "got -1.0", "a number >= 0 or None"),
+    ({"tol": "auto"}, "`tol`", "got 'auto'", "a number >= 0 or None"),
+    ({"tol": math.nan}, "`tol`", "got nan", "a number >= 0 or None"),
+    ({"relative": "yes"}, "`relative`", "got 'yes'", FLAG),
+    ({"precision": "int64"}, "`precision`", "not 'int64'", "'float64', 'float32', 'bfloat16' or 'float16'"),
+    ({"precision": "double precision"}, "`precision`", "not 'double precision'", "'float64', 'float32'"),
+    ({"precision": "manual_seed"}, "`precision`", "not 'manual_seed'", "'float64', 'float32'"),
+    ({"precision": 32}, "`precision`", "not 32", "'float64', 'float32'"),
+    ({"tunnel_fraction": 0}, "`tunnel_fraction`", "got 0", "above 0 and at most 1"),
+    ({"tunnel_fraction": 1.5}, "`tunnel_fraction`", "got 1.5", "above 0 and at most 1"),
+    ({"tunnel_fraction": True}, "`tunnel_fraction`", "got True", "above 0 and at most 1"),
+    ({"tunnel_fraction": "most"}, "`tunnel_fraction`", "got 'most'", "above 0 and at most 1"),
+    ({"linear_probe": 1}, "`linear_probe`", "got 1", FLAG),
+    ({"alignment": "train"}, "`alignment`", "got 'train'", FLAG),
+    ({"histogram": 0}, "`histogram`", "got 0", FLAG),
+    ({"max_width": 0}, "`max_width`", "got 0", WHOLE),
+    ({"max_width": 64.0}, "`max_width`", "got 64.0", WHOLE),
 ]
 
 
+def parameters(kind: str) -> set[str]:
+    return {*inspect.signature(KINDS[kind]).parameters}
+
+
+# Each row for every callback that has its arguments.
+ROWS = [(kind, *row) for kind in KINDS for row in CONSTRUCTOR if {*row[0]} <= parameters(kind)]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "name", "given", "possible"),
-    CONSTRUCTOR,
-    ids=[",".join(f"{key}={value}" for key, value in row[0].items()) for row in CONSTRUCTOR],
+    ("kind", "arguments", "name", "given", "possible"),
+    ROWS,
+    ids=[",".join([row[0], *(f"{key}={value}" for key, value in row[1].items())]) for row in ROWS],
 )
-def test_constructor(arguments: dict[str, Any], name: str, given: str, possible: str) -> None:
+def test_constructor(kind: str, arguments: dict[str, Any], name: str, given: str, possible: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        LocalComplexityCallback(**arguments)
+        KINDS[kind](**arguments)
     text = str(caught.value)
     assert [part for part in (name, given, possible) if part not in text] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_argument_is_in_the_table(kind: str) -> None:
+    in_table = {name for one, arguments, *_ in ROWS if one == kind for name in arguments}
+    assert parameters(kind) - in_table == {"train_probes", "test_probes"}  # these are checked at set-up
 
 
 class NoForward(Classifier):
@@ -212,7 +274,7 @@ SETUP: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         {"train_probes": torch.ones(5, DIM, dtype=torch.long), "test_probes": torch.ones(5, DIM, dtype=torch.long)},
         Classifier,
         loader,
-        ["torch.int64 tensor (2, 6)", "`train_probes=`", "`forward_fn=`"],
+        ["no floating-point tensor", "Long and Float", "convert the inputs to float"],
     ),
     "integers_that_nothing_embeds": (
         {"train_probes": torch.ones(5, DIM, dtype=torch.long), "forward_fn": lambda module, x: module.net(x.float())},
@@ -242,13 +304,156 @@ SETUP: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETUP)
+# Of these each callback must say the same.
+FOR_ALL = [
+    *("submodule_is_no_module", "no_forward", "forward_fn_is_no_method", "forward_fn_is_no_import", "function_raises"),
+    *(
+        "forward_fn_is_no_function",
+        "nan_in_probes",
+        "nan_in_the_dataset",
+        "empty_dataset",
+        "empty_tensor",
+        "empty_list",
+    ),
+    *("three_tensors", "number", "string", "mapping_without_tensors", "targets_of_another_length"),
+    *("train_loader_is_a_dict", "uncopyable_stream"),
+]
+
+
+class Stopped(Classifier):
+    """No gradient passes from its output to its inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if self.training else x.detach())
+
+
+def halves(targets: torch.Tensor) -> Make:
+    inputs = points()[:][0]
+    return lambda: loader(TensorDataset(inputs[: len(targets)], targets))
+
+
+def beyond(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x + 1.0
+
+
+def too_few(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x[:1, :2]
+
+
+class Regressor(Classifier):
+    def loss(self, batch: Any) -> torch.Tensor:
+        return self(batch[0]).square().mean()
+
+
+def one_output() -> Classifier:
+    return Regressor(mlp().append(nn.Linear(CLASSES, 1)))
+
+
+OF_ROBUSTNESS: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
+    "no_targets": ({"train_probes": torch.randn(5, DIM)}, Classifier, loader, ["no targets were found", "`target_fn="]),
+    "float_targets": (
+        {},
+        Regressor,
+        halves(torch.rand(24)),
+        ["train probes", "torch.float32 of shape (24,)", "24 integer classes", "`target_fn=`"],
+    ),
+    "two_columns_of_targets": ({}, Regressor, halves(torch.ones(24, 2).long()), ["shape (24, 2)", "`target_fn=`"]),
+    "a_class_too_many": (
+        {},
+        Regressor,
+        halves(torch.arange(24) % (CLASSES + 1)),
+        ["range from 0 to 3", "returns 3 logits", "classes 0 to 2", "`target_fn=`"],
+    ),
+    "negative_class": ({}, Regressor, halves(torch.arange(24) % 2 - 1), ["range from -1 to 0", "`target_fn=`"]),
+    "one_output": (
+        {},
+        one_output,
+        loader,
+        ["returns shape (24, 1) for 24 points", "C >= 2", "`forward_fn=`", "[-z, z]"],
+    ),
+    "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
+    "target_fn_is_a_method": ({"target_fn": "loss"}, Classifier, loader, ["`target_fn='loss'`", "import path"]),
+    "target_fn_raises": (
+        {"target_fn": lambda batch: batch["label"]},
+        Classifier,
+        loader,
+        ["`target_fn` failed", "`train_probes`", "TypeError", "a list"],
+    ),
+    "target_fn_gives_floats": (
+        {"target_fn": lambda batch: batch[0][:, 0]},
+        Classifier,
+        loader,
+        ["torch.float32", "integer classes", "`target_fn=`"],
+    ),
+    "outside_the_bounds": ({"bounds": (0, 1)}, Classifier, loader, ["`bounds=(0, 1)`", "points, which range from -"]),
+    "bounds_exchanged": ({"bounds": (9, -9)}, Classifier, loader, ["`bounds=(9, -9)`", "must hold all points"]),
+    "bounds_of_another_shape": (
+        {"bounds": ([-9.0] * 4, [9.0] * 4)},
+        Classifier,
+        loader,
+        ["`bounds=", "scalars or have the shape (6,)", "shape (4,)"],
+    ),
+    "equal_points": (
+        {"eps_unit": "std", "train_probes": (torch.ones(5, DIM), torch.zeros(5).long())},
+        Classifier,
+        loader,
+        ["`eps_unit='std'`", "all equal", "Use eps_unit='input'"],
+    ),
+    "at_is_no_module": ({"at": "stem"}, Classifier, loader, ["`at='stem'`", "net.0, net.1"]),
+    "at_is_never_called": (
+        {"at": "net.inner"},
+        lambda: Classifier(Listing()),
+        loader,
+        ["`at='net.inner'`", "executed"],
+    ),
+    "no_gradient": ({}, Stopped, loader, ["no gradient flows", "`at=`", "`forward_fn=`", "attack='Square'"]),
+    "attack_beyond_eps": (
+        {"attack": beyond, "bounds": (-9, 9)},
+        Classifier,
+        loader,
+        ["beyond", "more than eps = 0.03"],
+    ),
+    "attack_of_another_shape": (
+        {"attack": too_few},
+        Classifier,
+        loader,
+        ["`attack` must return a tensor (2, 6)", "(1, 2)"],
+    ),
+    "attack_of_images": ({"attack": "DIFGSM"}, Classifier, loader, ["`attack='DIFGSM'`", "images", "(2, 6)"]),
+}
+OF_RANK: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
+    "layers_match_nothing": ({"layers": ["fc*"]}, Classifier, loader, ["`layers`", "'fc*'", "net.0, net.1"]),
+    "no_non_linearity": ({}, linear, loader, ["no non-linearity", "Classifier", "`layers=[torch.nn.Linear]`"]),
+    "half_precision_inside": ({}, lambda: Classifier(Half()), loader, ["feature", "bfloat16", "`layers=`"]),
+    "one_point": ({"n_probes": 1}, Classifier, loader, ["at least 2 rows of features", "but 1"]),
+    "probe_of_floats": (
+        {"linear_probe": True},
+        Regressor,
+        halves(torch.rand(24)),
+        ["torch.float32", "integer classes", "`target_fn=`"],
+    ),
+    "probe_without_targets": (
+        {"linear_probe": True, "train_probes": torch.randn(5, DIM)},
+        Classifier,
+        loader,
+        ["no targets were found", "`target_fn=`"],
+    ),
+    "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
+}
+SET_UPS = {
+    **{f"lc-{name}": ("lc", *row) for name, row in SETUP.items()},
+    **{f"{kind}-{name}": (kind, *SETUP[name]) for kind in ("robustness", "rank") for name in FOR_ALL},
+    **{f"robustness-{name}": ("robustness", *row) for name, row in OF_ROBUSTNESS.items()},
+    **{f"rank-{name}": ("rank", *row) for name, row in OF_RANK.items()},
+}
+
+
+@pytest.mark.parametrize("name", SET_UPS)
 def test_set_up(name: str, tmp_path: Path) -> None:
-    arguments, make_module, make_loader, parts = SETUP[name]
+    kind, arguments, make_module, make_loader, parts = SET_UPS[name]
     torch.manual_seed(0)
     module = make_module()
-    callback = LocalComplexityCallback(**arguments)
-    trainer = make_trainer(tmp_path, callback, max_steps=2)
+    trainer = make_trainer(tmp_path, KINDS[kind](**arguments), max_steps=2)
     with pytest.raises((ValueError, MisconfigurationException)) as caught:
         trainer.fit(module, make_loader(), loader())
     assert module.steps_taken == 0
@@ -257,10 +462,10 @@ def test_set_up(name: str, tmp_path: Path) -> None:
 
 
 def test_the_table_is_large() -> None:
-    assert len(CONSTRUCTOR) + len(SETUP) >= 30
+    assert len(CONSTRUCTOR) + len(SET_UPS) >= 30
 
 
 def test_what_is_right_trains(tmp_path: Path) -> None:
     module = Classifier(mlp())
-    make_trainer(tmp_path, LocalComplexityCallback(), max_steps=2).fit(module, loader(), loader())
+    make_trainer(tmp_path, *(kind() for kind in KINDS.values()), max_steps=2).fit(module, loader(), loader())
     assert module.steps_taken == 2

@@ -1,5 +1,7 @@
 import ast
+import copy
 import csv
+import inspect
 import pickle
 import subprocess
 import sys
@@ -9,13 +11,14 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
+from helpers import KINDS, timeless
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lc_callback
-from lc_callback import LocalComplexityCallback
-from lc_callback.functional import local_complexity
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
+from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy
 
 PACKAGE = Path(lc_callback.__file__).parent
 
@@ -63,16 +66,24 @@ class Data(lightning.pytorch.LightningDataModule):
         return DataLoader(data(), batch_size=8)
 
 
-def fit(folder, callback, *, pl=lightning.pytorch, module=None, **kwargs):
+def two_logits(module, x):
+    out = module.net(x)
+    return torch.cat([-out, out], 1)
+
+
+def classes(batch):
+    return (batch[0][:, 0] > 0).long()
+
+
+def fit(folder, *callbacks, pl=lightning.pytorch, module=None, **kwargs):
     settings = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = pl.Trainer(default_root_dir=folder, callbacks=[callback], **settings, **kwargs)
+    trainer = pl.Trainer(default_root_dir=folder, callbacks=[*callbacks], **settings, **kwargs)
     trainer.fit(module or Lit(), DataLoader(data(), batch_size=8), DataLoader(data(), batch_size=8))
     return trainer
 
 
 def values(callback):
-    """Rows without what the clock said."""
-    return [{key: value for key, value in row.items() if key != "lc/seconds"} for row in callback.history]
+    return timeless(callback.history)
 
 
 # LightningCLI
@@ -87,7 +98,7 @@ trainer:
   enable_model_summary: false
   default_root_dir: {folder}
   callbacks:
-    - class_path: lc_callback.LocalComplexityCallback
+    - class_path: lc_callback.{name}
       init_args: {arguments}
 """
 
@@ -97,16 +108,16 @@ def cli(tmp_path, monkeypatch):
     def run(*command):
         monkeypatch.setattr(sys, "argv", ["train.py", *command])
         trainer = LightningCLI(Lit, Data).trainer
-        return next(callback for callback in trainer.callbacks if isinstance(callback, LocalComplexityCallback))
+        return next(callback for callback in trainer.callbacks if isinstance(callback, tuple(KINDS.values())))
 
     return run
 
 
 @pytest.fixture
 def from_file(cli, tmp_path):
-    def run(arguments):
+    def run(arguments, name="LocalComplexityCallback"):
         config = tmp_path / "config.yaml"
-        config.write_text(CONFIG.format(folder=tmp_path, arguments=arguments))
+        config.write_text(CONFIG.format(folder=tmp_path, arguments=arguments, name=name))
         return cli("fit", "--config", str(config))
 
     return run
@@ -130,6 +141,121 @@ def test_a_yaml_file_names_every_argument(from_file, arguments, steps, keys):
     callback = from_file(arguments)
     assert callback.history.steps == steps
     assert keys <= set(callback.history.keys)
+
+
+# Every argument but the points, which a file cannot hold.
+SHARED = f"""
+  n_probes: 6
+  train_probes: null
+  test_probes: null
+  every_n_train_steps: null
+  every_n_epochs: null
+  seed: 4
+  chunk_size: 5
+  submodule: null
+  forward_fn: {__name__}.two_logits
+  target_fn: {__name__}.classes
+  log_key_prefix: y_
+  raise_on_error: true
+  schedule: [0, 2, 5]
+"""
+FILES = {
+    PGDRobustnessCallback: """
+  eps: [0.1, 0.4]
+  attack: PGD
+  alpha: 0.1
+  steps: 3
+  bounds: [-5.0, 5.0]
+  eps_unit: std
+  attack_args: {random_start: false}
+  raw: true
+  at: net.0
+""",
+    FeatureRankCallback: """
+  layers: [net.0, 'torch.nn.ReLU']
+  split: test
+  matrix: features
+  center: false
+  tol: 0.01
+  relative: false
+  precision: bfloat16
+  tunnel_fraction: 0.5
+  linear_probe: true
+  alignment: false
+  histogram: true
+  max_width: 4
+""",
+}
+
+
+def in_file(kind):
+    return [line.strip() for line in (FILES[kind] + SHARED).splitlines() if line]
+
+
+IN_PYTHON = {
+    PGDRobustnessCallback: {
+        "eps": [0.1, 0.4],
+        "alpha": 0.1,
+        "steps": 3,
+        "bounds": (-5.0, 5.0),
+        "eps_unit": "std",
+        "attack_args": {"random_start": False},
+        "raw": True,
+        "at": "net.0",
+    },
+    FeatureRankCallback: {
+        "layers": ["net.0", nn.ReLU],
+        "split": "test",
+        "matrix": "features",
+        "center": False,
+        "tol": 0.01,
+        "relative": False,
+        "precision": "bfloat16",
+        "tunnel_fraction": 0.5,
+        "linear_probe": True,
+        "alignment": False,
+        "histogram": True,
+        "max_width": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.__name__)
+def test_a_yaml_file_names_every_argument_of_the_others(from_file, tmp_path, kind):
+    lines = in_file(kind)
+    assert {line.split(":")[0] for line in lines} == {*inspect.signature(kind).parameters}
+    from_yaml = from_file("{" + ", ".join(lines) + "}", kind.__name__)
+    shared = {"n_probes": 6, "seed": 4, "chunk_size": 5, "log_key_prefix": "y_", "schedule": [0, 2, 5]}
+    from_script = kind(**IN_PYTHON[kind], **shared, forward_fn=two_logits, target_fn=classes)
+    fit(tmp_path / "script", from_script, module=Lit(6))
+    assert from_yaml.history.steps == [0, 2, 5]
+    assert values(from_yaml)[0] == values(from_script)[0]
+    assert [*from_yaml.history.arrays.get(0, ())] == [*from_script.history.arrays.get(0, ())]
+    assert from_yaml.raise_on_error is True
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (PGDRobustnessCallback, ["y_clean_acc/test", "y_robust_acc/test_eps0.4", "y_robust_acc_raw/test_eps0.1"]),
+        (FeatureRankCallback, ["y_rank/net.0_proj4", "y_linear_probe/net.1_proj4", "y_weight_norm/total"]),
+    ],
+)
+def test_keys_of_a_yaml_file(from_file, kind, keys):
+    callback = from_file("{" + ", ".join(in_file(kind)) + "}", kind.__name__)
+    assert [key for key in keys if key not in callback.history.keys] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("PGDRobustnessCallback", "{eps: -1.0}", "`eps` must be a number >= 0"),
+        ("FeatureRankCallback", "{matrix: gram}", "`matrix` must be one of"),
+    ],
+)
+def test_a_wrong_value_for_the_others_is_named(from_file, name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        from_file(arguments, name)
 
 
 def test_a_yaml_file_gives_what_a_script_gives(from_file, tmp_path):
@@ -179,6 +305,22 @@ def test_pickle_before_and_after_a_run(tmp_path):
     assert str(after.state_dict()) == str(callback.state_dict())
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+@pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.__name__)
+def test_copies_of_the_others_before_and_after_a_run(tmp_path, kind, duplicate):
+    shared = {"n_probes": 6, "schedule": [0, 3], "forward_fn": two_logits, "target_fn": classes}
+    callback = kind(**IN_PYTHON[kind], **shared)
+    copied = duplicate(callback)
+    fit(tmp_path / "a", callback)
+    fit(tmp_path / "b", copied)
+    assert values(copied) == values(callback) != []
+    after = duplicate(callback)
+    assert repr(after) == repr(callback)
+    assert after.history.rows == callback.history.rows
+    assert str(after.state_dict()) == str(callback.state_dict())
+    assert after.state_dict() is not callback.state_dict()
+
+
 # Both names of Lightning
 
 
@@ -197,6 +339,29 @@ def test_both_names_of_lightning(tmp_path, pl, module):
     states = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)["callbacks"]
     again.load_state_dict(states[callback.state_key])
     assert again.history.rows == callback.history.rows
+
+
+@pytest.mark.parametrize(
+    ("pl", "module"), [(lightning.pytorch, Lit), (pytorch_lightning, OldLit)], ids=["lightning", "pytorch_lightning"]
+)
+def test_both_names_of_lightning_take_the_others(tmp_path, pl, module):
+    arguments = {"n_probes": 24, "schedule": [0, 6]}
+    robustness = PGDRobustnessCallback(0.4, steps=3, forward_fn=two_logits, target_fn=classes, **arguments)
+    rank = FeatureRankCallback(**arguments)
+    trainer = fit(tmp_path, robustness, rank, pl=pl, module=module())
+    x = data().tensors[0]
+    result = robust_accuracy(module(), x, classes((x,)), eps=0.4, steps=3, forward_fn=two_logits)
+    assert robustness.history["clean_acc/train"][0] == pytest.approx(result.clean_acc)
+    assert robustness.history["robust_acc/test_eps0.4"][0] == pytest.approx(result.robust_acc[0.4])
+    assert rank.history["rank/net.1"][0] == feature_ranks(module(), x)["net.1"].rank
+    states = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)["callbacks"]
+    for callback, again in ((robustness, PGDRobustnessCallback(0.4)), (rank, FeatureRankCallback())):
+        assert callback.history.steps == [0, 6]
+        again.load_state_dict(states[callback.state_key])
+        assert again.history.rows == callback.history.rows
+        assert str(again.history.arrays) == str(callback.history.arrays)
+        key = callback.history.keys[0]
+        assert trainer.callback_metrics[key].item() == pytest.approx(callback.history[key][-1])
 
 
 # Floors
@@ -241,18 +406,28 @@ def test_arrows_only_run_downward():
 DDP = """
 import sys
 
-sys.path.insert(0, {tests!r})
-from test_compat import Lit, LocalComplexityCallback, fit, values
+sys.path[:0] = {tests!r}
+from test_compat import all_three, fit, values
 
-callback = LocalComplexityCallback(0.3, n_directions=3, n_probes=9, schedule=[0, 4], per_layer=True)
-trainer = fit({folder!r}, callback, strategy="ddp", devices=2, num_nodes=1)
-print(f"rows {{trainer.global_rank}} {{values(callback)}}", flush=True)
+callbacks = all_three()
+trainer = fit({folder!r}, *callbacks, strategy="ddp", devices=2, num_nodes=1)
+for callback in callbacks:
+    print(f"rows {{trainer.global_rank}} {{callback.group}} {{values(callback)}}", flush=True)
 """
+
+
+def all_three():
+    arguments = {"n_probes": 9, "schedule": [0, 4]}
+    return [
+        LocalComplexityCallback(0.3, n_directions=3, per_layer=True, **arguments),
+        PGDRobustnessCallback(0.4, steps=2, forward_fn=two_logits, target_fn=classes, **arguments),
+        FeatureRankCallback(**arguments),
+    ]
 
 
 def test_two_processes_measure_what_one_does_and_write_once(tmp_path):
     script = tmp_path / "ddp.py"
-    script.write_text(DDP.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))
+    script.write_text(DDP.format(tests=[str(p) for p in Path(__file__).parents[:2]], folder=str(tmp_path / "two")))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=300
     )
@@ -260,15 +435,16 @@ def test_two_processes_measure_what_one_does_and_write_once(tmp_path):
     rows = {}
     for line in done.stdout.splitlines():
         if line.startswith("rows "):
-            rank, text = line.removeprefix("rows ").split(" ", 1)
-            rows[rank] = ast.literal_eval(text)
-    alone = LocalComplexityCallback(0.3, n_directions=3, n_probes=9, schedule=[0, 4], per_layer=True)
-    fit(tmp_path / "one", alone)
-    assert rows["0"] == rows["1"]
-    assert [row["step"] for row in rows["0"]] == [0, 4]
-    assert rows["0"][0] == values(alone)[0]
-
-    (file,) = (tmp_path / "two").rglob("history*.csv")
-    with file.open() as lines:
-        written = [{k: float(v) for k, v in row.items() if k != "lc/seconds"} for row in csv.DictReader(lines)]
-    assert written == rows["0"]
+            rank, group, text = line.removeprefix("rows ").split(" ", 2)
+            rows[rank, group] = ast.literal_eval(text)
+    alone = all_three()
+    fit(tmp_path / "one", *alone)
+    for callback in alone:
+        group = callback.group
+        assert rows["0", group] == rows["1", group]
+        assert [row["step"] for row in rows["0", group]] == [0, 4]
+        assert rows["0", group][0] == values(callback)[0]
+        (file,) = (tmp_path / "two").rglob(f"{group}/history*.csv")
+        with file.open() as lines:
+            written = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+        assert timeless(written) == rows["0", group]

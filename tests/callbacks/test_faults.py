@@ -12,7 +12,19 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import DIM, Classifier, RowLogger, loader, make_trainer, our_warnings, points
+from helpers import (
+    DIM,
+    KINDS,
+    Classifier,
+    RowLogger,
+    is_ours,
+    loader,
+    make_trainer,
+    our_warnings,
+    points,
+    timeless,
+    tiny,
+)
 from torch import nn
 
 from lc_callback import LocalComplexityCallback
@@ -21,6 +33,7 @@ from lc_callback.history import CsvFile
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 STEPS = 8
+KEY = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1"}
 EVERY = list(range(STEPS + 1))
 
 
@@ -57,7 +70,7 @@ class BrokenLogger(RowLogger):
         self.what, self.at, self.step = what, at, -1
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.step = step if "lc/train" in metrics else -1
+        self.step = step if any(map(is_ours, metrics)) else -1
         self._break("log_metrics")
         super().log_metrics(metrics, step)
 
@@ -71,6 +84,9 @@ class BrokenLogger(RowLogger):
 
     def add_text(self, *args: Any) -> None:
         self._break("add_text")
+
+    def add_histogram(self, *args: Any) -> None:
+        self._break("add_histogram")
 
     def _break(self, what: str) -> None:
         if what == self.what and self.step in self.at:
@@ -98,6 +114,30 @@ def widen(module: Any) -> None:
 
 def drop_named_layer(module: Any) -> None:
     module.net = nn.Sequential(nn.Linear(DIM, 3))  # not what is optimized, but it has a gradient
+
+
+def detach(module: Any) -> None:
+    forward = module.net.forward
+    module.net.forward = lambda x: forward(x if module.training and module.net.training else x.detach())
+
+
+def narrow(module: Any) -> None:
+    module.net = nn.Sequential(*module.net, nn.Linear(3, 1))
+
+
+def attack_until(step: int, at: str) -> Callable[..., torch.Tensor]:
+    """An attack that fails from its row of ``step`` on: it is called in the trial, then once in each row."""
+    calls = []
+
+    def attack(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if len(x) == 2:
+            calls.clear()
+        calls.append(len(x))
+        if calls.count(4) > step and at == "raises":
+            raise ArithmeticError("no attack")
+        return x if calls.count(4) <= step else x + 9 if at == "leaves" else None
+
+    return attack
 
 
 def return_a_dict(module: Any) -> None:
@@ -153,28 +193,54 @@ FAULTS = {
 }
 
 
-def run(fault: Fault, folder: Path, **arguments: Any) -> tuple[pl.Trainer, LocalComplexityCallback]:
-    options = {
-        "n_probes": 4,
-        "n_directions": 3,
-        "radius": 1.0,
-        "test_probes": points(seed=1),
-        "schedule": lambda step: True,
-        **fault.callback,
-        **arguments,
-    }
-    callback = LocalComplexityCallback(**options)
+OF_ROBUSTNESS = {
+    "attack_raises": Fault([6, 7, 8], "ArithmeticError: no attack", callback={"attack": attack_until(6, "raises")}),
+    "attack_leaves_its_budget": Fault(
+        [7, 8], "more than eps", callback={"attack": attack_until(7, "leaves"), "bounds": (-20, 20)}
+    ),
+    "attack_gives_nothing": Fault([8], "must return a tensor", callback={"attack": attack_until(8, "nothing")}),
+    "no_gradient_any_more": Fault([7, 8], "no gradient flows", before=lambda: AtStep([7], detach)),
+    "no_logits_any_more": Fault([8], "returns shape (4, 1)", before=lambda: AtStep([8], narrow)),
+}
+OF_RANK = {
+    "layer_is_gone": FAULTS["layer_is_gone"],
+    "no_non_linearity_left": FAULTS["no_non_linearity_left"],
+    "no_gradient_any_more": Fault([7, 8], "no gradient flows", before=lambda: AtStep([7], detach)),
+    "histogram": Fault(
+        [3, 5],
+        "add_histogram is down",
+        logger=lambda: BrokenLogger("add_histogram", [3, 5]),
+        callback={"histogram": True},
+        kept=True,
+    ),
+}
+FOR_ALL = [
+    *("forward", "forward_at_the_last_step", "assertion", "stop_iteration", "memory", "cuda_memory", "log_metrics"),
+    *("save", "experiment", "add_text", "schedule"),
+]
+ALL = {
+    **{("lc", name): fault for name, fault in FAULTS.items()},
+    **{(kind, name): FAULTS[name] for kind in ("robustness", "rank") for name in FOR_ALL},
+    **{("robustness", name): fault for name, fault in OF_ROBUSTNESS.items()},
+    **{("rank", name): fault for name, fault in OF_RANK.items()},
+}
+
+
+def run(fault: Fault, folder: Path, kind: str = "lc", **arguments: Any) -> tuple[pl.Trainer, Any]:
+    own = {"radius": 1.0} if kind == "lc" else {}
+    options = {**own, "test_probes": points(seed=1), "schedule": lambda step: True, **fault.callback, **arguments}
+    callback = tiny(kind, **options)
     trainer = make_trainer(folder, fault.before(), callback, logger=fault.logger(), max_steps=STEPS)
     torch.manual_seed(0)
     trainer.fit(fault.module(), loader())
     return trainer, callback
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_costs_its_row_and_one_warning(name: str, tmp_path: Path) -> None:
-    fault = FAULTS[name]
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: Path) -> None:
+    fault = ALL[kind, name]
     with our_warnings() as warned:
-        trainer, callback = run(fault, tmp_path)
+        trainer, callback = run(fault, tmp_path, kind)
     assert trainer.state.finished
     assert trainer.global_step == STEPS
     assert callback.history.steps == [step for step in EVERY if fault.kept or step not in fault.lost]
@@ -184,15 +250,15 @@ def test_a_fault_costs_its_row_and_one_warning(name: str, tmp_path: Path) -> Non
         assert [step for step in EVERY if any(f"step {step} " in text for text in warned)] == list(fault.lost)
     assert isinstance(trainer.logger, RowLogger)
     if fault.kept and "log_metrics" in fault.says:
-        assert trainer.logger.steps() == [step for step in EVERY if step not in fault.lost]
+        assert trainer.logger.steps(KEY[kind]) == [step for step in EVERY if step not in fault.lost]
     else:
-        assert trainer.logger.steps() == callback.history.steps
+        assert trainer.logger.steps(KEY[kind]) == callback.history.steps
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_raise_on_error_stops_the_run(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="LocalComplexityCallback: ") as caught:
-        run(FAULTS[name], tmp_path, raise_on_error=True)
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_raise_on_error_stops_the_run(kind: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=f"{KINDS[kind].__name__}: ") as caught:
+        run(ALL[kind, name], tmp_path, kind, raise_on_error=True)
     assert caught.value.__cause__ is not None
 
 
@@ -213,6 +279,51 @@ def test_nan_weights_give_nan_rows_and_one_warning_each(tmp_path: Path) -> None:
     assert [f"NaN at step {step} in lc/train" in text for step, text in zip([6, 7, 8], warned, strict=True)] == [
         True
     ] * 3
+
+
+def test_nan_weights_give_nan_accuracies_under_attack(tmp_path: Path) -> None:
+    with our_warnings() as warned:
+        trainer, callback = run(Fault([], "", before=lambda: AtStep([6], put_nan)), tmp_path, "robustness", raw=True)
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY
+    keys = [key for key in callback.history.keys if key != "robust_acc/seconds"]
+    assert keys == ["clean_acc/train", "clean_acc/test", "robust_acc/test_eps0.1", "robust_acc_raw/test_eps0.1"]
+    for key in keys:
+        assert [math.isnan(value) for value in callback.history[key]] == [step >= 6 for step in EVERY]
+    assert len(warned) == 3
+    assert all(f"NaN at step {step} in {', '.join(keys)}" in text for step, text in zip([6, 7, 8], warned, strict=True))
+
+
+def test_nan_weights_give_nan_ranks_behind_them(tmp_path: Path) -> None:
+    with our_warnings() as warned:
+        fault = Fault([], "", before=lambda: AtStep([6], put_nan))
+        trainer, callback = run(fault, tmp_path, "rank", n_probes=16, linear_probe=True, histogram=True)
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY
+    names = ("rank/net.3", "effective_rank/net.3", "stable_rank/net.3", "linear_probe/net.3", "weight_norm/net.2")
+    for key in (*names, "weight_norm/total", "tunnel_length", "alignment/train"):
+        assert [math.isnan(value) for value in callback.history[key]] == [step >= 6 for step in EVERY], key
+    first = [step for step in EVERY if math.isnan(callback.history["rank/net.1"][step])]
+    assert first == [7, 8]  # the first layer is still whole after the step that broke the second
+    assert [f"NaN at step {step} in rank/net." in text for step, text in zip([6, 7, 8], warned, strict=True)] == [
+        True
+    ] * 3
+
+
+@pytest.mark.parametrize("kind", ["robustness", "rank"])
+def test_memory_that_does_not_suffice_for_all_points(kind: str, tmp_path: Path) -> None:
+    """An attack halves its chunk, and gives the same row; ranks cost one pass a chunk from the start."""
+    arguments = {"n_probes": 8, "eps": [0.1, 0.5], "raw": True} if kind == "robustness" else {"chunk_size": 2}
+    plenty = run(Fault([], ""), tmp_path, kind, **arguments)[1].history
+    most = 3 if kind == "robustness" else 4
+
+    def scarce() -> Fragile:
+        return Fragile(range(1, STEPS), lambda: MemoryError("no"), most=most)
+
+    with our_warnings() as warned:
+        _, callback = run(Fault([], "", scarce), tmp_path, kind, **arguments)
+    assert warned == []
+    assert timeless(callback.history) == timeless(plenty)
 
 
 def test_memory_that_suffices_after_halving_costs_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""Every common kind of model, trained by a real Trainer, against a count with taps placed by hand."""
+"""Every common kind of model, trained by a real Trainer, against counts, features and accuracies taken by hand."""
 
 import copy
+import functools
+import math
 import operator
 import warnings
 from collections import Counter
@@ -9,18 +11,22 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import KINDS, is_ours
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from lc_callback import LocalComplexityCallback
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
+from lc_callback.callbacks import probe_callback
 from lc_callback.functional import cross_polytope_frame
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 N, P, STEPS = 6, 5, 3
 RADIUS = 0.5
 
@@ -646,7 +652,7 @@ CASES = {
 }
 
 
-# The test
+# Counts, with taps placed by hand
 
 
 def count(case: Case, module: Any, data: Any) -> tuple[dict[str, float], dict[str, int]]:
@@ -707,19 +713,219 @@ def fit(case: Case, module: Any, data: Any, folder: Any, callbacks: list[Any]) -
     return [str(w.message) for w in caught]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_kind_of_model(name, tmp_path):
+# Features, taken by hand: what the taps see, after the activation
+
+ACTIVATIONS: dict[str, Callable[[Any], dict[str, Any]]] = {  # where they are not ReLU
+    "functional_relus": lambda m: {"net#5": lambda z: z.relu() + m.net.floor},
+    "gelu_silu": lambda m: {"net.1": functools.partial(F.gelu, approximate="tanh"), "net.3": F.silu},
+    "prelu_leaky": lambda m: {"net.1": m.net[1], "net.3": m.net[3]},
+    "relu6_hardtanh_softplus": lambda m: {"net.1": F.relu6, "net.3": F.hardtanh, "net.5": F.softplus},
+    "gpt_tokens": lambda m: {"block": F.gelu},
+    "bert_dict": lambda m: {"encoder.layers.0": F.gelu, "pooler.1": torch.tanh},
+    "vit": lambda m: {"encoder.layers.0": F.gelu, "encoder.layers.1": F.gelu},
+    "dict_scalar_column": lambda m: {"net.1": torch.tanh},
+    "autoencoder_sigmoid": lambda m: {"encoder.1": F.silu, "decoder.1": F.elu},
+}
+
+
+def lstm_features(m, batch):
+    out = m.lstm(batch[0])[0]
+    return {"lstm": out, "head.1": m.head(out[:, -1])}
+
+
+OWN_FEATURES = {
+    "lstm_head": lstm_features,
+    "bf16_true_lstm": lstm_features,
+    "gru": lambda m, batch: {"gru": m.gru(batch[0].transpose(0, 1))[0]},
+    "experts_glu": lambda m, batch: {f"experts.{i}.1": e[:2](batch[0]) for i, e in enumerate(m.experts)},
+    "max_pool_counted": lambda m, batch: {"net.1": m.net[:2](batch[0]), "net.4": m.net[:5](batch[0])},
+}
+MAPS = ("conv1d",)  # (N, C, L); what else has three axes is a sequence (N, T, d)
+
+
+def as_measured(case: Case, module: Any) -> Any:
+    """A copy in eval mode with the weights as the trainer keeps them, in the precision of a measurement."""
+    module = copy.deepcopy(module)
+    if case.trainer.get("precision") == "bf16-true":
+        module = module.bfloat16()
+    return module.to(case.dtype).eval()
+
+
+def features_by_hand(name: str, module: Any, data: Any) -> dict[str, np.ndarray]:
+    """One row for each point, position or token."""
+    case, found = CASES[name], {}
+    module = as_measured(case, module)
+    data = tree_map(lambda t: t.to(case.dtype) if t.is_floating_point() else t, data)
+    with torch.no_grad():
+        if name in OWN_FEATURES:
+            found = OWN_FEATURES[name](module, data)
+        else:
+            activations = ACTIVATIONS.get(name, lambda m: {})(module)
+
+            def tap(layer: str, z: Tensor, *knots: float) -> None:
+                found[layer] = activations.get(layer, torch.relu)(z)
+
+            case.twin(module, data, lambda *tensors: tensors[0] if len(tensors) == 1 else tensors, tap)
+        maps = {layer: x.movedim(1, -1) if x.ndim == 4 or name in MAPS else x for layer, x in found.items()}
+        return {layer: x.flatten(0, -2).double().numpy() for layer, x in maps.items()}
+
+
+def spectrum_by_hand(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.mean(0)
+    return np.linalg.svd(rows.T @ rows / (len(rows) - 1), compute_uv=False)[: min(rows.shape)]
+
+
+# Classes, taken by hand
+
+
+@dataclass
+class Labels:
+    """Why a model is refused by the attack, what is passed then, and its logits and classes by hand."""
+
+    found: str
+    remedy: str
+    arguments: dict[str, Any]
+    logits: Callable[[Any, Any], Tensor]
+    classes: Callable[[Any], Tensor]
+
+
+def second(batch):
+    return batch[1]
+
+
+def one_logit(x_of=operator.itemgetter(0)):
+    return Labels(
+        "returns shape (6, 1)",
+        "`forward_fn=`",
+        {"forward_fn": lambda module, x: torch.cat([-module(x), module(x)], 1)},
+        lambda m, batch: m(x_of(batch)) * torch.tensor([-1.0, 1.0]),
+        second,
+    )
+
+
+PADDED = Labels(
+    "targets are torch.float32",
+    "`target_fn=`",
+    {"target_fn": lambda batch: batch[1].sum(1)},
+    lambda m, batch: m(batch[0], batch[1]),
+    lambda batch: batch[1].any(1).long(),
+)
+PARITY = Labels(
+    "targets range from 0 to 5, but the model returns 2 logits",
+    "`target_fn=`",
+    {"target_fn": lambda batch: batch["label"] % 2},
+    lambda m, batch: m(batch["image"]),
+    lambda batch: torch.arange(N) % 2,
+)
+NOT_CLASSIFIERS = {
+    **dict.fromkeys(("gelu_silu", "prelu_leaky", "relu6_hardtanh_softplus", "conv1d"), one_logit()),
+    **dict.fromkeys(("encoder_batch_first", "encoder_time_first"), PADDED),
+    **dict.fromkeys(("dict_one_key", "dict_forward_fn"), PARITY),
+    "gpt_tokens": Labels(
+        "returns shape (6, 5, 9)",
+        "`forward_fn=`",
+        {"forward_fn": lambda m, tokens: m(tokens)[:, -1], "target_fn": lambda batch: batch[0][:, 0]},
+        lambda m, batch: m(batch[0])[:, 4],
+        lambda batch: batch[0][:, 0],
+    ),
+    "dict_scalar_column": Labels(
+        "targets are torch.float32",
+        "`target_fn=`",
+        {"target_fn": lambda batch: (batch["age"] > 0).long()},
+        lambda m, batch: m(batch["traits"], batch["age"]),
+        lambda batch: (batch["age"] > 0).long(),
+    ),
+    "two_inputs": Labels(
+        "targets are torch.float32",
+        "`target_fn=`",
+        {"target_fn": lambda batch: (batch[0][:, 0] > 0).long()},
+        lambda m, batch: m(batch[0], batch[1]),
+        lambda batch: (batch[0][:, 0] > 0).long(),
+    ),
+    "autoencoder_sigmoid": Labels(
+        "returns shape (6, 1, 6, 6)",
+        "`forward_fn=`",
+        {"forward_fn": lambda m, x: m.encoder(x).mean((2, 3))},
+        lambda m, batch: F.silu(m.encoder[0](batch[0])).mean((2, 3)),
+        second,
+    ),
+}
+NO_FORWARD = ("no_forward_forward_fn", "no_forward_method_name", "no_forward_submodule")
+LOGITS = {
+    "bert_dict": lambda m, batch: m(batch["input_ids"], batch["attention_mask"]).logits,
+    **dict.fromkeys(NO_FORWARD, lambda m, batch: m.net(batch[0])),
+}
+CLASSES = {"bert_dict": lambda batch: batch["labels"]}
+
+
+def clean_accuracy_by_hand(name: str, module: Any, data: Any) -> float:
+    case, labels = CASES[name], NOT_CLASSIFIERS.get(name)
+    module = as_measured(case, module)
+    data = tree_map(lambda t: t.to(case.dtype) if t.is_floating_point() else t, data)
+    logits = labels.logits if labels else LOGITS.get(name, lambda m, batch: m(batch[0]))
+    classes = labels.classes if labels else CLASSES.get(name, second)
+    with torch.no_grad():
+        return (logits(module, data).argmax(1) == classes(data)).double().mean().item()
+
+
+# The tests
+
+
+@pytest.fixture(autouse=True)
+def slow_is_no_fault(monkeypatch):
+    monkeypatch.setattr(probe_callback, "_SECONDS_TO_WARN", math.inf)
+
+
+@dataclass
+class Trained:
+    """A training, its data, and the module before and after."""
+
+    data: Any
+    before: Any
+    module: Any
+    warned: list[str]
+
+
+def trained(name: str, folder: Any, *callbacks: Any) -> Trained:
     case = CASES[name]
     torch.manual_seed(0)
     data = case.data(), case.data()
-    module, twin = (seeded(case.make) for _ in range(2))
-    expected, units = count(case, module, data[0])
-    assert units == case.layers
-    expected_test, _ = count(case, module, data[1])
+    before, module = (seeded(case.make) for _ in range(2))
+    return Trained(data, before, module, fit(case, module, data, folder, [*callbacks]))
 
-    callback = LocalComplexityCallback(RADIUS, P, n_probes=N, per_layer=True, **case.callback)
-    without = fit(case, twin, data, tmp_path / "without", [])
-    given = fit(case, module, data, tmp_path / "with", [callback])
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """The training without us, by case; run once."""
+    return functools.cache(lambda name: trained(name, tmp_path_factory.mktemp("without")))
+
+
+def assert_untouched(given: Trained, twin: Trained) -> None:
+    assert set(given.warned) - set(twin.warned) == set()
+    for key, tensor in twin.module.state_dict().items():
+        assert torch.equal(given.module.state_dict()[key], tensor), key
+
+
+def measuring(name: str, kind: str, **arguments: Any) -> Any:
+    own = dict(CASES[name].callback)
+    if kind == "lc":
+        return LocalComplexityCallback(RADIUS, P, n_probes=N, per_layer=True, **own)
+    own.pop("max_pool", None)
+    if kind == "rank":
+        return FeatureRankCallback(n_probes=N, **own)
+    remedy = NOT_CLASSIFIERS[name].arguments if name in NOT_CLASSIFIERS else {}
+    return PGDRobustnessCallback(**{"eps": 0.3, "steps": 2, "n_probes": N, **own, **remedy, **arguments})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_model(name, without, tmp_path):
+    case = CASES[name]
+    callback = measuring(name, "lc")
+    given = trained(name, tmp_path, callback)
+    module, data = given.module, given.data
+    expected, units = count(case, given.before, data[0])
+    assert units == case.layers
+    expected_test, _ = count(case, given.before, data[1])
 
     rows = callback.history
     assert rows.steps == [0, 1, 2, 3]
@@ -732,7 +938,78 @@ def test_every_kind_of_model(name, tmp_path):
     assert rows["lc/train"][-1] == pytest.approx(sum(count(case, module, data[0])[0].values()))
     sizes = dict(zip(callback._latest["train"].layer_names, callback._latest["train"].layer_sizes, strict=True))
     assert sizes == case.layers
+    assert_untouched(given, without(name))
 
-    assert set(given) - set(without) == set()
-    for key, tensor in twin.state_dict().items():
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_of_every_kind_of_model(name, without, tmp_path):
+    callback = measuring(name, "rank")
+    given = trained(name, tmp_path, callback)
+    rows = callback.history
+    assert rows.steps == [0, 1, 2, 3]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    for i, module in ((0, given.before), (-1, given.module)):
+        by_hand = features_by_hand(name, module, given.data[0])
+        assert [key.split("/", 1)[1] for key in rows.keys if key.startswith("rank/")][:-1] == list(by_hand)
+        for layer, x in by_hand.items():
+            spectrum = spectrum_by_hand(x)
+            tolerance = max(x.shape) * torch.finfo(CASES[name].dtype).eps
+            assert rows[f"rank/{layer}"][i] == (spectrum > tolerance * spectrum[0]).sum() > 0
+            found = rows.arrays[rows.steps[i]][f"spectrum/{layer}"].numpy()
+            assert found == pytest.approx(spectrum, rel=1e-3, abs=1e-5 * spectrum[0])
+    widths = {layer: (found.n, found.d) for layer, found in callback._latest.items()}
+    assert widths == {layer: x.shape for layer, x in by_hand.items()}
+    squares = sum(p.double().square().sum().item() for p in given.module.parameters())
+    if "submodule" not in CASES[name].callback:
+        assert rows["weight_norm/total"][-1] == pytest.approx(squares**0.5)
+    assert_untouched(given, without(name))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_accuracies_of_every_kind_of_model(name, without, tmp_path):
+    callback = measuring(name, "robustness")
+    given = trained(name, tmp_path, callback)
+    rows = callback.history
+    assert rows.steps == [0, 1, 2, 3]
+    for i, module in ((0, given.before), (-1, given.module)):
+        for split, data in zip(("train", "test"), given.data, strict=True):
+            assert rows[f"clean_acc/{split}"][i] == pytest.approx(clean_accuracy_by_hand(name, module, data))
+    robust, clean = rows["robust_acc/test_eps0.3"], rows["clean_acc/test"]
+    assert all(0 <= r <= c for r, c in zip(robust, clean, strict=True))  # NaN is not
+    assert_untouched(given, without(name))
+
+
+def test_attacks_do_fool_some_of_these_models(tmp_path):
+    found = []
+    for name in ("mlp", "inplace_relu", "gru", "two_inputs", "dict_scalar_column", "no_forward_submodule"):
+        callback = measuring(name, "robustness", eps=3.0)
+        trained(name, tmp_path, callback)
+        found += list(zip(callback.history["clean_acc/test"], callback.history["robust_acc/test_eps3"], strict=True))
+    assert sum(robust < clean for clean, robust in found) >= len(found) / 4
+
+
+@pytest.mark.parametrize("name", NOT_CLASSIFIERS)
+def test_what_is_no_classifier_is_refused_before_the_first_step(name, tmp_path):
+    case, labels = CASES[name], NOT_CLASSIFIERS[name]
+    module = seeded(case.make)
+    callback = PGDRobustnessCallback(eps=0.3, steps=2, n_probes=N, schedule=[2], **case.callback)
+    with pytest.raises(ValueError, match=r"^PGDRobustnessCallback: train probes: ") as caught:
+        fit(case, module, (case.data(), case.data()), tmp_path, [callback])
+    assert [part for part in (labels.found, labels.remedy) if part not in str(caught.value)] == []
+    for key, tensor in seeded(case.make).state_dict().items():
         assert torch.equal(module.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_three_of_every_kind_of_model(name, without, tmp_path):
+    callbacks = {kind: measuring(name, kind) for kind in KINDS}
+    given = trained(name, tmp_path, *callbacks.values())
+    for callback in callbacks.values():
+        assert callback.history.steps == [0, 1, 2, 3]
+        assert all(math.isfinite(value) for row in callback.history for value in row.values())
+    assert all(is_ours(key) for callback in callbacks.values() for key in callback.history.keys)
+    assert_untouched(given, without(name))
+
+
+def test_the_tables_name_cases() -> None:
+    assert {*ACTIVATIONS, *OWN_FEATURES, *MAPS, *NOT_CLASSIFIERS, *LOGITS, *CLASSES} <= {*CASES}

@@ -19,30 +19,42 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import DIM, Classifier, loader, make_trainer, our_warnings, points
+from helpers import (
+    DIM,
+    KINDS,
+    Classifier,
+    kinds_of,
+    loader,
+    make_trainer,
+    our_warnings,
+    points,
+    timeless,
+    tiny,
+)
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from lc_callback import LocalComplexityCallback
-
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-STEPS, KILLS, KILLS_IN_A_RUN = 12, 21, 3
+STEPS, KILLS_IN_A_RUN = 12, 3
+KILLS = {"together": 20, **dict.fromkeys(KINDS, 3)}
 # Where a run is killed: at a random call or return of a Python or C function in files whose names end so.
 ZONES = {
     "anywhere": (".py",),
-    "measurement": ("local_complexity.py", "knots.py", "isolation.py", "points.py", "batch_axis.py"),
+    "measurement": ("local_complexity.py", "knots.py", "layers.py", "isolation.py", "points.py", "batch_axis.py"),
+    "attack": ("robustness.py", "attacks.py", "pgd.py", "space.py"),
+    "features": ("feature_rank.py", "features.py", "alignment.py", "linear_probe.py", "weight_norm.py"),
     "row": ("history.py", "probe_callback.py", "loggers.py"),
     "checkpoint": ("model_checkpoint.py", "checkpoint_connector.py", "cloud_io.py"),
 }
 
 
-def fit(folder: Path, callback: Any, *others: Any, resume: Any = None, batch: int = 24, **arguments: Any) -> pl.Trainer:
+def fit(folder: Path, *callbacks: Any, resume: Any = None, batch: int = 24, **arguments: Any) -> pl.Trainer:
     """Full batches by default, so that the resumed training is itself exact."""
     saving = ModelCheckpoint(folder / "checkpoints", filename="{step}", every_n_train_steps=3, save_top_k=-1)
     options = {"max_steps": STEPS, "enable_checkpointing": True, **arguments}
-    trainer = make_trainer(folder, callback, *others, saving, **options)
+    trainer = make_trainer(folder, *callbacks, saving, **options)
     torch.manual_seed(0)
     module = Classifier(optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
     trainer.fit(module, loader(batch_size=batch), loader(points(seed=1)), ckpt_path=resume)
@@ -59,8 +71,16 @@ class EpochEnds(pl.Callback):
         self.seen.append((trainer.current_epoch + 1, trainer.global_step))
 
 
-def small(**arguments: Any) -> LocalComplexityCallback:
-    return LocalComplexityCallback(**{"n_probes": 4, "n_directions": 3, "radius": 1.0, **arguments})
+ENOUGH = 16  # points for a tunnel length
+
+
+def small(kind: str = "lc", **arguments: Any) -> Any:
+    own = {"lc": {"radius": 1.0}, "robustness": {"n_probes": 24}, "rank": {"n_probes": ENOUGH, "linear_probe": True}}
+    return tiny(kind, **{**own.get(kind, {}), **arguments})
+
+
+def several(kind: str, **arguments: Any) -> dict[str, Any]:
+    return {one: small(one, **arguments) for one in kinds_of(kind)}
 
 
 def checkpoint(folder: Path, step: int | None = None) -> Path | None:
@@ -69,8 +89,13 @@ def checkpoint(folder: Path, step: int | None = None) -> Path | None:
     return saved.get(max(saved, default=0) if step is None else step)
 
 
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "lc/seconds"} for row in rows]
+def same(arrays: dict[int, Any], others: dict[int, Any]) -> bool:
+    """Bit for bit."""
+    assert [*arrays] == [*others]
+    return all(
+        [*arrays[step]] == [*others[step]] and all(map(torch.equal, arrays[step].values(), others[step].values()))
+        for step in arrays
+    )
 
 
 def read(path: Path) -> list[dict[str, float]]:
@@ -81,7 +106,7 @@ def read(path: Path) -> list[dict[str, float]]:
 # Killed by SIGKILL, again and again
 
 
-def attempt(folder: Path, resume: Path | None, zone: str = "", kill_at: int = 0) -> None:
+def attempt(kind: str, folder: Path, resume: Path | None, zone: str = "", kill_at: int = 0) -> None:
     """Run in a process of its own: train, and be killed at the ``kill_at``-th event of ``zone``, if it is reached."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
@@ -98,11 +123,15 @@ def attempt(folder: Path, resume: Path | None, zone: str = "", kill_at: int = 0)
             if name == zone and counts[name] == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    callback = small(every_n_train_steps=2)
+    callbacks = several(kind, every_n_train_steps=2)
     sys.setprofile(count if zone else None)
-    fit(folder, callback, resume=resume)
+    fit(folder, *callbacks.values(), resume=resume)
     sys.setprofile(None)
-    (folder / "end.json").write_text(json.dumps({"rows": callback.history.rows, "events": counts}))
+    histories = {one: callback.history for one, callback in callbacks.items()}
+    torch.save(
+        {"histories": {one: (h.state(), h.state_of_arrays()) for one, h in histories.items()}}, folder / "end.pt"
+    )
+    (folder / "events.json").write_text(json.dumps(counts))
 
 
 def in_a_process(*arguments: Any) -> int:
@@ -114,39 +143,52 @@ def in_a_process(*arguments: Any) -> int:
     return process.exitcode
 
 
-def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path: Path) -> None:
+def ended(folder: Path) -> dict[str, Any]:
+    """Rows and arrays of each kind at the end of a run."""
+    return torch.load(folder / "end.pt", weights_only=True)["histories"]
+
+
+@pytest.mark.parametrize("kind", KILLS)
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kind: str, tmp_path: Path) -> None:
     never_killed = tmp_path / "whole"
     never_killed.mkdir()
-    assert in_a_process(never_killed, None, "anywhere") == 0  # and nothing happens 0 times
-    whole = json.loads((never_killed / "end.json").read_text())
-    assert [row["step"] for row in whole["rows"]] == list(range(0, STEPS + 1, 2))
-    assert len({row["lc/train"] for row in whole["rows"]}) > 3  # the rows differ, or nothing would be shown
+    assert in_a_process(kind, never_killed, None, "anywhere") == 0  # and nothing happens 0 times
+    whole, events = ended(never_killed), json.loads((never_killed / "events.json").read_text())
+    assert [*whole] == kinds_of(kind)
+    for rows, arrays in whole.values():
+        assert [row["step"] for row in rows] == list(range(0, STEPS + 1, 2))
+        assert len({str([*row.values()][1:]) for row in timeless(rows)}) > 3  # they differ, or nothing would be shown
+        assert [*arrays] == ([row["step"] for row in rows] if rows[0].get("tunnel_length") is not None else [])
+    zones = [zone for zone in ZONES if events[zone]]
 
     draw = random.Random(0)
     killed, resumed_at = Counter(), Counter()
     runs = 0
-    while killed.total() < KILLS:
+    while killed.total() < KILLS[kind]:
         folder = tmp_path / f"run{runs}"
         folder.mkdir()
         runs += 1
         for _ in range(KILLS_IN_A_RUN):
             last = checkpoint(folder)
             done = int(last.stem.removeprefix("step=")) if last else 0
-            zone = min(ZONES, key=lambda name: killed[name])
-            left = max(100, math.ceil(whole["events"][zone] * (1 - done / STEPS)))
-            if in_a_process(folder, last, zone, draw.randint(1, left)) != -signal.SIGKILL:
+            zone = min(zones, key=lambda name: killed[name])
+            left = max(100, math.ceil(events[zone] * (1 - done / STEPS)))
+            if in_a_process(kind, folder, last, zone, draw.randint(1, left)) != -signal.SIGKILL:
                 break
             killed[zone] += 1
             resumed_at[checkpoint(folder)] += 1
-        if not (folder / "end.json").exists():
-            assert in_a_process(folder, checkpoint(folder)) == 0
-        end = json.loads((folder / "end.json").read_text())
-        assert timeless(end["rows"]) == timeless(whole["rows"])
-        *_, file = sorted((folder / "lc").glob("*.csv"))  # one more for each start without a checkpoint
-        assert read(file) == end["rows"]
-    assert killed.total() >= 20
-    assert set(killed) == set(ZONES)
-    assert len({path.name for path in resumed_at if path}) >= 3
+        if not (folder / "end.pt").exists():
+            assert in_a_process(kind, folder, checkpoint(folder)) == 0
+        for (one, (rows, arrays)), (expected, spectra) in zip(ended(folder).items(), whole.values(), strict=True):
+            assert timeless(rows) == timeless(expected)
+            assert same(arrays, spectra)
+            *_, file = sorted((folder / KINDS[one].group).glob("*.csv"))  # one more for each start without a checkpoint
+            assert read(file) == rows
+    assert killed.total() >= KILLS[kind]
+    if kind == "together":
+        assert set(killed) == set(ZONES)
+        assert len({path.name for path in resumed_at if path}) >= 3
+        assert {key.split("/")[0] for key in whole["rank"][1][0]} == {"spectrum"}
 
 
 # Resumed in this process
@@ -159,21 +201,23 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path: Pat
     ids=["log", "steps", "epochs", "list", "function"],
 )
 def test_no_row_is_lost_or_doubled_by_a_resume(arguments: dict[str, Any], batch: int, tmp_path: Path) -> None:
-    whole = small(**arguments)
-    fit(tmp_path, whole, batch=batch)
+    wholes = several("together", **arguments)
+    fit(tmp_path, *wholes.values(), batch=batch)
     for step in (3, 6, 9):
-        resumed = small(**arguments)
+        again = several("together", **arguments)
         ends = EpochEnds()
-        fit(tmp_path / str(step), resumed, ends, resume=checkpoint(tmp_path, step), batch=batch)
-        before = [row for row in whole.history.rows if row["step"] <= step]
-        expected = whole.history.steps
-        if "every_n_epochs" in arguments:  # where a resumed epoch ends differs between versions of Lightning
-            expected = [row["step"] for row in before] + [s for n, s in ends.seen if n % 2 == 0 and s > step]
-            assert expected[-1] == whole.history.steps[-1]
-        assert resumed.history.steps == expected
-        assert resumed.history.rows[: len(before)] == before
-        if batch == 24:  # Lightning begins an epoch of several batches with other samples
-            assert timeless(resumed.history.rows) == timeless(whole.history.rows)
+        fit(tmp_path / str(step), *again.values(), ends, resume=checkpoint(tmp_path, step), batch=batch)
+        for whole, resumed in zip(wholes.values(), again.values(), strict=True):
+            before = [row for row in whole.history.rows if row["step"] <= step]
+            expected = whole.history.steps
+            if "every_n_epochs" in arguments:  # where a resumed epoch ends differs between versions of Lightning
+                expected = [row["step"] for row in before] + [s for n, s in ends.seen if n % 2 == 0 and s > step]
+                assert expected[-1] == whole.history.steps[-1]
+            assert resumed.history.steps == expected
+            assert resumed.history.rows[: len(before)] == before
+            if batch == 24:  # Lightning begins an epoch of several batches with other samples
+                assert timeless(resumed.history.rows) == timeless(whole.history.rows)
+                assert same(resumed.history.arrays, whole.history.arrays)
 
 
 def test_a_resumed_run_goes_on_in_its_own_file(tmp_path: Path) -> None:
@@ -256,21 +300,27 @@ def no_extra(state: dict[str, Any]) -> None:
     state["extra"] = 3
 
 
-SPOILED = [other_version, no_version, rows_of_text, rows_in_disorder, no_fingerprints, no_extra]
+def arrays_of_text(state: dict[str, Any]) -> None:
+    state["arrays"] = {"first": "many"}
 
 
+SPOILED = [other_version, no_version, rows_of_text, rows_in_disorder, no_fingerprints, no_extra, arrays_of_text]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_a_state_that_cannot_be_read_warns_and_starts_anew(spoil: Any, tmp_path: Path) -> None:
-    fit(tmp_path, small())
+def test_a_state_that_cannot_be_read_warns_and_starts_anew(spoil: Any, kind: str, tmp_path: Path) -> None:
+    fit(tmp_path, small(kind), max_steps=6)
     path = checkpoint(tmp_path, 6)
     saved = torch.load(path, weights_only=True)
-    spoil(saved["callbacks"][small().state_key])
+    spoil(saved["callbacks"][small(kind).state_key])
     torch.save(saved, path)
-    resumed = small()
+    resumed = small(kind)
     with our_warnings() as warned:
         trainer = fit(tmp_path, resumed, resume=path)
     assert trainer.global_step == STEPS
     assert resumed.history.steps == [6, 8, 10, 12]
+    assert set(resumed.history.arrays) == (set(resumed.history.steps) if kind == "rank" else set())
     assert sum("history starts anew" in text for text in warned) == 1
     assert len(warned) == 2  # and that there is no logger
 
@@ -291,10 +341,20 @@ def test_a_checkpoint_of_a_run_without_the_callback(used: bool, tmp_path: Path) 
     assert callback.history.rows[-1] is not old[-1]  # measured again
 
 
-def test_the_state_is_plain_and_small(tmp_path: Path) -> None:
-    fit(tmp_path, small(radius="auto", per_layer=True, train_probes=torch.randn(50, DIM)))
+PLAIN = {dict, list, str, int, float, type(None)}
+STATES = {
+    "lc": ({"radius": "auto", "per_layer": True, "train_probes": torch.randn(50, DIM)}, PLAIN),
+    "robustness": ({"eps": [0.1, 0.2], "raw": True, "eps_unit": "std"}, PLAIN | {torch.Tensor}),
+    "rank": ({"linear_probe": True}, PLAIN | {torch.Tensor}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_is_plain_and_small(kind: str, tmp_path: Path) -> None:
+    arguments, allowed = STATES[kind]
+    fit(tmp_path, small(kind, **arguments))
     saved = torch.load(checkpoint(tmp_path, 6), weights_only=True)
-    state = saved["callbacks"][small().state_key]
+    state = saved["callbacks"][small(kind).state_key]
 
     def types(value: Any) -> set[type]:
         if type(value) is dict:
@@ -303,9 +363,22 @@ def test_the_state_is_plain_and_small(tmp_path: Path) -> None:
             return {list}.union(*map(types, value))
         return {type(value)}
 
-    assert types(state) <= {dict, list, str, int, float, type(None)}
+    assert types(state) <= allowed
     assert [row["step"] for row in state["rows"]] == [0, 1, 2, 3, 4, 5, 6]
-    assert len(json.dumps(state)) < 10_000
+    assert len(json.dumps({**state, "arrays": len(state["arrays"]), "extra": str(state["extra"])})) < 10_000
+    assert [*state["arrays"]] == ([0, 1, 2, 3, 4, 5, 6] if kind == "rank" else [])
+
+
+def test_the_spectra_of_a_checkpoint_are_those_of_the_history(tmp_path: Path) -> None:
+    callback = small("rank")
+    fit(tmp_path, callback)
+    saved = torch.load(checkpoint(tmp_path, 6), weights_only=True)["callbacks"][callback.state_key]["arrays"]
+    assert {key: array.shape for key, array in saved[6].items()} == dict.fromkeys(
+        ("spectrum/net.1", "spectrum/net.3"), (ENOUGH,)
+    )
+    assert same(saved, {step: arrays for step, arrays in callback.history.arrays.items() if step <= 6})
+    fit(tmp_path / "again", callback, resume=checkpoint(tmp_path, 6), max_steps=7)
+    assert [*callback.history.arrays] == callback.history.steps == [*range(8)]  # what came after is taken back
 
 
 class Tokens(Classifier):
@@ -327,6 +400,23 @@ def test_the_automatic_radius_is_that_of_the_first_run(tmp_path: Path) -> None:
     make_trainer(tmp_path, fresh, max_steps=1).fit(module, loader(data), loader(data))
     assert second._auto_radius == first._auto_radius
     assert fresh._auto_radius != first._auto_radius  # the embedding did move
+
+
+def test_unit_and_domain_of_an_attack_are_those_of_the_first_run(tmp_path: Path) -> None:
+    data = TensorDataset(torch.arange(24).view(8, 3) % 9, torch.arange(8) % 3)
+    first, second, fresh = (small("robustness", eps_unit="std") for _ in range(3))
+    module = Tokens()
+    trainer = make_trainer(tmp_path, first, max_steps=4)
+    trainer.fit(module, loader(data), loader(data))
+    trainer.save_checkpoint(tmp_path / "four.ckpt")
+    make_trainer(tmp_path, second, max_steps=6).fit(
+        Tokens(), loader(data), loader(data), ckpt_path=tmp_path / "four.ckpt"
+    )
+    make_trainer(tmp_path, fresh, max_steps=1).fit(module, loader(data), loader(data))
+    assert second._unit == first._unit
+    assert fresh._unit != first._unit  # the embedding did move
+    make_trainer(tmp_path, first, max_steps=1).fit(module, loader(data), loader(data))
+    assert first._unit != second._unit  # a run of its own
 
 
 # Callbacks that monitor a row

@@ -179,15 +179,6 @@ def read(path: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-def test_other_stages_run_and_measure_nothing(stage: str, tmp_path: Any) -> None:
-    callback = small(every_n_train_steps=1)
-    trainer = make_trainer(tmp_path, callback, logger=RowLogger())
-    getattr(trainer, stage)(Classifier(), DataLoader(points()[:][0], batch_size=8) if stage == "predict" else loader())
-    assert trainer.state.finished
-    assert len(callback.history) == 0
-
-
 def test_two_instances_are_told_apart_by_their_prefix(tmp_path: Any) -> None:
     near, far = small(log_key_prefix="near/"), small(log_key_prefix="far/", radius=5.0, schedule=[3])
     rows = fit(tmp_path, near, far)

@@ -1,7 +1,8 @@
-"""A training with the callback is, bit for bit, the training without it."""
+"""A training with the callbacks, together or each alone, is bit for bit the training without."""
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +12,25 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, DIM, Classifier, TwoOptimizers, loader, make_trainer, mlp, our_warnings, points
+from helpers import (
+    CLASSES,
+    DIM,
+    KINDS,
+    Classifier,
+    TwoOptimizers,
+    is_ours,
+    kinds_of,
+    loader,
+    make_trainer,
+    mlp,
+    our_warnings,
+    points,
+    tiny,
+)
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations
-from torch.utils.data import Dataset, IterableDataset
-
-from lc_callback import LocalComplexityCallback
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 EPOCHS, STEPS = 2, 6  # of three batches
@@ -117,6 +130,25 @@ def tripwire() -> nn.Sequential:
     return nn.Sequential(Writer(), Noise(), *batch_norm()[:3], nn.Dropout(0.2), Tripwire(), nn.Linear(16, CLASSES))
 
 
+class MidAttack(nn.Module):
+    """Raises at the second gradient pass in a row, from the third training step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained = self.in_a_row = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.trained += self.training
+        self.in_a_row = self.in_a_row + 1 if torch.is_grad_enabled() and not self.training else 0
+        if self.in_a_row == 2 and self.trained > 2:
+            raise RuntimeError("tripped")
+        return x
+
+
+def mid_attack() -> nn.Sequential:
+    return nn.Sequential(Writer(), Noise(), *frozen_weights()[:3], MidAttack(), nn.Linear(16, CLASSES))
+
+
 class Merging(nn.Linear):
     """Merges its weights when ``train()`` and ``eval()`` are called, as LoRA layers do."""
 
@@ -207,6 +239,36 @@ class Logging(Classifier):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
+class Regression(Classifier):
+    """Targets that are no classes, and one output for each, so no logits."""
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+
+def numbers() -> TensorDataset:
+    x = points()[:][0]
+    return TensorDataset(x, x.sum(1, keepdim=True))
+
+
+SIGN = {
+    "forward_fn": lambda module, x: torch.cat([-module(x), module(x)], 1),
+    "target_fn": lambda batch: (batch[1][:, 0] > 0).long(),
+}
+
+
+class Reconstruction(Classifier):
+    def loss(self, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(self(batch), batch)
+
+
+def inputs_only() -> Any:
+    return points()[:][0]
+
+
+LARGEST = {"target_fn": lambda batch: batch.argmax(1)}
+
+
 class Averaging(pl.Callback):
     """An exponential moving average of the weights, put in place of them for validation."""
 
@@ -234,11 +296,18 @@ class Setup:
     validate: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
     extra: Callable[[], pl.Callback] = pl.Callback
-    callback: dict[str, Any] = field(default_factory=dict)
-    lost: int = 0  # rows
+    callback: dict[str, Any] = field(default_factory=dict)  # all of ours get this
+    lc: dict[str, Any] = field(default_factory=dict)
+    robustness: dict[str, Any] = field(default_factory=dict)
+    rank: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)  # rows, by kind
 
     def lit(self) -> Classifier:
         return self.module(self.net(), self.optimizer) if self.optimizer else self.module(self.net())
+
+    def measuring(self, kind: str) -> dict[str, Any]:
+        """One callback of each kind that runs, which measures every step."""
+        return {k: tiny(k, **{**self.callback, **getattr(self, k)}, every_n_train_steps=1) for k in kinds_of(kind)}
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -254,11 +323,11 @@ SETUPS = {
     "batch_norm": Setup(net=batch_norm),
     "batch_norm_frozen": Setup(net=frozen_batch_norm),
     "weights_frozen": Setup(net=frozen_weights),
-    "convolution": Setup(net=convolution, callback={"max_pool": True, "per_layer": True}),
+    "convolution": Setup(net=convolution, lc={"max_pool": True, "per_layer": True}, robustness={"raw": True}),
     "accumulate": Setup(net=batch_norm, trainer={"accumulate_grad_batches": 3}, loader={"batch_size": 2}),
     "accumulate_adamw": Setup(net=dropout, optimizer=adamw, trainer={"accumulate_grad_batches": 2}),
     "shuffle": Setup(loader={"shuffle": True}),
-    "shuffle_dropout": Setup(net=dropout, loader={"shuffle": True}, validate=True),
+    "shuffle_dropout": Setup(net=dropout, loader={"shuffle": True}, validate=True, rank={"linear_probe": True}),
     "workers": Setup(data=Augmented, net=dropout, loader={"shuffle": True, "num_workers": 2}),
     "workers_persistent": Setup(loader={"shuffle": True, "num_workers": 2, "persistent_workers": True}),
     "bf16_mixed": Setup(net=batch_norm, trainer={"precision": "bf16-mixed"}),
@@ -267,7 +336,8 @@ SETUPS = {
     "clip_norm": Setup(trainer={"gradient_clip_val": 0.01}, optimizer=adamw),
     "clip_value": Setup(trainer={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
     "two_optimizers": Setup(net=dropout, module=TwoOptimizers),
-    "raises_midway": Setup(net=tripwire, lost=4),
+    "raises_midway": Setup(net=tripwire, lost=dict.fromkeys(KINDS, 4)),
+    "raises_in_mid_attack": Setup(net=mid_attack, lost={"robustness": 4}),
     "augmented": Setup(data=Augmented, loader={"shuffle": True}),
     "augmented_validation": Setup(data=Augmented, validate=True),
     "stream": Setup(data=Stream),
@@ -287,9 +357,32 @@ SETUPS = {
     "weight_average": Setup(net=batch_norm, extra=Averaging, validate=True),
     "stochastic_average": Setup(extra=lambda: pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=1)),
     "deterministic": Setup(net=dropout, trainer={"deterministic": True}, loader={"shuffle": True}),
-    "several_radii": Setup(net=dropout, callback={"radius": [1e-7, 0.5], "chunk_size": 7}),  # one in float64
-    "own_method": Setup(net=dropout, callback={"forward_fn": "forward", "layers": ["net.0"], "at": "net.0"}),
+    "several_radii": Setup(  # one in float64
+        net=dropout,
+        lc={"radius": [1e-7, 0.5], "chunk_size": 7},
+        robustness={"eps": [0.0, 1e-7, 0.5], "chunk_size": 3},
+        rank={"max_width": 5, "chunk_size": 3},
+    ),
+    "own_method": Setup(
+        net=dropout,
+        callback={"forward_fn": "forward"},
+        lc={"layers": ["net.0"], "at": "net.0"},
+        robustness={"at": "net.0"},
+        rank={"layers": ["net.0"]},
+    ),
+    "no_classes": Setup(
+        net=lambda: mlp()[:4].append(nn.Linear(16, 1)), module=Regression, data=numbers, robustness=SIGN
+    ),
+    "no_targets": Setup(
+        net=lambda: mlp()[:4].append(nn.Linear(16, DIM)), module=Reconstruction, data=inputs_only, robustness=LARGEST
+    ),
 }
+# Attacks of torchattacks that call `backward()`, or reseed the global streams.
+ATTACKS = {"FAB": {"steps": 2}, "CW": {"steps": 5}, "DeepFool": {"steps": 5}, "APGD": {}, "Square": {"n_queries": 9}}
+for attack, budget in ATTACKS.items():
+    SETUPS[attack] = Setup(
+        net=frozen_weights, loader={"shuffle": True}, robustness={"attack": attack, "attack_args": budget}
+    )
 
 
 def plain(value: Any) -> Any:
@@ -335,7 +428,7 @@ class Watch(pl.Callback):
             "numpy": np.random.get_state(),
             "torch": torch.get_rng_state(),
             "grad_mode": torch.is_grad_enabled(),
-            "logged": {k: v for k, v in trainer.logged_metrics.items() if not k.startswith("lc")},
+            "logged": {k: v for k, v in trainer.logged_metrics.items() if not is_ours(k)},
         }
         self.seen.append(plain(seen))
 
@@ -351,16 +444,23 @@ def train(setup: Setup, folder: Any, *measuring: pl.Callback) -> list[dict[str, 
     return watch.seen
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What was seen of the training without us, by set-up; run once."""
+    return functools.cache(lambda name: train(SETUPS[name], tmp_path_factory.mktemp("alone")))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "together"])
 @pytest.mark.parametrize("name", SETUPS)
-def test_training_is_bit_identical(name: str, tmp_path: Any) -> None:
+def test_training_is_bit_identical(name: str, kind: str, alone: Any, tmp_path: Any) -> None:
     setup = SETUPS[name]
-    alone = train(setup, tmp_path)
-    callback = LocalComplexityCallback(**{"n_probes": 4, "n_directions": 3, **setup.callback}, every_n_train_steps=1)
-    measured = train(setup, tmp_path, callback)
-    assert len(measured) == len(alone) > STEPS
+    callbacks = setup.measuring(kind)
+    measured = train(setup, tmp_path, *callbacks.values())
+    assert len(measured) == len(alone(name)) > STEPS
     steps = sorted({seen["step"] for seen in measured})
-    assert callback.history.steps == steps[: len(steps) - setup.lost]  # else nothing was shown
-    for step, (one, other) in enumerate(zip(alone, measured, strict=True)):
+    for one, callback in callbacks.items():  # else nothing was shown
+        assert callback.history.steps == steps[: len(steps) - setup.lost.get(one, 0)]
+    for step, (one, other) in enumerate(zip(alone(name), measured, strict=True)):
         assert [f"{key} at look {step}" for key in one if one[key] != other[key]] == []
 
 
@@ -368,25 +468,31 @@ def test_the_matrix_is_large() -> None:
     assert len(SETUPS) >= 24
 
 
-def test_rows_are_measured_at_every_step(tmp_path: Any) -> None:
-    callback = LocalComplexityCallback(n_probes=4, every_n_train_steps=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_measured_at_every_step(kind: str, tmp_path: Any) -> None:
+    callback = tiny(kind, every_n_train_steps=1)
     train(SETUPS["dropout"], tmp_path, callback)
     assert callback.history.steps == list(range(STEPS + 1))
 
 
-def test_the_midway_exception_costs_rows(tmp_path: Any) -> None:
-    callback = LocalComplexityCallback(n_probes=4, every_n_train_steps=1)
+@pytest.mark.parametrize("name", ["raises_midway", "raises_in_mid_attack"])
+def test_an_exception_in_a_measurement_costs_rows_of_its_own_callback(name: str, tmp_path: Any) -> None:
+    setup = SETUPS[name]
+    callbacks = setup.measuring("together")
     with our_warnings() as warned:
-        train(SETUPS["raises_midway"], tmp_path, callback)
-    assert callback.history.steps == [0, 1, 2]
-    assert sum("tripped" in text for text in warned) == SETUPS["raises_midway"].lost
+        train(setup, tmp_path, *callbacks.values())
+    for kind, callback in callbacks.items():
+        lost = setup.lost.get(kind, 0)
+        assert callback.history.steps == list(range(STEPS + 1 - lost))
+        assert sum("tripped" in text and text.startswith(KINDS[kind].__name__) for text in warned) == lost
 
 
-def test_no_hooks_remain_anywhere(tmp_path: Any) -> None:
+@pytest.mark.parametrize("name", ["raises_midway", "raises_in_mid_attack"])
+def test_no_hooks_remain_anywhere(name: str, tmp_path: Any) -> None:
     names = [name for name in vars(torch_module) if name.startswith("_global_") and name.endswith("_hooks")]
     assert len(names) >= 4
     before = {name: len(getattr(torch_module, name)) for name in names}
-    train(SETUPS["raises_midway"], tmp_path, LocalComplexityCallback(n_probes=4, every_n_train_steps=1))
+    train(SETUPS[name], tmp_path, *SETUPS[name].measuring("together").values())
     assert {name: len(getattr(torch_module, name)) for name in names} == before
 
 
