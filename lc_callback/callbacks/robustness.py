@@ -161,12 +161,13 @@ class PGDRobustnessCallback(ProbeCallback):
         self._domain, self._domain_text = self.bounds, f"{self.bounds}"
         if self.bounds is None:
             points = [input_points(network.module, split.inputs, **arguments) for split in probes.values()]
-            self._domain_text = "none, for the output of a module is attacked"
-            if all(some is not None for some in points):
-                seen = torch.cat(points)  # type: ignore[arg-type]
-                if self._first_bounds is not None and self._first_bounds.shape[1:] == seen.shape[1:]:
-                    seen = torch.cat([seen, self._first_bounds.to(seen)])
-                low, high, self._domain_text = find_bounds(seen)
+            seen = [some for some in points if some is not None]
+            shapes = {some.shape[1:] for some in seen}
+            self._domain_text = "the observed range of each feature in each split" if seen else "none"
+            if len(shapes) == 1:
+                if self._first_bounds is not None and self._first_bounds.shape[1:] in shapes:
+                    seen.append(self._first_bounds.to(seen[0]))
+                low, high, self._domain_text = find_bounds(torch.cat(seen))
                 self._domain = low, high
         for split, some in probes.items():
             try:
@@ -219,7 +220,7 @@ class PGDRobustnessCallback(ProbeCallback):
             return ""
         unit = "" if self.eps_unit == "input" else f" times the spread of the points, {self._unit:.4g}"
         step = "2.5 eps / steps" if self.alpha is None else f"{self.alpha:g}"
-        where = "inputs" if self._domain is not None else "output of the first embedding"
+        where = "output of the first embedding" if self._domain_text == "none" else "inputs"
         where = where if self.at is None else f"output of `{self.at}`"
         name = self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "own function")
         return (

@@ -221,12 +221,33 @@ def lowered_confidence(logits: Tensor, margin: float) -> Tensor:
         logits: ``(N, C)`` with ``C >= 2``.
         margin: typical lead of the top logit over the second, of the network.
     """
-    z = logits * (_SHARPNESS / margin)
-    top = z.argmax(1, keepdim=True)
-    is_top = torch.zeros_like(z, dtype=torch.bool).scatter_(1, top, True)
-    lead = z.gather(1, top) - z.masked_fill(is_top, -torch.inf).logsumexp(1, keepdim=True)
-    shorter = lead - torch.log1p(lead.clamp(min=0))
-    return z - torch.where(is_top & (lead > 0), shorter, 0.0)
+    return _Lowered.apply(logits, _SHARPNESS / margin)
+
+
+class _Lowered(torch.autograd.Function):
+    """``lowered_confidence`` with its derivative written out, for it is called at every step of an attack."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, factor: float) -> Tensor:
+        z = logits * factor
+        top = z.argmax(1, keepdim=True)
+        others = z.scatter(1, top, -torch.inf)
+        most = others.amax(1, keepdim=True)
+        weights = (others - most).exp_()
+        total = weights.sum(1, keepdim=True)
+        lead = (z.gather(1, top) - most - total.log()).clamp_(min=0)
+        # By z, the lead has the derivative 1 at the top and minus the softmax elsewhere.
+        slope = weights.div_(-total).scatter_(1, top, 1.0)
+        ctx.save_for_backward(top, lead, slope)
+        ctx.factor = factor
+        return z.scatter_add_(1, top, torch.log1p(lead) - lead)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        top, lead, slope = ctx.saved_tensors
+        by_lead = grads[0].gather(1, top) * (-lead / (1 + lead))  # the derivative of log(1 + lead) - lead
+        return torch.addcmul(grads[0], by_lead, slope) * ctx.factor, None
 
 
 def _pgd(

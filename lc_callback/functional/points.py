@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -131,4 +132,8 @@ def _row(tensor: Tensor) -> int:
 
 
 def _largest(tensor: Tensor) -> float:
+    low, high = torch.aminmax(tensor.detach())
+    largest = max(-float(low), float(high))
+    if math.isfinite(largest):
+        return largest
     return float(torch.nan_to_num(tensor.detach().float(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())

@@ -152,8 +152,10 @@ class _Measurement(Space):
         """Find points, logits, and how much memory an attack takes."""
         self.locate(compute_dtype(self.model, self.inputs))
         with torch.no_grad():
-            self.x = torch.cat(list(self.values()))
-        self.n, self.largest = len(self.x), float(self.x.abs().max())
+            self.x = self.all_values()
+        self.n = len(self.x)
+        if self.at_module is not None:
+            self.largest = float(self.x.abs().max())
         tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
         self._held = self.at_module is not None or len(tensors) > len(self.points.moving)
         self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // self._bytes_per_point())
@@ -264,11 +266,12 @@ class _Measurement(Space):
         """The attacked points, checked against budget and bounds."""
         rounding = self._rounding(box)
         inside = torch.clamp(found, box.low, box.high)
-        if attack.has_budget and float((found - inside).abs().max()) > rounding:
+        outside = attack.has_budget and not torch.equal(found, inside)
+        if outside and float((found - inside).abs().max()) > rounding:
             raise ValueError(f"`attack={attack.attack!r}` left the bounds of the inputs.")
         found = inside
         delta = (found - self.x).flatten(1)
-        length = (delta != 0).sum(1).to(delta) if attack.norm == 0 else torch.linalg.vector_norm(delta, attack.norm, 1)
+        length = _lengths(delta, attack.norm)
         beyond = length > attack.eps * (1 + _OVERSHOOT) + rounding
         if attack.has_budget and bool(beyond.any()):
             raise ValueError(
@@ -286,9 +289,10 @@ class _Measurement(Space):
         return main_output(self.output(points, x))
 
     def _all_logits(self, x: Tensor) -> Tensor:
-        parts = torch.arange(self.n).split(min(self.chunk, 256))
+        size = min(self.chunk, 256)
+        parts = zip(torch.arange(self.n).split(size), x.split(size), strict=True)
         with torch.no_grad():
-            return torch.cat([self._logits(part, x[part.to(self.device)]) for part in parts])
+            return torch.cat([self._logits(points, part) for points, part in parts])
 
     def _with_memory(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
         """``compute(*args)``, in halved chunks as long as memory does not suffice."""
@@ -348,6 +352,16 @@ class _InChunks(torch.autograd.Function):
                 output = logits(some, leaf)
             gradients.append(torch.autograd.grad(output, leaf, grad)[0])
         return torch.cat(gradients), None, None, None
+
+
+def _lengths(delta: Tensor, norm: float) -> Tensor:
+    """``(N,)`` norms of rows."""
+    if norm == 0:
+        return (delta != 0).sum(1).to(delta)
+    if norm == math.inf:
+        low, high = torch.aminmax(delta, dim=1)  # one pass, and no copy
+        return torch.maximum(-low, high)
+    return torch.linalg.vector_norm(delta, norm, 1)
 
 
 def find_bounds(x: Tensor) -> tuple[Tensor, Tensor, str]:

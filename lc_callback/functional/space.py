@@ -41,6 +41,7 @@ class Space:
             raise ValueError(f"`model` must be a torch.nn.Module, but got {type(model).__name__}.")
         self.model, self.inputs, self.forward_fn, self.at = model, inputs, forward_fn, at
         self.at_module = None if at is None else find_module(model, "at", at)
+        self._writes: bool | None = None  # whether the forward writes to what it gets
         tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
         self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
 
@@ -103,9 +104,24 @@ class Space:
             self.shape = tuple(seen[0].shape[1:])
             yield seen[0]
 
+    def all_values(self) -> Tensor:
+        """The points themselves, ``(N, *shape)``. Not to be written to: this may be the tensor that was given."""
+        moving = self.points.moving
+        if self.at_module is None and len(moving) == 1:
+            return moving[0].detach().to(device=self.device, dtype=self.dtype)
+        return torch.cat(list(self.values()))
+
     def output(self, points: Tensor, values: Tensor) -> Any:
         """The model's output at the points ``(n,)`` of this set, moved to ``values (n, *shape)``; differentiable."""
-        values = values.clone()  # the forward may work in place
+        if self._writes is False:
+            return self._output(points, values)
+        copy = values.clone()  # the forward may work in place: the first one tells
+        version = copy._version
+        output = self._output(points, copy)
+        self._writes = copy._version != version
+        return output
+
+    def _output(self, points: Tensor, values: Tensor) -> Any:
         if self.at_module is None:
             return self.run(self.points.moved(points, values))
         first = True
@@ -173,4 +189,4 @@ def input_points(
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
     with untouched(model, dtype=dtype):
         space.locate(dtype)
-        return torch.cat(list(space.values())).cpu() if space.at_module is None else None
+        return space.all_values().cpu() if space.at_module is None else None

@@ -267,6 +267,22 @@ def test_lowered_confidence_keeps_decisions_and_order_of_margins():
     assert torch.equal(seen[:, 1:], ladder[:, 1:])
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0, 1e6])
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+def test_lowered_confidence_and_its_derivative_are_those_of_the_formula(n_classes, scale):
+    generator = torch.Generator().manual_seed(0)
+    logits, weights = torch.randn(2, 50, n_classes, generator=generator, dtype=torch.float64)
+    logits = (scale * logits).requires_grad_()
+    z = logits * 10 / 2.0
+    top = z.argmax(1, keepdim=True)
+    lead = (z.gather(1, top) - z.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)).clamp(min=0)
+    twin = z.scatter_add(1, top, lead.log1p() - lead)
+    seen = lowered_confidence(logits, margin=2.0)
+    torch.testing.assert_close(seen, twin, rtol=1e-12, atol=1e-12 * scale)
+    gradients = [torch.autograd.grad(output, logits, weights)[0] for output in (seen, twin)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+
+
 def test_lowered_confidence_keeps_the_direction_of_ascent():
     x = normal(50, 8, dtype=torch.float64)
     net = net_for(x)
