@@ -9,16 +9,26 @@ if TYPE_CHECKING:
     from lc_callback.callbacks.feature_rank import FeatureRankCallback
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
     from lc_callback.callbacks.robustness import PGDRobustnessCallback
+    from lc_callback.phases import Transition, detect_phases
 
 __version__ = "0.1.0"
 
-__all__ = ["FeatureRankCallback", "LocalComplexityCallback", "PGDRobustnessCallback", "__version__"]
+__all__ = [
+    "FeatureRankCallback",
+    "LocalComplexityCallback",
+    "PGDRobustnessCallback",
+    "Transition",
+    "__version__",
+    "detect_phases",
+]
 
 # Loaded when first asked for, so that `lc_callback.functional` needs torch only.
 _HOMES = {
     "FeatureRankCallback": "lc_callback.callbacks.feature_rank",
     "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
     "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
+    "Transition": "lc_callback.phases",
+    "detect_phases": "lc_callback.phases",
 }
 
 

@@ -1,0 +1,181 @@
+"""Transitions on a generated suite of curves with known truth; one half was tuned on, the other is reported."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from lc_callback.phases import _transitions, detect_phases
+
+DEFAULTS = (0.15, 3.0, 0.25)
+SHAPES = ("three", "no_end", "no_descent", "no_migration", "two_ascents", "falling", "rising", "flat")
+SILENT = ("falling", "rising", "flat")
+
+
+@dataclass
+class Curve:
+    shape: str
+    noise: float
+    steps: np.ndarray
+    values: np.ndarray
+    truth: dict[str, float]  # decades
+
+
+def make(rng: np.random.Generator, shape: str) -> Curve:
+    """Pieces that are straight in the logarithm of the step, with noise of up to 10 % of the range, and spikes."""
+    decades = rng.uniform(3.5, 5.5)
+    if rng.random() < 0.6:  # the default schedule
+        exponents = np.arange(0, decades, 0.1)
+    else:
+        exponents = np.sort(rng.uniform(0, decades, rng.integers(45, 120)))
+    steps = np.unique(np.append(0, np.round(10**exponents)))
+    x = np.log10(steps + 1)
+
+    def turns(n: int, apart: float = 0.45) -> list[float]:
+        while True:
+            at = np.sort(rng.uniform(0.5, x[-1] - apart, n))
+            if (np.diff(at, prepend=0.1, append=x[-1]) >= apart).all():
+                return at.tolist()
+
+    u = rng.uniform
+    truth: dict[str, float] = {}
+    if shape == "three":
+        a, b, c = turns(3)
+        low = u(-0.1, 0.1)
+        nodes, heights = [a, b, c], [u(0.5, 0.9), u(0, 0.3), u(0.8, 1), low, low + u(-0.02, 0.02)]
+        truth = {"first_descent_end": a, "migration_start": b, "migration_end": c}
+    elif shape == "no_end":
+        a, b = turns(2)
+        nodes, heights = [a, b], [u(0.5, 0.9), u(0, 0.3), u(0.8, 1), u(0, 0.3)]
+        truth = {"first_descent_end": a, "migration_start": b}
+    elif shape == "no_descent":
+        b, c = turns(2)
+        low = u(0, 0.2)
+        nodes, heights = [b, c], [u(0.3, 0.6), 1, low, low]
+        truth = {"migration_start": b, "migration_end": c}
+    elif shape == "no_migration":
+        (a,) = turns(1)
+        nodes, heights = [a], [u(0.5, 1), u(0, 0.2), u(0.6, 1)]
+        truth = {"first_descent_end": a}
+    elif shape == "two_ascents":
+        a, b, c, d = turns(4)
+        low = u(-0.1, 0.1)
+        nodes, heights = [a, b, c, d], [u(0.2, 0.4), u(0.6, 0.75), u(0.25, 0.4), 1, low, low]
+        truth = {"migration_start": c, "migration_end": d}
+    elif shape == "flat":
+        nodes, heights = [], [0.5, 0.5]
+    else:
+        nodes, heights = turns(1), [1, u(0.2, 0.8), 0] if shape == "falling" else [0, u(0.2, 0.8), 1]
+    y = np.interp(x, [0, *nodes, x[-1]], heights)
+    noise = float(rng.choice([0.02, 0.05, 0.1] if shape == "flat" else [0, 0.02, 0.05, 0.1]))
+    y = y + rng.uniform(-noise, noise, len(y))
+    for spike in rng.choice(np.arange(2, len(y) - 2, 6), rng.integers(0, 3), replace=False):  # isolated
+        y[spike] += rng.choice([-1, 1]) * rng.uniform(0.5, 1.2)
+    return Curve(shape, noise, steps, u(5, 50) * (1 + 0.6 * y), truth)
+
+
+def suite(half: str, n: int = 504) -> Iterator[Curve]:
+    rng = np.random.default_rng({"tuned": 0, "reported": 1}[half])
+    return (make(rng, SHAPES[i % len(SHAPES)]) for i in range(n))
+
+
+@pytest.mark.parametrize("half", ["tuned", "reported"])
+def test_transitions_are_found_within_a_tenth_of_a_decade(half: str) -> None:
+    scores: Counter[str] = Counter()
+    for curve in suite(half):
+        found = {turn.kind: turn.x for turn in _transitions(curve.steps, curve.values, DEFAULTS)}
+        for kind in {*found, *curve.truth}:
+            hit = kind in found and kind in curve.truth and abs(found[kind] - curve.truth[kind]) <= 0.1
+            scores["hit"] += hit
+            scores["false"] += kind in found and not hit
+            scores["missed"] += kind in curve.truth and not hit
+        scores["silent"] += curve.shape in SILENT
+        scores["spoke"] += curve.shape in SILENT and bool(found)
+    precision = scores["hit"] / (scores["hit"] + scores["false"])
+    recall = scores["hit"] / (scores["hit"] + scores["missed"])
+    print(f"{half}: precision {precision:.3f}, recall {recall:.3f}, {scores}")
+    assert precision >= 0.95
+    assert recall >= 0.95
+    assert scores["spoke"] <= 0.01 * scores["silent"] > 0
+
+
+def test_the_suite_has_every_shape_and_noise() -> None:
+    curves = [*suite("reported", 200)]
+    assert {curve.shape for curve in curves} == {*SHAPES}
+    assert {curve.noise for curve in curves} == {0, 0.02, 0.05, 0.1}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_transition_is_dated_by_the_row_that_showed_it(shape: str) -> None:
+    curve = make(np.random.default_rng(3), shape)
+    found = detect_phases(curve.steps, curve.values)
+    assert {turn.kind for turn in found} == {*curve.truth}
+    for turn in found:
+        assert turn.step < turn.detected_at
+        n = int(np.flatnonzero(curve.steps == turn.detected_at)[0]) + 1
+        then = {t.kind: t.step for t in detect_phases(curve.steps[:n], curve.values[:n])}
+        assert abs(math.log10(then[turn.kind] + 1) - math.log10(turn.step + 1)) <= 0.1
+        before = {t.kind: t.step for t in detect_phases(curve.steps[: n - 1], curve.values[: n - 1])}
+        known = turn.kind in before and abs(math.log10((before[turn.kind] + 1) / (turn.step + 1))) <= 0.1
+        assert not known
+
+
+def test_numbers_and_reason_of_a_transition() -> None:
+    steps = [round(10 ** (k / 10)) for k in range(10, 51)]
+    values = [float(abs(k - 20)) if k < 35 else 15 - 1.5 * (k - 35) for k in range(10, 51)]
+    first, second = detect_phases(steps, values)
+    assert first.value == pytest.approx(0, abs=0.2)
+    assert first.prominence == pytest.approx(10, abs=0.3)
+    assert "fell by" in first.reason
+    assert second.prominence == pytest.approx(22.5, abs=0.3)
+    assert "stayed below" in second.reason
+
+
+def test_scale_and_offset_of_the_values_do_not_matter() -> None:
+    curve = make(np.random.default_rng(5), "three")
+    kinds = [(t.kind, t.step, t.detected_at) for t in detect_phases(curve.steps, curve.values)]
+    assert kinds
+    assert kinds == [(t.kind, t.step, t.detected_at) for t in detect_phases(curve.steps, 1e6 * curve.values - 7)]
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    curve = make(np.random.default_rng(5), "three")
+    steps, values = np.append(curve.steps, curve.steps[-1] + 1), np.append(curve.values, math.nan)
+    assert detect_phases(steps, values) == detect_phases(curve.steps, curve.values) != []
+
+
+@pytest.mark.parametrize(
+    ("steps", "values"), [([], []), ([0], [1.0]), (range(7), [1, 2, 3, 4, 3, 2, 1]), (range(50), [3.0] * 50)]
+)
+def test_too_little_says_nothing(steps: list[int], values: list[float]) -> None:
+    assert detect_phases(steps, values) == []
+
+
+def test_a_dense_curve_is_seen_through_bins() -> None:
+    steps = np.arange(30_000.0)
+    x, truth = np.log10(steps + 1), {"first_descent_end": 1.5, "migration_start": 3.0, "migration_end": 4.0}
+    values = np.interp(x, [0, *truth.values(), x[-1]], [5, 1, 8, 0, 0])
+    values += np.random.default_rng(0).uniform(-0.5, 0.5, len(x))
+    found = {turn.kind: turn.x for turn in _transitions(steps, values, DEFAULTS)}
+    assert found == pytest.approx(truth, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"steps": [0, 1], "values": [1.0]}, "same length"),
+        ({"steps": [0, 2, 1], "values": [1.0, 2.0, 3.0]}, "must increase"),
+        ({"steps": [-1, 2], "values": [1.0, 2.0]}, "must increase"),
+        ({"steps": [0, 1], "values": [1.0, 2.0], "min_prominence": 0}, "min_prominence"),
+        ({"steps": [0, 1], "values": [1.0, 2.0], "flatness": 1.5}, "flatness"),
+        ({"steps": [0, 1], "values": [1.0, 2.0], "noise_factor": -1}, "noise_factor"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        detect_phases(**arguments)
