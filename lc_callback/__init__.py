@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lc_callback.callbacks.feature_rank import FeatureRankCallback
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
     from lc_callback.callbacks.robustness import PGDRobustnessCallback
-    from lc_callback.phases import Transition, detect_phases
+    from lc_callback.phases import PhaseDetector, Transition, detect_phases
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "FeatureRankCallback",
     "LocalComplexityCallback",
     "PGDRobustnessCallback",
+    "PhaseDetector",
     "Transition",
     "__version__",
     "detect_phases",
@@ -27,6 +28,7 @@ _HOMES = {
     "FeatureRankCallback": "lc_callback.callbacks.feature_rank",
     "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
     "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
+    "PhaseDetector": "lc_callback.phases",
     "Transition": "lc_callback.phases",
     "detect_phases": "lc_callback.phases",
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Transition", "detect_phases"]
+__all__ = ["PhaseDetector", "PhaseEvent", "Transition", "detect_phases"]
 
 Floats = NDArray[np.float64]
 
@@ -86,35 +86,125 @@ def detect_phases(
         >>> [(found.kind, found.step) for found in detect_phases(steps, falls_rises_falls)]
         [('first_descent_end', 100), ('migration_start', 3162)]
     """
+    settings = _checked(min_prominence, noise_factor, flatness)
     at, curve = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     if at.shape != curve.shape or at.ndim != 1:
         raise ValueError(f"`steps` and `values` must have the same length, but have {at.shape} and {curve.shape}.")
     if len(at) and (at[0] < 0 or (np.diff(at) <= 0).any()):
         raise ValueError("`steps` must increase, from 0 or more.")
-    for name, value, most in (("min_prominence", min_prominence, 1), ("flatness", flatness, 1)):
-        if not 0 < value < most:
-            raise ValueError(f"`{name}` must be above 0 and below {most}, but got {value!r}.")
-    if not noise_factor > 0:
-        raise ValueError(f"`noise_factor` must be positive, but got {noise_factor!r}.")
     finite = np.isfinite(curve)
     at, curve = at[finite], curve[finite]
-    settings = (min_prominence, noise_factor, flatness)
     found = _transitions(at, curve, settings)
-    known = {turn.kind: len(at) - 1 for turn in found}
+    return _dated(found, at, lambda row: _transitions(at[: row + 1], curve[: row + 1], settings))
+
+
+@dataclass(frozen=True)
+class PhaseEvent:
+    """What a new row changed in the transitions that are known.
+
+    Attributes:
+        what: ``"found"``, ``"withdrawn"``, or ``"moved"``: by more than a tenth of a decade.
+        at: step of the row.
+        transition: the one that was found or moved, as it is now; or the one that was withdrawn, as it was.
+    """
+
+    what: str
+    at: int
+    transition: Transition
+
+
+class PhaseDetector:
+    """The same, row by row while a run goes on.
+
+    After each row :attr:`transitions` is what :func:`detect_phases` gives for all rows so far. A transition that later
+    rows do not bear out is withdrawn, and that is an event like its discovery.
+
+    Args:
+        settings: as the keyword arguments of :func:`detect_phases`.
+
+    Example::
+
+        >>> from lc_callback.phases import PhaseDetector
+        >>> detector = PhaseDetector()
+        >>> events = []
+        >>> for k in range(10, 36):
+        ...     events += detector.update(round(10 ** (k / 10)), abs(k - 20))
+        >>> [(event.what, event.transition.kind, event.transition.step) for event in events]
+        [('found', 'first_descent_end', 100)]
+    """
+
+    def __init__(self, **settings: float) -> None:
+        defaults = {"min_prominence": 0.15, "noise_factor": 3.0, "flatness": 0.25}
+        unknown = sorted({*settings} - {*defaults})
+        if unknown:
+            raise ValueError(f"unknown settings {unknown}; possible are {sorted(defaults)}.")
+        self._settings = _checked(**{**defaults, **settings})
+        self._steps: list[float] = []
+        self._values: list[float] = []
+        self._found: list[list[_Turn]] = []
+        #: The transitions that are known.
+        self.transitions: list[Transition] = []
+
+    def update(self, step: int, value: float) -> list[PhaseEvent]:
+        """Add a row. Returns what it changed.
+
+        Raises:
+            ValueError: if the steps do not increase.
+        """
+        if step < 0 or (self._steps and step <= self._steps[-1]):
+            raise ValueError(f"steps must increase, from 0 or more, but {step} came after {self._steps[-1:]}.")
+        if not math.isfinite(value):
+            return []
+        self._steps.append(float(step))
+        self._values.append(float(value))
+        at = np.array(self._steps)
+        self._found.append(_transitions(at, np.array(self._values), self._settings))
+        before = {known.kind: known for known in self.transitions}
+        self.transitions = _dated(self._found[-1], at, self._found.__getitem__)
+        now = {known.kind: known for known in self.transitions}
+        events = [PhaseEvent("withdrawn", int(step), old) for kind, old in before.items() if kind not in now]
+        for kind, new in now.items():
+            if kind not in before:
+                events.append(PhaseEvent("found", int(step), new))
+            elif abs(math.log10((new.step + 1) / (before[kind].step + 1))) > _SAME:
+                events.append(PhaseEvent("moved", int(step), new))
+        return events
+
+    def state(self) -> dict[str, list[float]]:
+        """Plain Python, for a checkpoint."""
+        return {"steps": list(self._steps), "values": list(self._values)}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Take back :meth:`state`: all rows are looked at anew, and nothing of that is an event."""
+        self._steps, self._values, self._found, self.transitions = [], [], [], []
+        for step, value in zip(state["steps"], state["values"], strict=True):
+            self.update(int(step), value)
+
+
+def _checked(min_prominence: float, noise_factor: float, flatness: float) -> tuple[float, float, float]:
+    for name, value in (("min_prominence", min_prominence), ("flatness", flatness)):
+        if not 0 < value < 1:
+            raise ValueError(f"`{name}` must be above 0 and below 1, but got {value!r}.")
+    if not noise_factor > 0:
+        raise ValueError(f"`noise_factor` must be positive, but got {noise_factor!r}.")
+    return min_prominence, noise_factor, flatness
+
+
+def _dated(found: list[_Turn], steps: Floats, found_at: Callable[[int], list[_Turn]]) -> list[Transition]:
+    """The transitions of the last row, each with the row from which on it was there without a break."""
+    known = {turn.kind: len(steps) - 1 for turn in found}
     waiting = {turn.kind: turn for turn in found}
-    for end in range(len(at) - 2, _FEWEST - 2, -1):  # back to the row from which on each was there
-        before = {turn.kind: turn for turn in _transitions(at[: end + 1], curve[: end + 1], settings)}
+    for row in range(len(steps) - 2, _FEWEST - 2, -1):
+        before = {turn.kind: turn for turn in found_at(row)} if waiting else {}
         waiting = {
             kind: turn for kind, turn in waiting.items() if kind in before and abs(before[kind].x - turn.x) <= _SAME
         }
-        known.update(dict.fromkeys(waiting, end))
         if not waiting:
             break
+        known.update(dict.fromkeys(waiting, row))
     return [
-        Transition(
-            turn.kind, round(10**turn.x - 1), int(at[known[turn.kind]]), turn.value, turn.prominence, turn.reason
-        )
-        for turn in found
+        Transition(t.kind, round(10**t.x - 1), int(steps[known[t.kind]]), t.value, t.prominence, t.reason)
+        for t in found
     ]
 
 

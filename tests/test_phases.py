@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lc_callback.phases import _transitions, detect_phases
+from lc_callback.phases import PhaseDetector, PhaseEvent, _transitions, detect_phases
 
 DEFAULTS = (0.15, 3.0, 0.25)
 SHAPES = ("three", "no_end", "no_descent", "no_migration", "two_ascents", "falling", "rising", "flat")
@@ -179,3 +179,66 @@ def test_a_dense_curve_is_seen_through_bins() -> None:
 def test_bad_arguments_are_named(arguments: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         detect_phases(**arguments)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_row_by_row_gives_what_all_at_once_gives(shape: str, seed: int) -> None:
+    curve = make(np.random.default_rng(seed), shape)
+    detector = PhaseDetector()
+    events: list[PhaseEvent] = []
+    for n, (step, value) in enumerate(zip(curve.steps, curve.values, strict=True), start=1):
+        events += detector.update(int(step), float(value))
+        if n % 15 == 0 or n == len(curve.steps):
+            assert detector.transitions == detect_phases(curve.steps[:n], curve.values[:n])
+    # The events tell all that is known.
+    known: dict[str, int] = {}
+    for event in events:
+        if event.what == "withdrawn":
+            del known[event.transition.kind]
+        else:
+            assert (event.transition.kind in known) == (event.what == "moved")
+            known[event.transition.kind] = event.transition.step
+    assert {*known} == {turn.kind for turn in detector.transitions}
+    assert [event.at for event in events] == sorted(event.at for event in events)
+
+
+def test_a_marker_that_is_not_borne_out_is_withdrawn_in_an_event() -> None:
+    detector = PhaseDetector()
+    rising = [(round(10 ** (k / 10)), 20.0 - k if k < 20 else (k - 20) if k < 30 else 40.0 - k) for k in range(5, 35)]
+    events = [event for row in rising for event in detector.update(*row)]
+    assert [(event.what, event.transition.kind) for event in events] == [
+        ("found", "first_descent_end"),
+        ("found", "migration_start"),
+    ]
+    again = [(round(10 ** (k / 10)), 5.0 + 2 * (k - 34)) for k in range(35, 46)]
+    later = [event for row in again for event in detector.update(*row)]
+    assert ("withdrawn", "migration_start") in [(event.what, event.transition.kind) for event in later]
+    assert [turn.kind for turn in detector.transitions] == ["first_descent_end"]
+
+
+def test_a_detector_goes_on_from_its_state() -> None:
+    curve = make(np.random.default_rng(5), "three")
+    rows = [(int(step), float(value)) for step, value in zip(curve.steps, curve.values, strict=True)]
+    whole, half, resumed = PhaseDetector(), PhaseDetector(), PhaseDetector()
+    for row in rows[:25]:
+        whole.update(*row)
+        half.update(*row)
+    state = half.state()
+    assert {type(value) for values in state.values() for value in values} == {float}
+    resumed.restore(state)
+    for row in rows[25:]:
+        assert whole.update(*row) == resumed.update(*row)
+    assert whole.transitions == resumed.transitions != []
+
+
+def test_a_detector_refuses_what_it_cannot_take() -> None:
+    detector = PhaseDetector()
+    detector.update(3, 1.0)
+    assert detector.update(4, math.nan) == []
+    with pytest.raises(ValueError, match="must increase"):
+        detector.update(3, 1.0)
+    with pytest.raises(ValueError, match="flatness"):
+        PhaseDetector(flatness=2.0)
+    with pytest.raises(ValueError, match=r"\['steepness'\]"):
+        PhaseDetector(steepness=2.0)
