@@ -16,7 +16,6 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -28,9 +27,6 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.history import History
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 EPS = [0.03, 0.1]
 
@@ -85,33 +81,6 @@ def table(lc: History, acc: History, rank: History) -> str:
     return "\n".join(lines)
 
 
-def figure(lc: History, acc: History, rank: History, title: str, path: Path) -> None:
-    """Local complexity, accuracies and ranks over the steps, on a logarithmic axis; step 0 stands at its left end."""
-    colours = {"train": "tab:green", "test": "tab:orange", "random": "tab:blue"}  # as in the paper
-    fig, (top, middle, bottom) = plt.subplots(3, 1, figsize=(7, 8.5), sharex=True, layout="constrained")
-    for split, colour in colours.items():
-        mean, half = torch.tensor(lc[f"lc/{split}"]), torch.tensor(lc[f"lc_ci99/{split}"])
-        top.plot(lc.steps, mean, color=colour, label=split)
-        top.fill_between(lc.steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-    for split in ("train", "test"):
-        middle.plot(acc.steps, acc[f"clean_acc/{split}"], color=colours[split], label=split)
-    for eps, colour in zip(EPS, ("tab:red", "tab:purple"), strict=True):
-        middle.plot(acc.steps, acc[f"robust_acc/test_eps{eps}"], color=colour, label=f"test, PGD eps {eps}")
-    layers = [key for key in rank.keys if key.startswith("rank/net")]
-    for i, (key, colour) in enumerate(zip(layers, plt.colormaps["viridis"](torch.linspace(0.1, 0.8, 3)), strict=True)):
-        bottom.plot(rank.steps, rank[key], color=colour, label=f"hidden layer {i + 1}")
-    top.set(title=title, ylabel="local complexity (units)", ylim=(0, None))
-    middle.set(ylabel="accuracy", ylim=(0, 1.02))
-    bottom.set(xlabel="optimizer steps", ylabel="feature rank (of 200)", ylim=(0, 205))
-    bottom.set_xscale("symlog", linthresh=1, linscale=0.3)
-    bottom.set_xlim(0, lc.steps[-1])
-    for axes, heading in ((top, "points"), (middle, "accuracy"), (bottom, "features of")):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(title=heading, frameon=False, loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Local complexity of an MLP on handwritten digits")
     parser.add_argument("--init-scale", type=float, default=1.0, help="factor on all initial parameters")
@@ -138,11 +107,8 @@ def main() -> None:
     )
     trainer.fit(DigitsMLP(args.init_scale), batches(train, 200, args.steps))
 
-    path = Path(trainer.log_dir) / "digits.png"
-    title = f"Digits MLP 64-200-200-200-10, initialisation x {args.init_scale:g}"
-    histories = lc.history, robust.history, rank.history
-    figure(*histories, title, path)
-    print(f"\n{table(*histories)}\n\nfigure: {path}\ncurves: tensorboard --logdir {args.output}")
+    print(f"\n{table(lc.history, robust.history, rank.history)}\n")
+    print(f"figure: {Path(trainer.log_dir) / 'timeline.png'}\ncurves: tensorboard --logdir {args.output}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -10,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lc_callback.phases import PhaseDetector, PhaseEvent, _transitions, detect_phases
+from lc_callback.phases import PHASE_SETTINGS, PhaseDetector, Transition, detect_phases, find_phases, phase_of
+from lc_callback.piecewise import bins_of
+from lc_callback.transitions import PhaseEvent, dated
 
-DEFAULTS = (0.15, 3.0, 0.25)
 SHAPES = ("three", "no_end", "no_descent", "no_migration", "two_ascents", "falling", "rising", "flat")
 SILENT = ("falling", "rising", "flat")
 
@@ -84,11 +87,20 @@ def suite(half: str, n: int = 504) -> Iterator[Curve]:
     return (make(rng, SHAPES[i % len(SHAPES)]) for i in range(n))
 
 
+def last_two_looks(curve: Curve) -> dict[str, float]:
+    """What `detect_phases` gives, without looking at all earlier rows for the date."""
+    opens_a_bin = np.flatnonzero(np.diff(bins_of(curve.steps), prepend=-1))
+    looks = [*opens_a_bin, len(curve.steps) - 1][-2:] if opens_a_bin[-1] < len(curve.steps) - 1 else opens_a_bin[-2:]
+    seen = [(i, find_phases(curve.steps[: i + 1], curve.values[: i + 1], PHASE_SETTINGS)) for i in looks]
+    known = {found.kind for found in dated(seen)}
+    return {turn.kind: turn.x for turn in seen[-1][1] if turn.kind in known}
+
+
 @pytest.mark.parametrize("half", ["tuned", "reported"])
 def test_transitions_are_found_within_a_tenth_of_a_decade(half: str) -> None:
     scores: Counter[str] = Counter()
     for curve in suite(half):
-        found = {turn.kind: turn.x for turn in _transitions(curve.steps, curve.values, DEFAULTS)}
+        found = last_two_looks(curve)
         for kind in {*found, *curve.truth}:
             hit = kind in found and kind in curve.truth and abs(found[kind] - curve.truth[kind]) <= 0.1
             scores["hit"] += hit
@@ -136,11 +148,46 @@ def test_numbers_and_reason_of_a_transition() -> None:
     assert "stayed below" in second.reason
 
 
-def test_scale_and_offset_of_the_values_do_not_matter() -> None:
+def found_in(curve: Curve, factor: float = 1.0, offset: float = 0.0, **settings: float) -> list[tuple[str, int, int]]:
+    found = detect_phases(curve.steps, factor * curve.values + offset, **settings)
+    return [(t.kind, t.step, t.detected_at) for t in found]
+
+
+def test_the_scale_of_the_values_does_not_matter() -> None:
     curve = make(np.random.default_rng(5), "three")
-    kinds = [(t.kind, t.step, t.detected_at) for t in detect_phases(curve.steps, curve.values)]
-    assert kinds
-    assert kinds == [(t.kind, t.step, t.detected_at) for t in detect_phases(curve.steps, 1e6 * curve.values - 7)]
+    assert found_in(curve) == found_in(curve, 1e6) != []
+
+
+def test_the_offset_of_the_values_does_not_matter_without_a_least_change() -> None:
+    curve = make(np.random.default_rng(5), "three")
+    assert found_in(curve, min_change=0.0) == found_in(curve, 1.0, 1e3, min_change=0.0) != []
+
+
+def test_wiggles_far_below_the_level_are_no_phases() -> None:
+    curve = make(np.random.default_rng(5), "three")
+    assert found_in(curve, 1.0, 1e3) == []
+
+
+def test_the_phase_follows_what_is_known() -> None:
+    steps = [round(10 ** (k / 10)) for k in range(10, 51)]
+    values = [float(abs(k - 20)) if k < 35 else 15 - 1.5 * (k - 35) for k in range(10, 51)]
+    detector, phases = PhaseDetector(), []
+    for n, row in enumerate(zip(steps, values, strict=True), start=1):
+        detector.update(*row)
+        curve = np.array(steps[:n], float), np.array(values[:n])
+        phases.append(phase_of(*curve, PHASE_SETTINGS, detector.transitions))
+    assert phases == sorted(phases)
+    turns = [steps[phases.index(phase)] for phase in (1, 2)]
+    assert turns[0] <= detector.transitions[0].detected_at
+    assert turns[1] == detector.transitions[1].detected_at
+
+
+def test_without_a_first_descent_the_ascent_begins_with_a_significant_rise() -> None:
+    steps = np.array([round(10 ** (k / 10)) for k in range(40)][8:], float)
+    values = 10 + np.maximum(0, np.log10(steps + 1) - 2)
+    phases = [phase_of(steps[:n], values[:n], PHASE_SETTINGS, []) for n in range(1, len(steps))]
+    assert phases[:14] == [0] * 14
+    assert phases[-1] == 1
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
@@ -161,7 +208,7 @@ def test_a_dense_curve_is_seen_through_bins() -> None:
     x, truth = np.log10(steps + 1), {"first_descent_end": 1.5, "migration_start": 3.0, "migration_end": 4.0}
     values = np.interp(x, [0, *truth.values(), x[-1]], [5, 1, 8, 0, 0])
     values += np.random.default_rng(0).uniform(-0.5, 0.5, len(x))
-    found = {turn.kind: turn.x for turn in _transitions(steps, values, DEFAULTS)}
+    found = {turn.kind: turn.x for turn in find_phases(steps, values, PHASE_SETTINGS)}
     assert found == pytest.approx(truth, abs=0.05)
 
 
@@ -174,6 +221,7 @@ def test_a_dense_curve_is_seen_through_bins() -> None:
         ({"steps": [0, 1], "values": [1.0, 2.0], "min_prominence": 0}, "min_prominence"),
         ({"steps": [0, 1], "values": [1.0, 2.0], "flatness": 1.5}, "flatness"),
         ({"steps": [0, 1], "values": [1.0, 2.0], "noise_factor": -1}, "noise_factor"),
+        ({"steps": [0, 1], "values": [1.0, 2.0], "min_change": -0.1}, "min_change"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, named: str) -> None:
@@ -190,16 +238,22 @@ def test_row_by_row_gives_what_all_at_once_gives(shape: str, seed: int) -> None:
     for n, (step, value) in enumerate(zip(curve.steps, curve.values, strict=True), start=1):
         events += detector.update(int(step), float(value))
         if n % 15 == 0 or n == len(curve.steps):
-            assert detector.transitions == detect_phases(curve.steps[:n], curve.values[:n])
+            finished = copy.deepcopy(detector)
+            finished.finish()
+            assert finished.transitions == detect_phases(curve.steps[:n], curve.values[:n])
+    events += detector.finish()
+    assert {turn.kind: turn.step for turn in detector.transitions} == {
+        kind: round(10**x - 1) for kind, x in last_two_looks(curve).items()
+    }
     # The events tell all that is known.
-    known: dict[str, int] = {}
+    known: dict[str, Transition] = {}
     for event in events:
         if event.what == "withdrawn":
             del known[event.transition.kind]
         else:
-            assert (event.transition.kind in known) == (event.what == "moved")
-            known[event.transition.kind] = event.transition.step
-    assert {*known} == {turn.kind for turn in detector.transitions}
+            assert (event.transition.kind in known) == (event.what != "found")
+            known[event.transition.kind] = event.transition
+    assert [*sorted(known.values(), key=lambda found: found.step)] == detector.transitions
     assert [event.at for event in events] == sorted(event.at for event in events)
 
 
@@ -225,8 +279,7 @@ def test_a_detector_goes_on_from_its_state() -> None:
         whole.update(*row)
         half.update(*row)
     state = half.state()
-    assert {type(value) for values in state.values() for value in values} == {float}
-    resumed.restore(state)
+    resumed.restore(json.loads(json.dumps(state)))
     for row in rows[25:]:
         assert whole.update(*row) == resumed.update(*row)
     assert whole.transitions == resumed.transitions != []

@@ -5,4 +5,14 @@ from lc_callback.callbacks.local_complexity import LocalComplexityCallback
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.robustness import PGDRobustnessCallback
 
-__all__ = ["FeatureRankCallback", "LocalComplexityCallback", "Network", "PGDRobustnessCallback", "ProbeCallback"]
+__all__ = [
+    "MEASURES",
+    "FeatureRankCallback",
+    "LocalComplexityCallback",
+    "Network",
+    "PGDRobustnessCallback",
+    "ProbeCallback",
+]
+
+#: All that ``python -m lc_callback`` knows, in the order of the timeline.
+MEASURES: list[type[ProbeCallback]] = [LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -18,9 +18,15 @@ from lc_callback.functional.feature_rank import FeatureRank, check_options, feat
 from lc_callback.functional.knots import check_layers
 from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.weight_norm import weight_norms
+from lc_callback.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
+from lc_callback.phases import check_phase_settings
 from lc_callback.probes import Probes
+from lc_callback.timeline import Panel
+from lc_callback.transitions import Curves, Turn
 
 __all__ = ["FeatureRankCallback"]
+
+_COLOURS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")  # first to last layer
 
 
 class FeatureRankCallback(ProbeCallback):
@@ -40,6 +46,11 @@ class FeatureRankCallback(ProbeCallback):
       mean over the first 64 points. Left out, with a warning, where no gradient reaches the inputs.
     - ``linear_probe/<layer>``: test accuracy of a ridge-regression head on the features, with ``linear_probe=True``.
     - ``rank/seconds``: what the row cost.
+    - ``rank/events``: a text for each transition that is found, moved or withdrawn.
+
+    Transitions of the rank of the last layer (:func:`lc_callback.milestones.find_rank_turns`): ``rank_descent``,
+    ``rank_rise``, ``second_rank_descent``. They are in ``callback.transitions``, in ``events.jsonl`` in the log
+    directory, and in the picture ``timeline``.
 
     ``trainer.validate()`` and ``trainer.test()`` have no train points unless ``train_probes=`` gives them: then the
     test points are measured, and logged as ``rank_test/<layer>`` and so on.
@@ -79,6 +90,10 @@ class FeatureRankCallback(ProbeCallback):
             probe: a function, or its import path.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+        detection: settings of the detector by name, those of :func:`lc_callback.detect_phases`.
+        on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
+        stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
@@ -96,6 +111,8 @@ class FeatureRankCallback(ProbeCallback):
     """
 
     group = "rank"
+    kinds = RANK_KINDS
+    detection_settings = RANK_SETTINGS
 
     def __init__(
         self,
@@ -124,6 +141,10 @@ class FeatureRankCallback(ProbeCallback):
         target_fn: str | Callable[..., Any] | None = None,
         log_key_prefix: str = "",
         raise_on_error: bool = False,
+        detection: dict[str, float] | None = None,
+        on_transition: list[str] | None = None,
+        stop_after: str | None = None,
+        custom_scalars: bool = False,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -139,6 +160,10 @@ class FeatureRankCallback(ProbeCallback):
             target_fn=target_fn,
             log_key_prefix=log_key_prefix,
             raise_on_error=raise_on_error,
+            detection=detection,
+            on_transition=on_transition,
+            stop_after=stop_after,
+            custom_scalars=custom_scalars,
         )
         if layers is not None:
             check_layers(layers)
@@ -221,6 +246,27 @@ class FeatureRankCallback(ProbeCallback):
             values.update((f"linear_probe/{layer}", accuracy) for layer, accuracy in accuracies.items())
         return values
 
+    @staticmethod
+    def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
+        """Where the rank of the last layer falls, rises, and falls again."""
+        layers = _layers([*curves])
+        return find_rank_turns(layers[-1], *curves[layers[-1]], settings) if layers else []
+
+    @staticmethod
+    def check_detection(settings: Mapping[str, float]) -> None:
+        """As :func:`lc_callback.detect_phases` does."""
+        check_phase_settings(settings)
+
+    @classmethod
+    def panels(cls, keys: Sequence[str]) -> list[Panel]:
+        """Ranks of the layers; of many, some with the last."""
+        layers = _layers(keys)
+        n = min(len(layers), len(_COLOURS))
+        shown = [layers[len(layers) - 1 - i * (len(layers) - 1) // max(1, n - 1)] for i in reversed(range(n))]
+        colours = [_COLOURS[i * (len(_COLOURS) - 1) // max(1, n - 1)] for i in range(n)]
+        lines = {key.removeprefix("rank/"): key for key in shown}
+        return [Panel("feature rank", lines, colours, limits=(0, None))] if lines else []
+
     def histogram(self, key: str, array: Tensor) -> Tensor | None:
         """Log10 of the spectrum in units of its largest value, if histograms are asked for."""
         array = array[array > 0]
@@ -274,3 +320,8 @@ class FeatureRankCallback(ProbeCallback):
         """Arguments for ``repr`` and the log."""
         own = {"layers": self.layers, "matrix": self.matrix, "center": self.center, "split": self.split}
         return {name: value for name, value in own.items() if value is not None} | super().settings()
+
+
+def _layers(keys: Sequence[str]) -> list[str]:
+    """The keys of the ranks, in execution order."""
+    return [key for key in keys if key.startswith("rank/") and key != "rank/seconds"]

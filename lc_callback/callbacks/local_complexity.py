@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.functional.local_complexity import LocalComplexity, check_arguments, local_complexity
 from lc_callback.functional.space import input_spread
+from lc_callback.phases import PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.probes import Probes
+from lc_callback.timeline import Panel
+from lc_callback.transitions import Curves, Turn
 
 __all__ = ["LocalComplexityCallback"]
 
 # The paper's radius on standardised data.
 _AUTO = 0.005
+_COLOURS = ("tab:green", "tab:orange", "tab:blue")  # the paper's for train, test and random points
 
 
 class LocalComplexityCallback(ProbeCallback):
@@ -30,7 +34,13 @@ class LocalComplexityCallback(ProbeCallback):
       number of units. With several radii ``lc/train_r0.05`` and so on.
     - ``lc_ci99/train``, ...: half the width of the 99 % interval of that mean over the points.
     - ``lc_layer/train/<layer>``, ...: the share of each layer in it, with ``per_layer=True``.
+    - ``lc/phase``: 0 in the first descent, 1 in the ascent, 2 in the region migration, as known at the row.
     - ``lc/seconds``: what the row cost.
+    - ``lc/events``: a text for each transition that is found, moved or withdrawn.
+
+    Transitions of ``lc/train`` (of the first radius, if there are several) are found by
+    :func:`lc_callback.detect_phases`: ``first_descent_end``, ``migration_start``, ``migration_end``. They are in
+    ``callback.transitions``, in ``events.jsonl`` in the log directory, and in the picture ``timeline``.
 
     Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so ``EarlyStopping(monitor="lc/train")``
     works), to ``callback.history``, into checkpoints, and to ``lc/history.csv`` in the log directory.
@@ -60,6 +70,10 @@ class LocalComplexityCallback(ProbeCallback):
             import path, or the name of a method of the module.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+        detection: settings of the detector by name, see :func:`lc_callback.detect_phases`: ``{"min_prominence": 0.1}``.
+        on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
+        stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
@@ -76,6 +90,8 @@ class LocalComplexityCallback(ProbeCallback):
     """
 
     group = "lc"
+    kinds = ("first_descent_end", "migration_start", "migration_end")
+    detection_settings = PHASE_SETTINGS
 
     def __init__(
         self,
@@ -98,6 +114,10 @@ class LocalComplexityCallback(ProbeCallback):
         forward_fn: str | Callable[..., Any] | None = None,
         log_key_prefix: str = "",
         raise_on_error: bool = False,
+        detection: dict[str, float] | None = None,
+        on_transition: list[str] | None = None,
+        stop_after: str | None = None,
+        custom_scalars: bool = False,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -112,6 +132,10 @@ class LocalComplexityCallback(ProbeCallback):
             forward_fn=forward_fn,
             log_key_prefix=log_key_prefix,
             raise_on_error=raise_on_error,
+            detection=detection,
+            on_transition=on_transition,
+            stop_after=stop_after,
+            custom_scalars=custom_scalars,
         )
         check_arguments(0.005 if radius == "auto" else radius, n_directions, layers, at, chunk_size)
         for name, flag in (("max_pool", max_pool), ("per_layer", per_layer)):
@@ -181,6 +205,35 @@ class LocalComplexityCallback(ProbeCallback):
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
         return values
 
+    @staticmethod
+    def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
+        """The phases of local complexity at the train points."""
+        key = _followed(curves)
+        return [] if key is None else find_phases(*curves[key], settings, key)
+
+    @staticmethod
+    def check_detection(settings: Mapping[str, float]) -> None:
+        """As :func:`lc_callback.detect_phases` does."""
+        check_phase_settings(settings)
+
+    def marks(self, curves: Curves) -> dict[str, float]:
+        """The phase."""
+        key = _followed(curves)
+        return {} if key is None else {"lc/phase": phase_of(*curves[key], self.detection, self.transitions)}
+
+    @classmethod
+    def panels(cls, keys: Sequence[str]) -> list[Panel]:
+        """One for each radius."""
+        suffixes = [key.removeprefix("lc/train") for key in keys if key.startswith("lc/train")]
+        panels = []
+        for suffix in suffixes:
+            splits = [split for split in ("train", "test", "random") if f"lc/{split}{suffix}" in keys]
+            lines = {split: f"lc/{split}{suffix}" for split in splits}
+            bands = {f"lc/{split}{suffix}": f"lc_ci99/{split}{suffix}" for split in splits}
+            label = "local complexity" + suffix.replace("_r", ", r = ")
+            panels.append(Panel(label, lines, _COLOURS, bands, (0, None)))
+        return panels
+
     def describe(self) -> str:
         """The layers that are counted, their sizes, and what each contributes at the last row."""
         if not self._latest:
@@ -219,6 +272,11 @@ class LocalComplexityCallback(ProbeCallback):
         """Arguments for ``repr`` and the log."""
         own = {"radius": self.radius, "n_directions": self.n_directions, "layers": self.layers, "at": self.at}
         return {name: value for name, value in own.items() if value is not None} | super().settings()
+
+
+def _followed(curves: Curves) -> str | None:
+    """The curve whose phases are the run's: at the train points, of the first radius."""
+    return next((key for key in curves if key.startswith("lc/train")), None)
 
 
 def _several(lc: LocalComplexity) -> bool:

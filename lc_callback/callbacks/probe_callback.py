@@ -1,15 +1,16 @@
-"""The life cycle that all measuring callbacks share: set up, schedule, isolate, measure, record, report."""
+"""The life cycle that all measuring callbacks share: set up, schedule, isolate, measure, record, detect, report."""
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,13 +18,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lc_callback.callbacks._compat import Callback
+from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.trainer_data import find_loader, transferred
 from lc_callback.functional.knots import find_module
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.probes import Probes, Signature, draw_probes, random_probes
+from lc_callback.reporting.figure import draw
 from lc_callback.reporting.loggers import log_histogram, log_row, log_text
 from lc_callback.schedule import Schedule
+from lc_callback.timeline import Panel, Part
+from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Network", "ProbeCallback"]
 
@@ -45,9 +53,10 @@ class Network:
 class ProbeCallback(Callback):
     """Base of the measuring callbacks.
 
-    A subclass defines :meth:`measure`, and may define :meth:`prepare`, :meth:`describe`, :meth:`extra_state`
-    and :meth:`load_extra_state`. It inherits fixed probes, the schedule, isolation from the training, one row for each
-    step, history, checkpoint and resume, CSV, all loggers, ``trainer.callback_metrics``, and errors that end no run.
+    A subclass defines :meth:`measure`, and may define :meth:`prepare`, :meth:`describe`, :meth:`find`, :meth:`panels`,
+    :meth:`extra_state` and :meth:`load_extra_state`. It inherits fixed probes, the schedule, isolation from the
+    training, one row for each step, history, checkpoint and resume, CSV, all loggers, ``trainer.callback_metrics``, the
+    timeline of the run, and errors that end no run.
 
     Args:
         n_probes: points drawn for each split.
@@ -67,6 +76,12 @@ class ProbeCallback(Callback):
             part: a function, or its import path.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+        detection: settings of the detector of transitions, by name.
+        on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it, where the
+            Trainer's checkpoints go.
+        stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        custom_scalars: also write a layout for the tab of that name in TensorBoard, which has all curves of a kind in
+            one chart. It replaces any other layout of the run.
 
     Example::
 
@@ -82,6 +97,10 @@ class ProbeCallback(Callback):
 
     #: What the seconds are logged under, and the name of the folder of ``history.csv``.
     group: ClassVar[str] = "probe"
+    #: The transitions that :meth:`find` can find.
+    kinds: ClassVar[tuple[str, ...]] = ()
+    #: The settings of :meth:`find`, and their defaults.
+    detection_settings: ClassVar[dict[str, float]] = {}
 
     def __init__(
         self,
@@ -99,15 +118,27 @@ class ProbeCallback(Callback):
         target_fn: str | Callable[..., Any] | None = None,
         log_key_prefix: str = "",
         raise_on_error: bool = False,
+        detection: dict[str, float] | None = None,
+        on_transition: list[str] | None = None,
+        stop_after: str | None = None,
+        custom_scalars: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
             raise ValueError(f"`n_probes` must be a positive integer, but got {n_probes!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"`seed` must be an integer from 0 to 2**63 - 1, but got {seed!r}.")
-        for name, flag in (("random_probes", random_probes), ("raise_on_error", raise_on_error)):
+        flags = {"random_probes": random_probes, "raise_on_error": raise_on_error, "custom_scalars": custom_scalars}
+        for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise ValueError(f"`{name}` must be True or False, but got {flag!r}.")
+        if stop_after is not None and stop_after not in self.kinds:
+            possible = f"one of {list(self.kinds)}" if self.kinds else "None, for it finds no transitions"
+            raise ValueError(f"`stop_after` of {type(self).__name__} must be {possible}, but got {stop_after!r}.")
+        if on_transition is not None and [*_listed(on_transition)] != ["checkpoint"]:
+            raise ValueError(f"`on_transition` must be None or ['checkpoint'], but got {on_transition!r}.")
+        self.detection = self.checked_detection(detection)
+        self.on_transition, self.stop_after, self.custom_scalars = on_transition, stop_after, custom_scalars
         if not isinstance(log_key_prefix, str):
             raise ValueError(f"`log_key_prefix` must be a string, but got {log_key_prefix!r}.")
         if submodule is not None and not isinstance(submodule, str):
@@ -124,6 +155,13 @@ class ProbeCallback(Callback):
         #: The rows so far.
         self.history = History()
         self._probes: dict[str, Probes] = {}
+        #: What was found, moved and withdrawn so far.
+        self.events: list[PhaseEvent] = []
+        self._detector = Detector(partial(self.find, settings=self.detection), log_key_prefix)
+        self._detector_state: dict[str, Any] | None = None
+        self._untold: list[PhaseEvent] = []
+        self._has_measured = False
+        self._run: RunReport | None = None  # in the last measuring callback of the Trainer
         self._fingerprints: dict[str, str] = {}
         self._restored = False
         self._active = False
@@ -157,6 +195,30 @@ class ProbeCallback(Callback):
 
     def histogram(self, key: str, array: torch.Tensor) -> torch.Tensor | None:
         """What of an array goes to the loggers as a histogram; by default nothing."""
+
+    @staticmethod
+    def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
+        """The transitions that all rows so far show; none by default.
+
+        Args:
+            curves: steps and values of each key, without the prefix.
+            settings: one value for each of :attr:`detection_settings`.
+        """
+        return []
+
+    @staticmethod
+    def check_detection(settings: Mapping[str, float]) -> None:
+        """Raise a ValueError if a setting of :meth:`find` is out of range."""
+
+    @classmethod
+    def panels(cls, keys: Sequence[str]) -> list[Panel]:
+        """How the timeline shows the keys (without prefix) of a row: by default all that are of :attr:`group`."""
+        lines = {key: key for key in keys if key.startswith(f"{cls.group}/") and not key.endswith("/seconds")}
+        return [Panel(cls.group, lines)] if lines else []
+
+    def marks(self, curves: Curves) -> dict[str, float]:
+        """What to log with a row that depends on all rows so far, by key; by default nothing."""
+        return {}
 
     def describe(self) -> str:
         """What is measured, as Markdown, written once behind the first row; nothing before that."""
@@ -198,6 +260,8 @@ class ProbeCallback(Callback):
             if not trainer.loggers:
                 rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {folder / 'history.csv'} only.")
             self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
+        peers = [callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)]
+        self._run = RunReport(peers, trainer, self._guarded) if peers[-1] is self else None
         step = trainer.global_step
         self._seconds, self._began, self._described, self._tried = 0.0, time.perf_counter(), False, -1
         if len(self.history):  # resumed: `monitor=` must find its key before the next row is due
@@ -205,6 +269,7 @@ class ProbeCallback(Callback):
         if step not in self.history and (trainer.fast_dev_run or self._due(step - 1, step)):
             self._row(trainer, pl_module)
         self._looked_at = step
+        self._close_step(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a row is due after this batch's optimizer steps."""
@@ -217,6 +282,7 @@ class ProbeCallback(Callback):
         self._looked_at = step
         if due and step not in self.history:
             self._row(trainer, pl_module)
+        self._close_step(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
@@ -224,6 +290,7 @@ class ProbeCallback(Callback):
         due = self._active and not trainer.fast_dev_run and self.schedule.due_after_epoch(trainer.current_epoch + 1)
         if due and step not in self.history and step != self._tried:
             self._row(trainer, pl_module)
+        self._close_step(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step, and say so if the measurements took much of the run."""
@@ -232,6 +299,8 @@ class ProbeCallback(Callback):
         missing = trainer.global_step not in self.history and trainer.global_step != self._tried
         if self.schedule.closes and missing and not trainer.fast_dev_run:
             self._row(trainer, pl_module)
+        self._tell(self._guarded("looking for transitions", self._detector.finish))
+        self._close_step(trainer, last=True)
         elapsed = time.perf_counter() - self._began
         if self._seconds > max(_SECONDS_TO_WARN, _SHARE_TO_WARN * elapsed):
             rank_zero_warn(
@@ -260,7 +329,7 @@ class ProbeCallback(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
-        self._probes, self._active, self._csv = {}, False, None
+        self._probes, self._active, self._csv, self._run = {}, False, None, None
 
     # State
 
@@ -276,6 +345,8 @@ class ProbeCallback(Callback):
             "rows": self.history.state(),
             "arrays": self.history.state_of_arrays(),
             "fingerprints": dict(self._fingerprints),
+            "detector": self._detector.state(),
+            "events": [{**asdict(event)} for event in self.events],
             "extra": self.extra_state(),
         }
 
@@ -286,12 +357,86 @@ class ProbeCallback(Callback):
                 raise ValueError(f"version {state_dict['version']}, this is version {_STATE_VERSION}")
             self.history.restore(state_dict["rows"], state_dict.get("arrays"))
             self._fingerprints = {str(key): str(value) for key, value in state_dict["fingerprints"].items()}
+            events = [(event, event["transition"]) for event in state_dict.get("events", [])]
+            self.events = [PhaseEvent(e["what"], e["at"], Transition(**transition)) for e, transition in events]
+            self._detector_state = state_dict.get("detector")
             self.load_extra_state(dict(state_dict["extra"]))
             self._restored = True
         except Exception as error:
             self.history = History()
-            self._fingerprints = {}
+            self._fingerprints, self.events, self._detector_state = {}, [], None
             self._warn_or_raise("its state in the checkpoint cannot be read, so the history starts anew", error)
+
+    # Transitions
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """What is known of the run now, in the order of the steps."""
+        return self._detector.transitions
+
+    @classmethod
+    def checked_detection(cls, given: Mapping[str, float] | None) -> dict[str, float]:
+        """All settings of :meth:`find`: the defaults, and in their place those ``given``.
+
+        Raises:
+            ValueError: if one is unknown, no number, or out of range.
+        """
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(f"`detection` must be a dict of settings, but got {given!r}.")
+        for name, value in (given or {}).items():
+            if name not in cls.detection_settings:
+                possible = f"possible are {sorted(cls.detection_settings)}" if cls.detection_settings else "it has none"
+                raise ValueError(f"`detection` of {cls.__name__} has no setting {name!r}; {possible}.")
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ValueError(f"`detection` has {name}={value!r}, which is no number.")
+        settings = {**cls.detection_settings, **(given or {})}
+        try:
+            cls.check_detection(settings)
+        except ValueError as error:
+            raise ValueError(f"`detection`: {error}") from error
+        return settings
+
+    def part(self) -> Part:
+        """The rows so far, how to draw them, and what was found in them."""
+        keys = [key.removeprefix(self.log_key_prefix) for key in self.history.keys]
+        panels = [panel.prefixed(self.log_key_prefix) for panel in self.panels(keys)]
+        return Part(self.history.rows, panels, self.transitions)
+
+    def plot(self) -> tuple[Figure, Any]:
+        """Draw the rows so far, with a line at each transition.
+
+        Returns:
+            The figure and its axes: one, or a list if there are several panels.
+        """
+        from matplotlib import pyplot
+
+        figure = pyplot.figure()
+        axes = draw(figure, [self.part()])
+        return figure, axes[0] if len(axes) == 1 else axes
+
+    def _tell(self, events: list[PhaseEvent] | None) -> None:
+        self.events += events or []
+        self._untold += events or []
+
+    def take_events(self) -> list[PhaseEvent]:
+        """What was found since the last call."""
+        events, self._untold = self._untold, []
+        return events
+
+    def take_measured(self) -> bool:
+        """Whether a row was due since the last call."""
+        measured, self._has_measured = self._has_measured, False
+        return measured
+
+    def _close_step(self, trainer: Any, last: bool = False) -> None:
+        if self._active and self._run is not None:
+            start = time.perf_counter()
+            self._run.close_step(trainer, last)
+            self._seconds += time.perf_counter() - start
+
+    def warn_of(self, what: str, error: Exception) -> None:
+        """Warn, or raise with ``raise_on_error``, that ``what`` did not take what it was to show."""
+        self._warn_or_raise(f"{what} did not take an entry of the timeline", error)
 
     def __repr__(self) -> str:
         text = self.describe()
@@ -312,10 +457,28 @@ class ProbeCallback(Callback):
 
     def _begin_history(self, trainer: Any) -> None:
         if trainer.global_step == 0 and not self._restored:
-            self.history, self._fingerprints = History(), {}
+            self.history, self._fingerprints, self.events, self._detector_state = History(), {}, [], None
             self.load_extra_state({})
+        n_rows = len(self.history)
         self.history.drop_after(trainer.global_step)
+        self.events = [event for event in self.events if event.at <= trainer.global_step]
+        self._untold = []
+        self._guarded("going on with its transitions", lambda: self._restore_detector(len(self.history) < n_rows))
         self._restored = False
+
+    def _restore_detector(self, rows_dropped: bool) -> None:
+        """Bring the detector to the last row of the history: from the checkpoint if that fits, else row by row."""
+        rows = [(int(row["step"]), self._unprefixed(row)) for row in self.history.rows]
+        state, self._detector_state = self._detector_state, None
+        if state is not None and not rows_dropped:
+            self._detector.restore(state, rows)
+        else:
+            self._detector.clear()
+            for step, row in rows:
+                self._detector.update(step, row)
+
+    def _unprefixed(self, row: Mapping[str, float]) -> dict[str, float]:
+        return {key.removeprefix(self.log_key_prefix): value for key, value in row.items() if key != "step"}
 
     def _network(self, pl_module: Any) -> Network:
         module = pl_module if self.submodule is None else find_module(pl_module, "submodule", self.submodule)
@@ -410,10 +573,17 @@ class ProbeCallback(Callback):
     def _row(self, trainer: Any, pl_module: Any) -> None:
         """Measure, record and report the row of the current step; whatever fails costs no more than that."""
         step = self._tried = trainer.global_step
+        self._has_measured = True
         measured = self._measured(pl_module, step)
         if measured is None:
             return
         values, arrays = measured
+        start = time.perf_counter()
+        found = self._guarded("looking for transitions", lambda: self._detector.update(step, self._unprefixed(values)))
+        self._tell(found)
+        marks = self._guarded("marking the row", lambda: self.marks(self._detector.curves)) or {}
+        values.update({self._prefixed(key): value for key, value in marks.items()})
+        self._seconds += time.perf_counter() - start
         self._guarded(f"recording step {step}", lambda: self.history.append(step, values, arrays))
         self._publish(trainer, values)
         if not trainer.is_global_zero:
@@ -510,6 +680,10 @@ class ProbeCallback(Callback):
         if self.raise_on_error:
             raise RuntimeError(f"{self._name}: {what}: {error}") from error
         rank_zero_warn(f"{self._name}: {what} ({type(error).__name__}: {error}). Training goes on.")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 class _Verbatim(str):

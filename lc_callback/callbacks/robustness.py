@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,20 @@ import torch
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.functional.robustness import RobustAccuracy, check_arguments, find_bounds, robust_accuracy
 from lc_callback.functional.space import input_points, input_spread
+from lc_callback.milestones import (
+    ACCURACY_KINDS,
+    ACCURACY_SETTINGS,
+    check_accuracy_settings,
+    find_accuracy_milestones,
+)
 from lc_callback.probes import Probes
+from lc_callback.timeline import Panel
+from lc_callback.transitions import Curves, Turn
 
 __all__ = ["PGDRobustnessCallback"]
+
+_COLOURS = {"train": "tab:green", "test": "tab:orange"}
+_ROBUST_COLOURS = ["tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:cyan"]
 
 
 class PGDRobustnessCallback(ProbeCallback):
@@ -29,6 +40,12 @@ class PGDRobustnessCallback(ProbeCallback):
       the attack with this ``eps`` leaves them. Without test points: ``robust_acc/train_eps0.03``.
     - ``robust_acc_raw/test_eps0.03``, ...: the same for an attack on the raw logits, with ``raw=True``.
     - ``robust_acc/seconds``: what the row cost.
+    - ``robust_acc/events``: a text for each transition that is found, moved or withdrawn.
+
+    Transitions (:func:`lc_callback.milestones.find_accuracy_milestones`): ``interpolation``, ``generalization``,
+    ``delayed_generalization``, ``multi_stage_generalization``, and for each eps ``robustness_onset`` and
+    ``delayed_robustness``. They are in ``callback.transitions``, in ``events.jsonl`` in the log directory, and in the
+    picture ``timeline``.
 
     Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so
     ``ModelCheckpoint(monitor="robust_acc/test_eps0.03", mode="max")`` works), to ``callback.history``, into
@@ -66,6 +83,11 @@ class PGDRobustnessCallback(ProbeCallback):
             its second part: a function, or its import path.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+        detection: settings of the detector by name, of
+            :func:`lc_callback.milestones.find_accuracy_milestones`: ``{"interpolation": 0.95}``.
+        on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
+        stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
 
     Raises:
         ValueError: for an argument out of range, on construction; for targets that are no classes, outputs that are no
@@ -83,6 +105,8 @@ class PGDRobustnessCallback(ProbeCallback):
     """
 
     group = "robust_acc"
+    kinds = ACCURACY_KINDS
+    detection_settings = ACCURACY_SETTINGS
 
     def __init__(
         self,
@@ -108,6 +132,10 @@ class PGDRobustnessCallback(ProbeCallback):
         target_fn: str | Callable[..., Any] | None = None,
         log_key_prefix: str = "",
         raise_on_error: bool = False,
+        detection: dict[str, float] | None = None,
+        on_transition: list[str] | None = None,
+        stop_after: str | None = None,
+        custom_scalars: bool = False,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -123,6 +151,10 @@ class PGDRobustnessCallback(ProbeCallback):
             target_fn=target_fn,
             log_key_prefix=log_key_prefix,
             raise_on_error=raise_on_error,
+            detection=detection,
+            on_transition=on_transition,
+            stop_after=stop_after,
+            custom_scalars=custom_scalars,
         )
         self._radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
         if not isinstance(raw, bool):
@@ -213,6 +245,25 @@ class PGDRobustnessCallback(ProbeCallback):
             forward_fn=network.forward_fn,
             chunk_size=self.chunk_size,
         )
+
+    @staticmethod
+    def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
+        """Interpolation, generalization and robustness."""
+        return find_accuracy_milestones(curves, settings)
+
+    @staticmethod
+    def check_detection(settings: Mapping[str, float]) -> None:
+        """Raise a ValueError if one is out of range."""
+        check_accuracy_settings(settings)
+
+    @classmethod
+    def panels(cls, keys: Sequence[str]) -> list[Panel]:
+        """Clean accuracies, and accuracy under each attack."""
+        clean = {key.partition("/")[2]: key for key in keys if key.startswith("clean_acc/")}
+        attacked = [key for key in keys if key.startswith("robust_acc/") and "_eps" in key]
+        robust = {key.partition("/")[2].replace("_eps", ", eps "): key for key in attacked}
+        colours = [_COLOURS[name] for name in clean] + _ROBUST_COLOURS
+        return [Panel("accuracy", clean | robust, colours, limits=(0, 1))] if clean else []
 
     def describe(self) -> str:
         """The attack, its budget and its domain."""

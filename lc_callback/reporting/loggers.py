@@ -1,4 +1,4 @@
-"""Rows and texts to the trainer's loggers, whatever these can do."""
+"""Rows, texts and pictures to the trainer's loggers, whatever these can do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["log_histogram", "log_row", "log_text"]
+__all__ = ["log_histogram", "log_image", "log_layout", "log_row", "log_text"]
 
 
 def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Callable[[str, Exception], None]) -> None:
@@ -25,23 +25,31 @@ def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Calla
 
 def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Callable[[str, Exception], None]) -> None:
     """Write a text to every logger whose experiment takes texts (TensorBoard's does)."""
-    for logger in trainer.loggers:
-        try:
-            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
-            if add_text is not None:
-                add_text(tag, markdown, step)
-        except Exception as error:
-            on_failure(type(logger).__name__, error)
+    _add(trainer, "add_text", on_failure, tag, markdown, step)
 
 
 def log_histogram(
     trainer: Any, tag: str, values: Tensor, step: int, on_failure: Callable[[str, Exception], None]
 ) -> None:
     """Write values to every logger whose experiment takes histograms (TensorBoard's does)."""
+    _add(trainer, "add_histogram", on_failure, tag, values, step)
+
+
+def log_image(trainer: Any, tag: str, pixels: Any, step: int, on_failure: Callable[[str, Exception], None]) -> None:
+    """Write pixels ``(H, W, 3)`` to every logger whose experiment takes images (TensorBoard's does)."""
+    _add(trainer, "add_image", on_failure, tag, pixels, step, dataformats="HWC")
+
+
+def log_layout(trainer: Any, layout: dict[str, Any], on_failure: Callable[[str, Exception], None]) -> None:
+    """Write a layout to every logger whose experiment takes one (TensorBoard's custom scalars)."""
+    _add(trainer, "add_custom_scalars", on_failure, layout)
+
+
+def _add(trainer: Any, name: str, on_failure: Callable[[str, Exception], None], *args: Any, **kwargs: Any) -> None:
     for logger in trainer.loggers:
         try:
-            add_histogram = getattr(getattr(logger, "experiment", None), "add_histogram", None)
-            if add_histogram is not None:
-                add_histogram(tag, values, step)
+            add = getattr(getattr(logger, "experiment", None), name, None)
+            if add is not None:
+                add(*args, **kwargs)
         except Exception as error:
             on_failure(type(logger).__name__, error)

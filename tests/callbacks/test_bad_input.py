@@ -119,6 +119,17 @@ CONSTRUCTOR = [
     ({"histogram": 0}, "`histogram`", "got 0", FLAG),
     ({"max_width": 0}, "`max_width`", "got 0", WHOLE),
     ({"max_width": 64.0}, "`max_width`", "got 64.0", WHOLE),
+    ({"detection": 0.1}, "`detection`", "got 0.1", "a dict of settings"),
+    ({"detection": {"slope": 1}}, "`detection`", "'slope'", "possible are ["),
+    ({"detection": {"delay": "long"}, "eps": 0.1}, "`detection`", "delay='long'", "no number"),
+    ({"detection": {"delay": 1.0}, "eps": 0.1}, "`detection`: `delay`", "got 1.0", "above 1"),
+    ({"detection": {"flatness": 1.0}, "layers": ["fc"]}, "`detection`: `flatness`", "got 1.0", "below 1"),
+    ({"on_transition": "checkpoint"}, "`on_transition`", "got 'checkpoint'", "['checkpoint']"),
+    ({"on_transition": ["stop"]}, "`on_transition`", "got ['stop']", "['checkpoint']"),
+    ({"on_transition": 1}, "`on_transition`", "got 1", "['checkpoint']"),
+    ({"stop_after": "convergence"}, "`stop_after`", "got 'convergence'", "must be one of ['"),
+    ({"stop_after": "rank_rise", "eps": 0.1}, "`stop_after`", "got 'rank_rise'", "'delayed_robustness'"),
+    ({"custom_scalars": "all"}, "`custom_scalars`", "got 'all'", FLAG),
 ]
 
 

@@ -157,6 +157,10 @@ SHARED = f"""
   target_fn: {__name__}.classes
   log_key_prefix: y_
   raise_on_error: true
+  detection: {{}}
+  on_transition: [checkpoint]
+  stop_after: null
+  custom_scalars: true
   schedule: [0, 2, 5]
 """
 FILES = {

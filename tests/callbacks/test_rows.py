@@ -19,6 +19,7 @@ from lc_callback.callbacks import ProbeCallback
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 KEYS = ["lc/train", "lc_ci99/train", "lc/test", "lc_ci99/test", "lc/random", "lc_ci99/random", "lc/seconds"]
+KEYS += ["lc/phase"]
 LOG_TO_TEN = [0, 1, 2, 3, 4, 5, 6, 8, 10]
 
 
@@ -206,7 +207,7 @@ def test_several_radii_have_keys_of_their_own(tmp_path: Any) -> None:
     expected = [
         f"{key}/{split}_r{r}" for split in ("train", "test") for r in ("0.05", "2") for key in ("lc", "lc_ci99")
     ]
-    assert callback.history.keys == [*expected, "lc/seconds"]
+    assert callback.history.keys == [*expected, "lc/seconds", "lc/phase"]
     assert callback.history["lc/train_r2"] > callback.history["lc/train_r0.05"]
 
 

@@ -1,0 +1,115 @@
+"""``python -m lc_callback``: the timeline of a finished run, and the rows of a run that never had the callbacks."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lc_callback.callbacks import MEASURES
+from lc_callback.callbacks.offline import measure_checkpoints
+from lc_callback.reporting.figure import save
+from lc_callback.reporting.run_dir import read_run
+from lc_callback.timeline import summary
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of these arguments; by default those of the process."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        _report(args) if args.command == "report" else _measure(args)
+    except (ValueError, TypeError, MisconfigurationException, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m lc_callback", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    report = commands.add_parser("report", help="draw the timeline of a finished run, and list its transitions")
+    report.add_argument("run_dir", type=Path, help="log directory of the run, with lc/history.csv and so on")
+    report.add_argument("--output", type=Path, help="picture to write (.png); by default report.png in RUN_DIR")
+    report.add_argument("--title", default="", help="of the picture")
+    report.add_argument(
+        "--detection",
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="find the transitions anew with these settings, such as min_prominence=0.1 or interpolation=0.95",
+    )
+    measure = commands.add_parser("measure", help="measure the checkpoints of a run that never had the callbacks")
+    measure.add_argument("--checkpoints", type=Path, required=True, help="folder with the *.ckpt of one run")
+    measure.add_argument("--model", required=True, help="import path of the LightningModule")
+    measure.add_argument("--data", help="import path of the LightningDataModule, if the model has no dataloaders")
+    for name in ("model", "data"):
+        measure.add_argument(
+            f"--{name}-args", nargs="+", default=[], metavar="NAME=VALUE", help=f"arguments of the {name}"
+        )
+    measure.add_argument("--output", type=Path, default=Path("lc_measured"), help="default: ./lc_measured")
+    measure.add_argument("--seed", type=int, help="seed_everything before the data are made")
+    measure.add_argument("--device", default="cpu", help="where to measure, such as cuda")
+    for kind in MEASURES:
+        measure.add_argument(
+            f"--{kind.group}",
+            nargs="*",
+            metavar="NAME=VALUE",
+            help=f"measure with {kind.__name__} and these arguments; by default all are measured",
+        )
+    return parser
+
+
+def _report(args: argparse.Namespace) -> None:
+    detection = None if args.detection is None else _pairs(args.detection, "--detection")
+    parts = read_run(args.run_dir, MEASURES, detection)
+    path = args.output or args.run_dir / "report.png"
+    save(parts, path, args.title)
+    print(f"{summary([found for part in parts for found in part.transitions])}\n\nfigure: {path}")
+
+
+def _measure(args: argparse.Namespace) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # as for a script of the user's own
+    asked = {kind: getattr(args, kind.group) for kind in MEASURES if getattr(args, kind.group) is not None}
+    callbacks = {kind: _pairs(given, f"--{kind.group}") for kind, given in asked.items()} or {k: {} for k in MEASURES}
+    model = _imported(args.model, "--model")
+    if args.seed is not None:
+        seed_everything(args.seed)
+    data = _imported(args.data, "--data")(**_pairs(args.data_args, "--data-args")) if args.data else None
+    model_args = _pairs(args.model_args, "--model-args")
+    made = measure_checkpoints(
+        args.checkpoints, model, data, callbacks, args.output, model_args=model_args, device=args.device
+    )
+    print(f"\n{summary([found for callback in made for found in callback.transitions])}\n")
+    print(f"figure: {args.output / 'timeline.png'}\ncurves: tensorboard --logdir {args.output}")
+
+
+def _pairs(texts: Sequence[str], option: str) -> dict[str, Any]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{option} takes NAME=VALUE, but got {text!r}.")
+        try:
+            pairs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[name] = value
+    return pairs
+
+
+def _imported(path: str, option: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{option} {path!r} cannot be imported ({error}): give package.module.Class.") from error
+
+
+if __name__ == "__main__":
+    main()

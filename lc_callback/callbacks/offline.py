@@ -1,0 +1,135 @@
+"""The rows of a run that never had the callbacks, from its checkpoints."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lc_callback.callbacks.probe_callback import ProbeCallback
+
+__all__ = ["measure_checkpoints"]
+
+
+class _Run:
+    """What the callbacks ask of a Trainer, of a run that is over."""
+
+    barebones = fast_dev_run = is_last_batch = should_stop = False
+    is_global_zero = True
+    current_epoch, world_size = 0, 1
+    checkpoint_callback = None
+
+    def __init__(self, callbacks: Sequence[ProbeCallback], data: Any, output: Path) -> None:
+        self.callbacks, self.datamodule = [*callbacks], data
+        self.loggers = [TensorBoardLogger(output, name="", version="")]
+        self.log_dir = self.default_root_dir = str(output)
+        self.state = SimpleNamespace(fn="fit", stage="train")
+        self.callback_metrics: dict[str, Any] = {}
+        self.global_step = 0
+        self.lightning_module: Any = None
+        self.train_dataloader = self.val_dataloaders = self.test_dataloaders = None
+
+    @property
+    def training(self) -> bool:
+        return self.state.stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        return self.state.stage == "validate"
+
+    @validating.setter
+    def validating(self, value: bool) -> None:
+        self.state.stage = "validate" if value else "train"
+
+    def load(self, module: Any, step: int) -> None:
+        self.lightning_module, self.global_step = module, step
+        module.trainer = self
+
+
+def measure_checkpoints(
+    checkpoints: Path,
+    model: type[Any],
+    data: Any,
+    callbacks: Mapping[type[ProbeCallback], Mapping[str, Any]],
+    output: Path,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> list[ProbeCallback]:
+    """Measure every checkpoint in a folder as the callbacks would have done during the run.
+
+    Args:
+        checkpoints: folder with the ``*.ckpt`` of one run. Of several at one step the first is taken.
+        model: the LightningModule class.
+        data: a LightningDataModule, or ``None`` if the model has its own dataloaders.
+        callbacks: arguments of each callback. The schedule is given by the checkpoints.
+        output: where rows, events, the timeline and the TensorBoard files go.
+        model_args: arguments of ``model`` that its checkpoints do not hold.
+        device: where the model is measured.
+
+    Returns:
+        The callbacks, with their history and transitions.
+
+    Raises:
+        ValueError: if there are no checkpoints, or an argument of a callback makes no sense here.
+    """
+    steps = _steps(checkpoints)
+    made = []
+    for kind, arguments in callbacks.items():
+        refused = {"schedule", "every_n_train_steps", "every_n_epochs", "on_transition", "stop_after"} & {*arguments}
+        if refused:
+            raise ValueError(f"{kind.__name__}: {sorted(refused)} make no sense for checkpoints of a run that is over.")
+        made.append(kind(**{"raise_on_error": True, **arguments, "schedule": [*steps]}))
+    run = _Run(made, data, output)
+    for number, (step, path) in enumerate(steps.items()):
+        module = model.load_from_checkpoint(path, map_location=device, **(model_args or {}))
+        run.load(module.to(device), step)
+        if not number:
+            _connect(run)
+        for callback in made:
+            if not number:
+                callback.setup(run, module, "fit")
+        for callback in made:
+            if number:
+                callback.on_train_batch_end(run, module, None, None, 0)
+            else:
+                callback.on_train_start(run, module)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* of the training: lower ")  # there is none
+        for callback in made:
+            callback.on_train_end(run, module)
+    for callback in made:
+        callback.teardown(run, module, "fit")
+    run.loggers[0].finalize("success")
+    return made
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints by step."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("*.ckpt")):
+        step = torch.load(path, map_location="cpu", mmap=True).get("global_step")
+        if step is None:
+            raise ValueError(f"{path} has no `global_step`: it is no checkpoint of Lightning.")
+        found.setdefault(int(step), path)
+    if not found:
+        raise ValueError(f"there is no *.ckpt in {folder}.")
+    return dict(sorted(found.items()))
+
+
+def _connect(run: _Run) -> None:
+    """Set the data up as ``Trainer.fit`` does."""
+    source = run.datamodule if run.datamodule is not None else run.lightning_module
+    source.trainer = run
+    source.prepare_data()
+    source.setup("fit")
+    run.train_dataloader = source.train_dataloader()
+    try:
+        run.val_dataloaders = source.val_dataloader()
+    except Exception:  # it has none: then the callbacks look for test data, and say so if there is none
+        run.val_dataloaders = None

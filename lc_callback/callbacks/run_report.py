@@ -1,0 +1,119 @@
+"""The timeline of a run: what all measuring callbacks of a Trainer found, told together once a step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lc_callback.reporting.figure import image
+from lc_callback.reporting.loggers import log_image, log_layout, log_text
+from lc_callback.timeline import EventsFile, describe, summary
+from lc_callback.transitions import PhaseEvent
+
+if TYPE_CHECKING:
+    from lc_callback.callbacks.probe_callback import ProbeCallback
+
+__all__ = ["RunReport"]
+
+
+class RunReport:
+    """Owned by the last measuring callback of a Trainer, which is called when all others have taken their rows.
+
+    Args:
+        callbacks: all measuring callbacks of the Trainer.
+        trainer: the Trainer.
+        guarded: called with what is tried and a function; a failure costs a warning.
+    """
+
+    def __init__(
+        self, callbacks: Sequence[ProbeCallback], trainer: Any, guarded: Callable[[str, Callable[[], Any]], Any]
+    ) -> None:
+        self._callbacks, self._guarded = callbacks, guarded
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)
+        self._file: EventsFile | None = None
+        self._has_layout = False
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            order = sorted((event for callback in callbacks for event in callback.events), key=lambda event: event.at)
+            resumed = any(len(callback.history) for callback in callbacks)
+            self._file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed))
+
+    def close_step(self, trainer: Any, last: bool = False) -> None:
+        """Write, show and act on what the callbacks found since the last call."""
+        measured = [callback.take_measured() for callback in self._callbacks]
+        told = [(callback, callback.take_events()) for callback in self._callbacks]
+        events = [event for _, some in told for event in some]
+        if not (events or any(measured) or last):
+            return
+        if trainer.is_global_zero:
+            self._report(trainer, told, events, last)
+        if not last:
+            self._act(trainer, told)
+
+    def _report(
+        self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]], events: list[PhaseEvent], last: bool
+    ) -> None:
+        step, file = trainer.global_step, self._file
+        if not self._has_layout and any(len(callback.history) for callback in self._callbacks):
+            self._has_layout = True
+            self._guarded("the layout of the custom scalars", lambda: self._log_layout(trainer))
+        if events and file is not None:
+            self._guarded(f"writing {file.path}", lambda: file.append(events))
+        for callback, some in told:
+            lines = [describe(event) for event in some if event.what != "updated"]
+            if lines:
+                tag = f"{callback.log_key_prefix}{callback.group}/events"
+                log_text(trainer, tag, "\n\n".join(lines), step, callback.warn_of)
+        if last or any(event.what != "updated" for event in events):
+            self._guarded("drawing the timeline", lambda: self._draw(trainer, step))
+        if last and any(callback.kinds for callback in self._callbacks):
+            known = [found for callback in self._callbacks for found in callback.transitions]
+            log_text(trainer, "timeline/summary", summary(known), step, self._callbacks[-1].warn_of)
+            for found in known:
+                rank_zero_info(f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}")
+
+    def _draw(self, trainer: Any, step: int) -> None:
+        parts = [callback.part() for callback in self._callbacks]
+        if not any(part.panels for part in parts) or trainer.fast_dev_run:
+            return
+        pixels, png = image(parts)
+        log_image(trainer, "timeline", pixels, step, self._callbacks[-1].warn_of)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "timeline.png").write_bytes(png)
+
+    def _log_layout(self, trainer: Any) -> None:
+        asked = [callback for callback in self._callbacks if callback.custom_scalars]
+        charts = {
+            panel.label: ["Multiline", [f"^{re.escape(key)}$" for key in panel.lines.values()]]
+            for callback in asked
+            for panel in callback.part().panels
+        }
+        if charts:
+            log_layout(trainer, {"lc_callback": charts}, self._callbacks[-1].warn_of)
+
+    def _act(self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]]) -> None:
+        """Save and stop as asked. The first rank decides for all, which come here after the same rows."""
+        if not any(callback.on_transition or callback.stop_after for callback in self._callbacks):
+            return
+        names, reasons = [], []
+        for callback, events in told:
+            for found in (event.transition for event in events if event.what == "found"):
+                if callback.on_transition:
+                    eps = found.curve.partition("_eps")[2]
+                    prefix = callback.log_key_prefix.replace("/", "_")
+                    names.append(f"{prefix}{found.kind}{f'_eps{eps}' if eps else ''}-step={trainer.global_step}.ckpt")
+                if callback.stop_after == found.kind:
+                    reasons.append(f"{found.kind} at step {found.step:,} ({found.curve})")
+        if trainer.world_size > 1:
+            names, reasons = trainer.strategy.broadcast((names, reasons), src=0)
+        own = getattr(trainer.checkpoint_callback, "dirpath", None)
+        folder = Path(own) if own else self._folder / "checkpoints"
+        for path in (folder / name for name in names):
+            self._guarded(f"saving {path}", partial(trainer.save_checkpoint, path))
+        if reasons:
+            rank_zero_info(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
+            trainer.should_stop = True

@@ -1,0 +1,238 @@
+"""Milestones of accuracies and feature ranks: interpolated, generalised, became robust, rank fell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lc_callback.phases import PHASE_SETTINGS, significant
+from lc_callback.piecewise import fit
+from lc_callback.transitions import Curves, Turn
+
+__all__ = [
+    "ACCURACY_KINDS",
+    "ACCURACY_SETTINGS",
+    "RANK_KINDS",
+    "RANK_SETTINGS",
+    "check_accuracy_settings",
+    "find_accuracy_milestones",
+    "find_rank_turns",
+]
+
+Floats = NDArray[np.float64]
+
+ACCURACY_KINDS = (
+    "interpolation",
+    "generalization",
+    "delayed_generalization",
+    "robustness_onset",
+    "delayed_robustness",
+    "multi_stage_generalization",
+)
+RANK_KINDS = ("rank_descent", "rank_rise", "second_rank_descent")
+
+#: What :func:`find_accuracy_milestones` takes as settings.
+ACCURACY_SETTINGS = {"interpolation": 0.99, "min_rise": 0.1, "plateau": 0.9, "delay": 5.0}
+
+#: What :func:`find_rank_turns` takes as settings. Ranks are integers, and waver.
+RANK_SETTINGS = {**PHASE_SETTINGS, "min_change": 0.1}
+
+_FEWEST = 8  # rows, below which nothing is said
+_LATE = 0.2  # decades whose median is the level
+_LONG_ENOUGH = 0.3  # decades that a plateau must last, and that must lie between two surges
+_FOLLOWS = 0.5  # of the rise at train points that the rise at test points must be, to be called generalisation
+
+
+@dataclass(frozen=True)
+class _Rise:
+    """How far a curve rose, and where it reached a share of that for good."""
+
+    x: float
+    value: float
+    base: float
+    level: float
+    lasts: float  # decades from there to the last row
+
+    @property
+    def height(self) -> float:
+        return self.level - self.base
+
+
+def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
+    r"""What accuracies at train points, test points and test points under attack show so far.
+
+    All on a logarithmic axis of steps, without lone outliers (running median of three rows). The level of a
+    curve is its median over the last 0.2 decades, its rise that minus its lowest value before it first got there, and
+    *for good* means from there on to the last row.
+
+    - ``interpolation``: ``clean_acc/train`` is at least ``interpolation`` in two rows; the first of these.
+    - ``generalization``: ``clean_acc/test`` has made the share ``plateau`` of its rise for good, 0.3 decades ago or
+      more, and that rise is at least half of the rise of ``clean_acc/train``: a network that memorises has a plateau,
+      too, and has not generalised.
+    - ``delayed_generalization``: at ``generalization``, if ``clean_acc/train`` reached its plateau at least a factor of
+      ``delay`` earlier in steps.
+    - ``robustness_onset``: ``robust_acc/test_eps...`` has made half of its rise for good.
+    - ``delayed_robustness``: there, if ``clean_acc/test`` made half of its own rise at least a factor of ``delay``
+      earlier.
+    - ``multi_stage_generalization``: where a second surge of ``clean_acc/test`` begins, one that leads above the first
+      one's level after at least 0.3 decades in which the curve did not rise.
+
+    Args:
+        curves: by key.
+        settings: ``interpolation``; ``min_rise``, below which a curve has not risen; ``plateau``; ``delay``.
+    """
+    found: list[Turn] = []
+
+    def add(kind: str, rise: _Rise, curve: str, reason: str) -> None:
+        found.append(Turn(kind, rise.x, rise.value, rise.height, reason, curve))
+
+    def risen(key: str, share: float) -> _Rise | None:
+        return _risen(*curves[key], share, settings["min_rise"]) if key in curves else None
+
+    found += _interpolation(curves, settings["interpolation"])
+    plateau = settings["plateau"]
+    train, test = risen("clean_acc/train", plateau), risen("clean_acc/test", plateau)
+    left_behind = train is not None and test is not None and test.height < _FOLLOWS * train.height
+    if test is not None and test.lasts >= _LONG_ENOUGH and not left_behind:
+        reason = f"rose from {test.base:.3g} to {test.level:.3g}, and has made {plateau:.0%} of that for good"
+        add("generalization", test, "clean_acc/test", reason)
+        if train is not None and _factor(train, test) >= settings["delay"]:
+            reason = f"at its plateau {_factor(train, test):.3g} times later in steps than clean_acc/train"
+            add("delayed_generalization", test, "clean_acc/test", reason)
+    for key in curves:
+        onset = risen(key, 0.5) if key.startswith("robust_acc/") and "_eps" in key else None
+        if onset is None:
+            continue
+        reason = f"rose from {onset.base:.3g} to {onset.level:.3g}, and has made half of that for good"
+        add("robustness_onset", onset, key, reason)
+        clean = key.replace("robust_acc", "clean_acc").partition("_eps")[0]
+        first = risen(clean, 0.5)
+        if first is not None and _factor(first, onset) >= settings["delay"]:
+            reason = f"half of its rise {_factor(first, onset):.3g} times later in steps than {clean}"
+            add("delayed_robustness", onset, key, reason)
+    if "clean_acc/test" in curves:
+        found += _second_surge(*curves["clean_acc/test"], settings["min_rise"], "clean_acc/test")
+    return found
+
+
+def check_accuracy_settings(settings: Mapping[str, float]) -> dict[str, float]:
+    """The settings of :func:`find_accuracy_milestones`, if they are in range.
+
+    Raises:
+        ValueError: if one is not, or is unknown.
+    """
+    unknown = sorted({*settings} - {*ACCURACY_SETTINGS})
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; possible are {sorted(ACCURACY_SETTINGS)}.")
+    for name in ("interpolation", "min_rise"):
+        if not 0 < settings[name] <= 1:
+            raise ValueError(f"`{name}` must be above 0 and at most 1, but got {settings[name]!r}.")
+    if not 0 < settings["plateau"] < 1:
+        raise ValueError(f"`plateau` must be above 0 and below 1, but got {settings['plateau']!r}.")
+    if not settings["delay"] > 1:
+        raise ValueError(f"`delay` must be above 1, but got {settings['delay']!r}.")
+    return dict(settings)
+
+
+def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping[str, float]) -> list[Turn]:
+    """Where the rank of a layer begins to fall, to rise again, and to fall again.
+
+    Read off the fit of :func:`lc_callback.phases.detect_phases`, whose settings apply: ``rank_descent`` is the
+    beginning of the first significant fall, ``rank_rise`` that of the first significant rise after it, and
+    ``second_rank_descent`` that of the fall after that (*Deep Grokking*, 2024, figure 1: rank double descent). A
+    movement begins with its first piece that is steeper than ``flatness`` times its steepest.
+    """
+    found = fit(steps, values)
+    if found is None:
+        return []
+    tolerance = significant(found, values, settings)
+    movements = _movements(found.values, tolerance)
+    if movements and found.values[movements[0][1]] > found.values[movements[0][0]]:
+        movements = movements[1:]
+    turns = []
+    for kind, (start, end) in zip(RANK_KINDS, movements, strict=False):
+        begin = start + _first_steep(found.slopes[start:end], settings["flatness"])
+        x, value = float(found.nodes[begin]), float(found.values[begin])
+        change = float(abs(found.values[end] - found.values[start]))
+        verb = "rises" if kind == "rank_rise" else "falls"
+        reason = f"{verb} by {change:.3g} from {value:.3g}; significant is {tolerance:.3g}"
+        turns.append(Turn(kind, x, value, change, reason, curve))
+    return turns
+
+
+def _interpolation(curves: Curves, level: float) -> list[Turn]:
+    steps, values = curves.get("clean_acc/train", (np.empty(0), np.empty(0)))
+    reached = np.flatnonzero((values >= level) & (np.append(values[1:], level) >= level))
+    if not len(reached):
+        return []
+    x, value = float(np.log10(steps[reached[0]] + 1)), float(values[reached[0]])
+    reason = f"reached {value:.4g}, at least {level:g}"
+    return [Turn("interpolation", x, value, value - float(values[0]), reason, "clean_acc/train")]
+
+
+def _risen(steps: Floats, values: Floats, share: float, min_rise: float) -> _Rise | None:
+    """The rise of a curve if it is at least ``min_rise``, and where ``share`` of it was made for good."""
+    if len(values) < _FEWEST:
+        return None
+    x = np.log10(steps + 1)
+    middle = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
+    smooth = np.concatenate([middle[:1], middle, middle[-1:]])
+    late = np.maximum(x >= x[-1] - _LATE, np.arange(len(x)) >= len(x) - 3)
+    level = float(np.median(values[late]))
+    there = int(np.argmax(smooth >= level)) if (smooth >= level).any() else len(smooth)
+    base = float(smooth[: there + 1].min())
+    if level - base < min_rise:
+        return None
+    below = np.flatnonzero(smooth < base + share * (level - base))
+    first = int(below[-1]) + 1
+    if first == len(smooth):
+        return None
+    return _Rise(float(x[first]), float(smooth[first]), base, level, float(x[-1] - x[first]))
+
+
+def _factor(earlier: _Rise, later: _Rise) -> float:
+    return 10 ** (later.x - earlier.x)
+
+
+def _second_surge(steps: Floats, values: Floats, min_rise: float, curve: str) -> list[Turn]:
+    found = fit(steps, values)
+    if found is None:
+        return []
+    tolerance = max(min_rise, PHASE_SETTINGS["noise_factor"] * found.sigma)
+    rising = found.slopes > PHASE_SETTINGS["flatness"] * max(float(found.slopes.max()), 0.0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], rising, [False]]).astype(int)))
+    v, x = found.values, found.nodes
+    surges = [(i, j) for i, j in zip(edges[::2], edges[1::2], strict=True) if v[j] - v[i] >= tolerance]
+    for (_, first_end), (start, end) in pairwise(surges):
+        if x[start] - x[first_end] >= _LONG_ENOUGH and v[end] - v[: first_end + 1].max() >= tolerance:
+            apart = 10 ** (x[start] - x[first_end])
+            reason = (
+                f"rose to {v[first_end]:.3g}, then no more for a factor of {apart:.3g} in steps, then to {v[end]:.3g}; "
+                f"significant is {tolerance:.3g}"
+            )
+            height = float(v[end] - v[start])
+            return [Turn("multi_stage_generalization", float(x[start]), float(v[start]), height, reason, curve)]
+    return []
+
+
+def _movements(v: Floats, tolerance: float) -> list[tuple[int, int]]:
+    """Alternating rises and falls of at least ``tolerance``, from one extreme to the next."""
+    low = high = direction = 0
+    turning: list[int] = []
+    for i in range(1, len(v)):
+        low, high = (i if v[i] < v[low] else low), (i if v[i] > v[high] else high)
+        if direction >= 0 and v[high] - v[i] >= tolerance:
+            turning, direction, low = [*turning, high], -1, i
+        elif direction <= 0 and v[i] - v[low] >= tolerance:
+            turning, direction, high = [*turning, low], 1, i
+    turning.append(high if direction > 0 else low)
+    return list(pairwise(turning))
+
+
+def _first_steep(slopes: Floats, flatness: float) -> int:
+    steepest = slopes[np.argmax(np.abs(slopes))]
+    return int(np.argmax(slopes / steepest > flatness))

@@ -1,0 +1,92 @@
+"""The timeline of a finished run, from the files in its log directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from lc_callback.timeline import Measure, Part, final_transitions, read_events, read_rows
+from lc_callback.transitions import Detector, Transition
+
+__all__ = ["read_run"]
+
+
+def read_run(
+    folder: Path, measures: Sequence[type[Measure]], detection: Mapping[str, float] | None = None
+) -> list[Part]:
+    """Read what the callbacks of a run left in its log directory.
+
+    Args:
+        folder: log directory of the run, with ``lc/history.csv`` and so on, and ``events.jsonl``.
+        measures: the callbacks that may have written there.
+        detection: settings of the detectors, each for those that have it: then all transitions are found anew. ``None``
+            takes those that were found in the run, if there is an ``events.jsonl``.
+
+    Raises:
+        ValueError: if there are no rows, or no measure of the run has such a setting.
+    """
+    files = [latest for sub in sorted(folder.glob("*/")) if (latest := _latest(sub, "history", "csv")) is not None]
+    if not files:
+        below = sorted({str(found.parent.parent) for found in folder.glob("**/history*.csv")})
+        hint = f" There are some in {', '.join(below[:5])}." if below else ""
+        raise ValueError(f"{folder} has no history.csv in a folder of a callback, such as lc/history.csv.{hint}")
+    found_then = None
+    events = _latest(folder, "events", "jsonl")
+    if events is not None and detection is None:
+        found_then = final_transitions(read_events(events))
+    parts, used = [], set()
+    for path in files:
+        rows = read_rows(path)
+        measure, prefix = _measure_of(rows, measures)
+        if measure is None:
+            continue
+        own = {name: value for name, value in (detection or {}).items() if name in measure.detection_settings}
+        used |= {*own}
+        settings = measure.checked_detection(own)
+        panels = [panel.prefixed(prefix) for panel in measure.panels([key.removeprefix(prefix) for key in _keys(rows)])]
+        if found_then is None:
+            transitions = _detected(measure, prefix, rows, settings)
+        else:
+            transitions = [t for t in found_then if t.kind in measure.kinds and t.curve in _keys(rows)]
+        parts.append((measure, Part(rows, panels, transitions)))
+    unknown = sorted({*(detection or {})} - used)
+    if unknown:
+        possible = sorted({name for measure, _ in parts for name in measure.detection_settings})
+        raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {possible}.")
+    order = [*measures]
+    return [part for measure, part in sorted(parts, key=lambda both: order.index(both[0]))]
+
+
+def _detected(
+    measure: type[Measure], prefix: str, rows: list[dict[str, float]], settings: dict[str, float]
+) -> list[Transition]:
+    detector = Detector(partial(measure.find, settings=settings), prefix)
+    for row in rows:
+        detector.update(int(row["step"]), {key.removeprefix(prefix): v for key, v in row.items() if key != "step"})
+    detector.finish()
+    return detector.transitions
+
+
+def _measure_of(rows: list[dict[str, float]], measures: Sequence[type[Measure]]) -> tuple[type[Measure] | None, str]:
+    """The measure that wrote the rows, and its prefix, both told by the key of its seconds."""
+    for key in _keys(rows):
+        for measure in measures:
+            if key.endswith(f"{measure.group}/seconds"):
+                return measure, key.removesuffix(f"{measure.group}/seconds")
+    return None, ""
+
+
+def _keys(rows: list[dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row if key != "step"))
+
+
+def _latest(folder: Path, stem: str, suffix: str) -> Path | None:
+    """Of ``stem.suffix``, ``stem_1.suffix``, ... the last."""
+    numbered = {}
+    for path in folder.glob(f"{stem}*.{suffix}"):
+        match = re.fullmatch(rf"{stem}(?:_(\d+))?", path.stem)
+        if match:
+            numbered[int(match[1] or 0)] = path
+    return numbered[max(numbered)] if numbered else None

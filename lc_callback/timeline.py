@@ -1,0 +1,235 @@
+"""One run as several measures saw it: their curves and transitions, and which came before which."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from lc_callback.transitions import Curves, PhaseEvent, Transition, Turn
+
+__all__ = [
+    "EventsFile",
+    "Measure",
+    "Panel",
+    "Part",
+    "describe",
+    "final_transitions",
+    "leads",
+    "read_events",
+    "read_rows",
+    "summary",
+]
+
+#: What a transition says happened, as the end of a sentence.
+_PHRASES = {
+    "first_descent_end": "the first descent ended",
+    "migration_start": "region migration began",
+    "migration_end": "region migration ended",
+    "interpolation": "the training points were interpolated",
+    "generalization": "test accuracy reached its plateau",
+    "delayed_generalization": "test accuracy reached its plateau, late",
+    "robustness_onset": "accuracy under attack had made half of its rise",
+    "delayed_robustness": "accuracy under attack had made half of its rise, late",
+    "multi_stage_generalization": "a second surge of test accuracy began",
+    "rank_descent": "the feature rank began to fall",
+    "rank_rise": "the feature rank began to rise",
+    "second_rank_descent": "the feature rank began to fall again",
+}
+
+# What the papers say comes after what.
+_PREDICTS = {
+    "migration_start": ("generalization", "robustness_onset"),
+    "rank_descent": ("generalization",),
+    "second_rank_descent": ("multi_stage_generalization",),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that are drawn over each other.
+
+    Attributes:
+        label: of the vertical axis.
+        lines: key of each curve by its name in the legend.
+        colours: of the curves, in their order.
+        bands: key of the half width of a band round a curve, by the curve's key.
+        limits: of the vertical axis.
+    """
+
+    label: str
+    lines: dict[str, str]
+    colours: Sequence[str] = ("tab:green", "tab:orange", "tab:blue", "tab:red", "tab:purple", "tab:brown")
+    bands: dict[str, str] = field(default_factory=dict)
+    limits: tuple[float | None, float | None] = (None, None)
+
+    def prefixed(self, prefix: str) -> Panel:
+        """The same for keys with a prefix."""
+        return replace(
+            self,
+            label=f"{self.label} ({prefix.strip('/_-. ')})" if prefix else self.label,
+            lines={name: prefix + key for name, key in self.lines.items()},
+            bands={prefix + key: prefix + band for key, band in self.bands.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one measure saw.
+
+    Attributes:
+        rows: in the order of their steps; each has a ``"step"``.
+        panels: how to draw them.
+        transitions: what was found in them.
+    """
+
+    rows: Sequence[dict[str, float]]
+    panels: Sequence[Panel]
+    transitions: Sequence[Transition]
+
+
+class Measure(Protocol):
+    """What a kind of callback says of the rows that it writes."""
+
+    group: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    detection_settings: ClassVar[dict[str, float]]
+
+    @staticmethod
+    def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
+        """The transitions that all rows so far show."""
+        ...
+
+    @classmethod
+    def checked_detection(cls, given: Mapping[str, float] | None) -> dict[str, float]:
+        """All settings of :meth:`find`."""
+        ...
+
+    @classmethod
+    def panels(cls, keys: Sequence[str]) -> list[Panel]:
+        """How to draw the keys of a row."""
+        ...
+
+
+def phrase(found: Transition) -> str:
+    """What happened, such as ``"region migration began"``; with the budget, if it was under attack."""
+    text = _PHRASES.get(found.kind, found.kind.replace("_", " "))
+    eps = found.curve.partition("_eps")[2]
+    return text.replace("under attack", f"under attack (eps {eps})") if eps else text
+
+
+def leads(transitions: Sequence[Transition]) -> list[str]:
+    """How many steps each marker came before, or after, what it predicts according to the papers."""
+    sentences = []
+    for marker in transitions:
+        for later in transitions:
+            if later.kind not in _PREDICTS.get(marker.kind, ()):
+                continue
+            steps = later.step - marker.step
+            apart = "at the same step as" if not steps else f"{abs(steps):,} steps {'before' if steps > 0 else 'after'}"
+            where = f" (`{marker.curve}`)" if marker.kind.endswith("rank_descent") else ""
+            sentences.append(
+                f"{phrase(marker)}{where} {apart} {phrase(later)} (step {marker.step:,} and step {later.step:,})"
+            )
+    return sentences
+
+
+def describe(event: PhaseEvent) -> str:
+    """One line of Markdown."""
+    found = event.transition
+    what = {"found": "", "moved": ", moved", "updated": ", at the end", "withdrawn": ", withdrawn"}[event.what]
+    return f"**{found.kind}**{what}: `{found.curve}`, step {found.step:,}, known at step {event.at:,}: {found.reason}"
+
+
+def summary(transitions: Sequence[Transition]) -> str:
+    """All that is known, and the leads, as Markdown."""
+    if not transitions:
+        return "No transition was found."
+    lines = ["| what | curve | step | known at | why |", "|---|---|---:|---:|---|"]
+    for t in sorted(transitions, key=lambda t: t.step):
+        lines.append(f"| {t.kind} | {t.curve} | {t.step:,} | {t.detected_at:,} | {t.reason} |")
+    said = [f"- {sentence}" for sentence in leads(transitions)]
+    return "\n".join([*lines, *(["", *said] if said else [])])
+
+
+# Files
+
+
+class EventsFile:
+    """``events.jsonl``: one line for each event of a run, complete on disk when :meth:`append` returns.
+
+    A file of another run is never overwritten: the next free name (``events_1.jsonl``, ...) is taken.
+
+    Args:
+        folder: where.
+        events: those of the run so far.
+        resumed: whether the run has rows already, so that the file that begins with these events is its own. It goes on
+            in that, without the lines behind its checkpoint.
+    """
+
+    def __init__(self, folder: Path, events: Sequence[PhaseEvent], resumed: bool) -> None:
+        self._events, self._torn, number = list(events), False, 0
+        while True:
+            self.path = folder / (f"events_{number}.jsonl" if number else "events.jsonl")
+            if not self.path.exists() or (resumed and self._is_ours()):
+                break
+            number += 1
+        if self._events or self.path.exists():
+            self._rewrite()
+
+    def append(self, events: Sequence[PhaseEvent]) -> None:
+        """Write these events."""
+        self._events += events
+        whole, self._torn = self._torn or not self.path.exists(), True  # unless this succeeds, the next writes all
+        if whole:
+            self._rewrite()
+        else:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_lines(events))
+        self._torn = False
+
+    def _is_ours(self) -> bool:
+        return self.path.read_text(encoding="utf-8").startswith(_lines(self._events))
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = self.path.with_suffix(".jsonl.part")
+        whole.write_text(_lines(self._events), encoding="utf-8")
+        whole.replace(self.path)
+
+
+def _lines(events: Sequence[PhaseEvent]) -> str:
+    return "".join(
+        json.dumps({"at": event.at, "what": event.what, **asdict(event.transition)}) + "\n" for event in events
+    )
+
+
+def read_events(path: Path) -> list[PhaseEvent]:
+    """The events of ``events.jsonl``."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        at, what = fields.pop("at"), fields.pop("what")
+        events.append(PhaseEvent(what, at, Transition(**fields)))
+    return events
+
+
+def final_transitions(events: Sequence[PhaseEvent]) -> list[Transition]:
+    """What is known after all events."""
+    known: dict[tuple[str, str], Transition] = {}
+    for event in events:
+        name = event.transition.kind, event.transition.curve
+        if event.what == "withdrawn":
+            known.pop(name, None)
+        else:
+            known[name] = event.transition
+    return sorted(known.values(), key=lambda t: t.step)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of ``history.csv``; what a row lacks is not in it."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]

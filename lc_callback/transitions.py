@@ -1,0 +1,229 @@
+"""From what a curve shows at each row to transitions with a date: found, moved, withdrawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lc_callback.piecewise import bins_of
+
+__all__ = ["Curves", "Detector", "Find", "PhaseEvent", "Transition", "Turn", "dated"]
+
+Floats = NDArray[np.float64]
+#: Steps and values of each curve by key, without what is not finite.
+Curves = Mapping[str, tuple[Floats, Floats]]
+
+# Within so many decades or steps a transition is the same as before.
+_SAME_DECADES, _SAME_STEPS = 0.15, 2
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A moment at which a curve changes.
+
+    Attributes:
+        kind: ``"first_descent_end"``, ``"migration_start"``, ``"migration_end"``; or an event of another curve, such as
+            ``"generalization"`` or ``"rank_descent"``.
+        step: where it happened.
+        detected_at: the step from which on it was known, and known to be there: two rows in succession showed it, and
+            all later ones.
+        value: of the curve there.
+        prominence: how far the curve moved there: the fall before, the rise before, or the fall after.
+        reason: the numbers, in one line.
+        curve: key of the curve, where a callback found it.
+    """
+
+    kind: str
+    step: int
+    detected_at: int
+    value: float
+    prominence: float
+    reason: str
+    curve: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseEvent:
+    """What a new row changed in the transitions that are known.
+
+    Attributes:
+        what: ``"found"``; ``"withdrawn"``; ``"moved"``, by more than 0.15 decades since it was last told; or, at the
+            end of a run, ``"updated"``, if its numbers have changed otherwise.
+        at: step of the row.
+        transition: the one that was found or moved, as it is now; or the one that was withdrawn, as it was.
+    """
+
+    what: str
+    at: int
+    transition: Transition
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A transition that has no date yet.
+
+    Attributes:
+        kind: see :class:`Transition`, as are ``value``, ``prominence``, ``reason`` and ``curve``.
+        x: ``log10(step + 1)``.
+    """
+
+    kind: str
+    x: float
+    value: float
+    prominence: float
+    reason: str
+    curve: str = ""
+
+    @property
+    def step(self) -> int:
+        """The step, of which ``x`` is the logarithm."""
+        return round(10**self.x - 1)
+
+    def same(self, other: Turn) -> bool:
+        """Whether ``other`` is this one, as seen from another row."""
+        return self.name == other.name and _close(self.step, other.step)
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What there is one of: kind and curve."""
+        return self.kind, self.curve
+
+
+def _close(one: int, other: int) -> bool:
+    return abs(one - other) <= _SAME_STEPS or abs(math.log10((one + 1) / (other + 1))) <= _SAME_DECADES
+
+
+#: What all rows so far show.
+Find = Callable[[Curves], list[Turn]]
+
+
+def dated(seen: Sequence[tuple[int, list[Turn]]]) -> list[Transition]:
+    """The turns that the last two looks show, each with the step of the look that bore out where it is.
+
+    Args:
+        seen: what was seen at each look, with the step of the look, in order.
+    """
+    transitions = []
+    for turn in seen[-1][1] if len(seen) >= 2 else []:
+        here = []  # the looks that saw it where it is, to the first that did not
+        for step, turns in reversed(seen):
+            if not any(other.same(turn) for other in turns):
+                break
+            here.append(step)
+        if len(here) >= 2 or turn.name in [other.name for other in seen[-2][1]]:
+            numbers = turn.value, turn.prominence, turn.reason, turn.curve
+            transitions.append(Transition(turn.kind, turn.step, here[-2:][0], *numbers))
+    return sorted(transitions, key=lambda found: found.step)
+
+
+class Detector:
+    """Looks at the rows of a run while they come, and tells what each changed.
+
+    It looks when a row opens a new bin of :func:`lc_callback.piecewise.bins_of`, of which there are twenty to the
+    decade of steps, and when the run is over (:meth:`finish`). What two looks in succession show is known.
+
+    Args:
+        find: what a set of rows shows, whatever came before.
+        prefix: put before the keys of the curves.
+    """
+
+    def __init__(self, find: Find, prefix: str = "") -> None:
+        self._find, self._prefix = find, prefix
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._steps: list[float] = []
+        self._columns: dict[str, tuple[list[float], list[float]]] = {}
+        self._seen: list[tuple[int, list[Turn]]] = []
+        self._told: dict[tuple[str, str], Transition] = {}
+        #: What is known now, in the order of the steps.
+        self.transitions: list[Transition] = []
+
+    def update(self, step: int, row: Mapping[str, float]) -> list[PhaseEvent]:
+        """Add a row. Returns what it changed.
+
+        Raises:
+            ValueError: if the steps do not increase.
+        """
+        if step < 0 or (self._steps and step <= self._steps[-1]):
+            raise ValueError(f"steps must increase, from 0 or more, but {step} came after {self._steps[-1:]}.")
+        self._add(step, row)
+        new = np.diff(bins_of(np.array(self._steps[-2:])))
+        if len(new) and not new[0]:
+            return []
+        self._seen.append((int(step), self._look()))
+        return self._changes(self._seen, int(step))
+
+    def finish(self) -> list[PhaseEvent]:
+        """Look at the last row. Returns what that changed, or was too small a change to tell till now."""
+        if not self._steps:
+            return []
+        step = int(self._steps[-1])
+        seen = self._seen if self._seen[-1][0] == step else [*self._seen, (step, self._look())]
+        return self._changes(seen, step, last=True)
+
+    def _add(self, step: int, row: Mapping[str, float]) -> None:
+        self._steps.append(float(step))
+        for key, value in row.items():
+            if math.isfinite(value):
+                steps, values = self._columns.setdefault(key, ([], []))
+                steps.append(float(step))
+                values.append(float(value))
+
+    @property
+    def curves(self) -> Curves:
+        """All rows so far, by key without the prefix."""
+        return {key: (np.array(steps), np.array(values)) for key, (steps, values) in self._columns.items()}
+
+    def _look(self) -> list[Turn]:
+        return self._find(self.curves)
+
+    def _changes(self, seen: list[tuple[int, list[Turn]]], at: int, last: bool = False) -> list[PhaseEvent]:
+        self.transitions = [replace(t, curve=self._prefix + t.curve if t.curve else "") for t in dated(seen)]
+        by_name = {(t.kind, t.curve): t for t in self.transitions}
+        events = [PhaseEvent("withdrawn", at, old) for name, old in self._told.items() if name not in by_name]
+        for name, new in by_name.items():
+            old = self._told.get(name)
+            if old is None:
+                events.append(PhaseEvent("found", at, new))
+            elif not _close(new.step, old.step):
+                events.append(PhaseEvent("moved", at, new))
+            elif last and new != old:
+                events.append(PhaseEvent("updated", at, new))
+        for event in events:
+            name = event.transition.kind, event.transition.curve
+            if event.what == "withdrawn":
+                del self._told[name]
+            else:
+                self._told[name] = event.transition
+        return events
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """What was seen and told, in plain Python, for a checkpoint. The rows are not in it."""
+
+        def plain(t: Turn | Transition) -> dict[str, Any]:
+            return {key: getattr(t, key) for key in t.__dataclass_fields__}
+
+        return {
+            "seen": [[step, [plain(turn) for turn in turns]] for step, turns in self._seen],
+            "told": [plain(transition) for transition in self._told.values()],
+            "transitions": [plain(transition) for transition in self.transitions],
+        }
+
+    def restore(self, state: Mapping[str, Any], rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Go on from :meth:`state`, taken behind the last of these rows."""
+        self.clear()
+        for step, row in rows:
+            self._add(step, row)
+        self._seen = [(int(step), [Turn(**turn) for turn in turns]) for step, turns in state["seen"]]
+        told = [Transition(**transition) for transition in state["told"]]
+        self._told = {(t.kind, t.curve): t for t in told}
+        self.transitions = [Transition(**transition) for transition in state["transitions"]]
