@@ -223,4 +223,7 @@ def phase_of(steps: Floats, values: Floats, settings: Mapping[str, float], known
     found = fit(steps, values)
     if found is None:
         return 0
-    return int(found.values[-1] - found.values.min() >= significant(found, values, settings))
+    tolerance = significant(found, values, settings)
+    if _first_minimum(found.values, tolerance) is not None:  # seen, and not known yet
+        return 0
+    return int(found.values[-1] - found.values.min() >= tolerance)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from lc_callback.transitions import Curves, PhaseEvent, Transition, Turn
+from lc_callback.transitions import Curves, PhaseEvent, Transition, Turn, in_order
 
 __all__ = [
     "EventsFile",
@@ -140,8 +141,11 @@ def leads(transitions: Sequence[Transition]) -> list[str]:
 def describe(event: PhaseEvent) -> str:
     """One line of Markdown."""
     found = event.transition
-    what = {"found": "", "moved": ", moved", "updated": ", at the end", "withdrawn": ", withdrawn"}[event.what]
-    return f"**{found.kind}**{what}: `{found.curve}`, step {found.step:,}, known at step {event.at:,}: {found.reason}"
+    where = f"`{found.curve}`, step {found.step:,}"
+    if event.what == "withdrawn":
+        return f"**{found.kind}** withdrawn at step {event.at:,}: later rows do not bear it out. It was: {where}"
+    what = {"found": "", "moved": " moved", "updated": " at the end"}[event.what]
+    return f"**{found.kind}**{what}: {where}, seen at step {event.at:,}: {found.reason}"
 
 
 def summary(transitions: Sequence[Transition]) -> str:
@@ -149,7 +153,7 @@ def summary(transitions: Sequence[Transition]) -> str:
     if not transitions:
         return "No transition was found."
     lines = ["| what | curve | step | known at | why |", "|---|---|---:|---:|---|"]
-    for t in sorted(transitions, key=lambda t: t.step):
+    for t in sorted(transitions, key=in_order):
         lines.append(f"| {t.kind} | {t.curve} | {t.step:,} | {t.detected_at:,} | {t.reason} |")
     said = [f"- {sentence}" for sentence in leads(transitions)]
     return "\n".join([*lines, *(["", *said] if said else [])])
@@ -166,15 +170,16 @@ class EventsFile:
     Args:
         folder: where.
         events: those of the run so far.
-        resumed: whether the run has rows already, so that the file that begins with these events is its own. It goes on
-            in that, without the lines behind its checkpoint.
+        resumed: whether the run has rows already, so that the file that has these events is its own. It goes on in
+            that, without the lines behind its checkpoint.
+        step: of the checkpoint. A file with other events from before is that of another run.
     """
 
-    def __init__(self, folder: Path, events: Sequence[PhaseEvent], resumed: bool) -> None:
+    def __init__(self, folder: Path, events: Sequence[PhaseEvent], resumed: bool, step: int = 0) -> None:
         self._events, self._torn, number = list(events), False, 0
         while True:
             self.path = folder / (f"events_{number}.jsonl" if number else "events.jsonl")
-            if not self.path.exists() or (resumed and self._is_ours()):
+            if not self.path.exists() or (resumed and self._is_ours(step)):
                 break
             number += 1
         if self._events or self.path.exists():
@@ -191,8 +196,11 @@ class EventsFile:
                 file.write(_lines(events))
         self._torn = False
 
-    def _is_ours(self) -> bool:
-        return self.path.read_text(encoding="utf-8").startswith(_lines(self._events))
+    def _is_ours(self, step: int) -> bool:
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        own = _lines(self._events).splitlines(keepends=True)
+        earlier = [line for line in lines if (at := re.match(r'{"at": (\d+),', line)) and int(at[1]) < step]
+        return {*own} <= {*lines} and {*earlier} <= {*own}
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +234,7 @@ def final_transitions(events: Sequence[PhaseEvent]) -> list[Transition]:
             known.pop(name, None)
         else:
             known[name] = event.transition
-    return sorted(known.values(), key=lambda t: t.step)
+    return sorted(known.values(), key=in_order)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lc_callback.piecewise import bins_of
 
-__all__ = ["Curves", "Detector", "Find", "PhaseEvent", "Transition", "Turn", "dated"]
+__all__ = ["Curves", "Detector", "Find", "PhaseEvent", "Transition", "Turn", "dated", "in_order"]
 
 Floats = NDArray[np.float64]
 #: Steps and values of each curve by key, without what is not finite.
@@ -118,7 +118,12 @@ def dated(seen: Sequence[tuple[int, list[Turn]]]) -> list[Transition]:
         if len(here) >= 2 or turn.name in [other.name for other in seen[-2][1]]:
             numbers = turn.value, turn.prominence, turn.reason, turn.curve
             transitions.append(Transition(turn.kind, turn.step, here[-2:][0], *numbers))
-    return sorted(transitions, key=lambda found: found.step)
+    return sorted(transitions, key=in_order)
+
+
+def in_order(found: Transition) -> tuple[int, str, str]:
+    """Key of the order in which transitions are listed."""
+    return found.step, found.kind, found.curve
 
 
 class Detector:
@@ -175,6 +180,14 @@ class Detector:
                 steps, values = self._columns.setdefault(key, ([], []))
                 steps.append(float(step))
                 values.append(float(value))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def looked_at(self) -> int:
+        """The step of the last look; -1 before the first."""
+        return self._seen[-1][0] if self._seen else -1
 
     @property
     def curves(self) -> Curves:

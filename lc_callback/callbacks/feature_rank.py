@@ -26,7 +26,7 @@ from lc_callback.transitions import Curves, Turn
 
 __all__ = ["FeatureRankCallback"]
 
-_COLOURS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")  # first to last layer
+_COLOURS = ("#a0da39", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e", "#440154")  # first to last layer
 
 
 class FeatureRankCallback(ProbeCallback):

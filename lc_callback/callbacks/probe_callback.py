@@ -159,6 +159,7 @@ class ProbeCallback(Callback):
         self.events: list[PhaseEvent] = []
         self._detector = Detector(partial(self.find, settings=self.detection), log_key_prefix)
         self._detector_state: dict[str, Any] | None = None
+        self._marks: dict[str, float] | None = None  # of the last look
         self._untold: list[PhaseEvent] = []
         self._has_measured = False
         self._run: RunReport | None = None  # in the last measuring callback of the Trainer
@@ -217,7 +218,10 @@ class ProbeCallback(Callback):
         return [Panel(cls.group, lines)] if lines else []
 
     def marks(self, curves: Curves) -> dict[str, float]:
-        """What to log with a row that depends on all rows so far, by key; by default nothing."""
+        """What to log with a row that depends on all rows so far, by key; by default nothing.
+
+        Called when the detector looks at a row; the rows between its looks have the marks of the last one.
+        """
         return {}
 
     def describe(self) -> str:
@@ -346,6 +350,7 @@ class ProbeCallback(Callback):
             "arrays": self.history.state_of_arrays(),
             "fingerprints": dict(self._fingerprints),
             "detector": self._detector.state(),
+            "marks": self._marks,
             "events": [{**asdict(event)} for event in self.events],
             "extra": self.extra_state(),
         }
@@ -359,7 +364,7 @@ class ProbeCallback(Callback):
             self._fingerprints = {str(key): str(value) for key, value in state_dict["fingerprints"].items()}
             events = [(event, event["transition"]) for event in state_dict.get("events", [])]
             self.events = [PhaseEvent(e["what"], e["at"], Transition(**transition)) for e, transition in events]
-            self._detector_state = state_dict.get("detector")
+            self._detector_state, self._marks = state_dict.get("detector"), state_dict.get("marks")
             self.load_extra_state(dict(state_dict["extra"]))
             self._restored = True
         except Exception as error:
@@ -472,10 +477,10 @@ class ProbeCallback(Callback):
         state, self._detector_state = self._detector_state, None
         if state is not None and not rows_dropped:
             self._detector.restore(state, rows)
-        else:
+        elif rows_dropped or len(self._detector) != len(rows):
+            self._marks = None
             self._detector.clear()
-            for step, row in rows:
-                self._detector.update(step, row)
+            self.events = [event for step, row in rows for event in self._detector.update(step, row)]
 
     def _unprefixed(self, row: Mapping[str, float]) -> dict[str, float]:
         return {key.removeprefix(self.log_key_prefix): value for key, value in row.items() if key != "step"}
@@ -581,8 +586,9 @@ class ProbeCallback(Callback):
         start = time.perf_counter()
         found = self._guarded("looking for transitions", lambda: self._detector.update(step, self._unprefixed(values)))
         self._tell(found)
-        marks = self._guarded("marking the row", lambda: self.marks(self._detector.curves)) or {}
-        values.update({self._prefixed(key): value for key, value in marks.items()})
+        if self._detector.looked_at == step or self._marks is None:
+            self._marks = self._guarded("marking the row", lambda: self.marks(self._detector.curves)) or {}
+        values.update({self._prefixed(key): value for key, value in self._marks.items()})
         self._seconds += time.perf_counter() - start
         self._guarded(f"recording step {step}", lambda: self.history.append(step, values, arrays))
         self._publish(trainer, values)

@@ -40,7 +40,8 @@ class RunReport:
         if trainer.is_global_zero and not trainer.fast_dev_run:
             order = sorted((event for callback in callbacks for event in callback.events), key=lambda event: event.at)
             resumed = any(len(callback.history) for callback in callbacks)
-            self._file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed))
+            step = trainer.global_step
+            self._file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
 
     def close_step(self, trainer: Any, last: bool = False) -> None:
         """Write, show and act on what the callbacks found since the last call."""
@@ -51,8 +52,7 @@ class RunReport:
             return
         if trainer.is_global_zero:
             self._report(trainer, told, events, last)
-        if not last:
-            self._act(trainer, told)
+        self._act(trainer, told, last)
 
     def _report(
         self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]], events: list[PhaseEvent], last: bool
@@ -95,7 +95,7 @@ class RunReport:
         if charts:
             log_layout(trainer, {"lc_callback": charts}, self._callbacks[-1].warn_of)
 
-    def _act(self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]]) -> None:
+    def _act(self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]], last: bool) -> None:
         """Save and stop as asked. The first rank decides for all, which come here after the same rows."""
         if not any(callback.on_transition or callback.stop_after for callback in self._callbacks):
             return
@@ -114,6 +114,6 @@ class RunReport:
         folder = Path(own) if own else self._folder / "checkpoints"
         for path in (folder / name for name in names):
             self._guarded(f"saving {path}", partial(trainer.save_checkpoint, path))
-        if reasons:
+        if reasons and not last:
             rank_zero_info(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
             trainer.should_stop = True

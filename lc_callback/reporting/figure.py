@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lc_callback.timeline import Panel, Part
-from lc_callback.transitions import Transition
+from lc_callback.transitions import Transition, in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,8 @@ def draw(figure: Figure, parts: Sequence[Part], title: str = "") -> list[Axes]:
     axes[-1].set_xscale("symlog", linthresh=1, linscale=0.3)
     axes[-1].set_xlim(0, max(last, 2))
     axes[-1].set_xlabel("optimizer steps")
-    phases = {t.kind: t for part in reversed(parts) for t in part.transitions if t.kind in _PHASES}
+    of_parts = [{t.kind: t for t in part.transitions if t.kind in _PHASES} for part in parts]
+    phases = next((found for found in of_parts if found), {})  # of several that follow local complexity, the first
     for ax in axes:
         _shade(ax, phases, last, labelled=ax is axes[0])
     for ax, (part, panel) in zip(axes, drawn, strict=False):
@@ -96,7 +97,7 @@ def _markers(ax: Axes, panel: Panel, transitions: Sequence[Transition]) -> list[
     """A numbered line at each transition; those of one curve at one step share it. Returns entries for the legend."""
     colours = {key: panel.colours[i % len(panel.colours)] for i, key in enumerate(panel.lines.values())}
     lines: dict[tuple[int, str], list[str]] = {}
-    for transition in sorted(transitions, key=lambda t: t.step):
+    for transition in sorted(transitions, key=in_order):
         lines.setdefault((transition.step, transition.curve), []).append(transition.kind)
     entries, taken = [], -1.0
     for number, ((step, curve), kinds) in enumerate(lines.items(), start=1):
@@ -117,14 +118,17 @@ def _markers(ax: Axes, panel: Panel, transitions: Sequence[Transition]) -> list[
 
 def image(parts: Sequence[Part], title: str = "") -> tuple[np.ndarray[Any, Any], bytes]:
     """The timeline as pixels ``(H, W, 3)`` and as the bytes of a PNG file; no window and no state of pyplot."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(dpi=110)
-    canvas = FigureCanvasAgg(figure)
-    draw(figure, parts, title)
-    file = io.BytesIO()
-    canvas.print_png(file)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a style for papers, with LaTeX say, is not for this
+        figure = Figure(dpi=110)
+        canvas = FigureCanvasAgg(figure)
+        draw(figure, parts, title)
+        file = io.BytesIO()
+        canvas.print_png(file)
     return np.asarray(canvas.buffer_rgba())[..., :3].copy(), file.getvalue()
 
 
