@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -42,6 +43,8 @@ ACCURACY_SETTINGS = {"interpolation": 0.99, "min_rise": 0.1, "plateau": 0.9, "de
 RANK_SETTINGS = {**PHASE_SETTINGS, "min_change": 0.1}
 
 _FEWEST = 8  # rows, below which nothing is said
+_NOISE_FACTOR = 4.0  # standard deviations of a row that a rise must be
+_SLACK = 0.2  # of the rise, by which noise may lead back below, at most
 _LATE = 0.2  # decades whose median is the level
 _LONG_ENOUGH = 0.3  # decades that a plateau must last, and that must lie between two surges
 _FOLLOWS = 0.5  # of the rise at train points that the rise at test points must be, to be called generalisation
@@ -65,9 +68,9 @@ class _Rise:
 def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
     r"""What accuracies at train points, test points and test points under attack show so far.
 
-    All on a logarithmic axis of steps, without lone outliers (running median of three rows). The level of a
-    curve is its median over the last 0.2 decades, its rise that minus its lowest value before it first got there, and
-    *for good* means from there on to the last row.
+    All on a logarithmic axis of steps, without lone outliers (running median of three rows). The level of a curve is
+    its median over the last 0.2 decades, its rise that minus its lowest value before it first got there (at least four
+    standard deviations of its noise), and *for good* means from there on to the last row, but for noise.
 
     - ``interpolation``: ``clean_acc/train`` is at least ``interpolation`` in two rows; the first of these.
     - ``generalization``: ``clean_acc/test`` has made the share ``plateau`` of its rise for good, 0.3 decades ago or
@@ -183,14 +186,18 @@ def _risen(steps: Floats, values: Floats, share: float, min_rise: float) -> _Ris
     smooth = np.concatenate([middle[:1], middle, middle[-1:]])
     late = np.maximum(x >= x[-1] - _LATE, np.arange(len(x)) >= len(x) - 3)
     level = float(np.median(values[late]))
+    noise = 1.48 * float(np.median(np.abs(np.diff(values, n=2)))) / math.sqrt(6)  # standard deviation of a row
     there = int(np.argmax(smooth >= level)) if (smooth >= level).any() else len(smooth)
     base = float(smooth[: there + 1].min())
-    if level - base < min_rise:
+    if level - base < max(min_rise, _NOISE_FACTOR * noise):
         return None
-    below = np.flatnonzero(smooth < base + share * (level - base))
-    first = int(below[-1]) + 1
-    if first == len(smooth):
+    threshold = base + share * (level - base)
+    below = np.flatnonzero(smooth < threshold - min(2 * noise, _SLACK * (level - base)))
+    above = np.flatnonzero(smooth >= threshold)
+    above = above[above > below[-1]] if len(below) else above
+    if not len(above):
         return None
+    first = int(above[0])
     return _Rise(float(x[first]), float(smooth[first]), base, level, float(x[-1] - x[first]))
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "describe",
     "final_transitions",
     "leads",
+    "panel_order",
     "read_events",
     "read_rows",
     "summary",
@@ -40,6 +41,9 @@ _PHRASES = {
     "rank_rise": "the feature rank began to rise",
     "second_rank_descent": "the feature rank began to fall again",
 }
+
+# Panels of the timeline from above; those of other measures are below.
+_ORDER = ("lc", "robust_acc", "rank")
 
 # What the papers say comes after what.
 _PREDICTS = {
@@ -113,6 +117,11 @@ class Measure(Protocol):
     def panels(cls, keys: Sequence[str]) -> list[Panel]:
         """How to draw the keys of a row."""
         ...
+
+
+def panel_order(group: str, prefix: str) -> tuple[int, str, str]:
+    """Key of the order in which measures stand in the timeline."""
+    return (_ORDER.index(group) if group in _ORDER else len(_ORDER)), group, prefix
 
 
 def phrase(found: Transition) -> str:
@@ -218,10 +227,15 @@ def _lines(events: Sequence[PhaseEvent]) -> str:
 def read_events(path: Path) -> list[PhaseEvent]:
     """The events of ``events.jsonl``."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        fields = json.loads(line)
-        at, what = fields.pop("at"), fields.pop("what")
-        events.append(PhaseEvent(what, at, Transition(**fields)))
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):  # of a run that was killed while it wrote
+            break
+        try:
+            fields = json.loads(line)
+            at, what = fields.pop("at"), fields.pop("what")
+            events.append(PhaseEvent(what, at, Transition(**fields)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}, is no event ({error}).") from error
     return events
 
 

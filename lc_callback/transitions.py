@@ -121,9 +121,9 @@ def dated(seen: Sequence[tuple[int, list[Turn]]]) -> list[Transition]:
     return sorted(transitions, key=in_order)
 
 
-def in_order(found: Transition) -> tuple[int, str, str]:
-    """Key of the order in which transitions are listed."""
-    return found.step, found.kind, found.curve
+def in_order(found: Transition) -> tuple[int, bool, str, str]:
+    """Key of the order in which transitions are listed: what is delayed stands behind what it is a delay of."""
+    return found.step, found.kind.startswith("delayed"), found.kind, found.curve
 
 
 class Detector:

@@ -20,6 +20,7 @@ class _Run:
     """What the callbacks ask of a Trainer, of a run that is over."""
 
     barebones = fast_dev_run = is_last_batch = should_stop = False
+    testing = predicting = sanity_checking = False
     is_global_zero = True
     current_epoch, world_size = 0, 1
     checkpoint_callback = None
@@ -87,9 +88,15 @@ def measure_checkpoints(
         made.append(kind(**{"raise_on_error": True, **arguments, "schedule": [*steps]}))
     run = _Run(made, data, output)
     for number, (step, path) in enumerate(steps.items()):
-        module = model.load_from_checkpoint(path, map_location=device, **(model_args or {}))
+        try:
+            module = model.load_from_checkpoint(path, map_location=device, **(model_args or {}))
+        except (RuntimeError, TypeError) as error:
+            why = " ".join(f"{error}".split())
+            raise ValueError(f"{path} does not fit {model.__name__}, or needs other model arguments: {why}") from error
         run.load(module.to(device), step)
-        if not number:
+        if number:
+            module.setup("fit")
+        else:
             _connect(run)
         for callback in made:
             if not number:
@@ -113,7 +120,11 @@ def _steps(folder: Path) -> dict[int, Path]:
     """The checkpoints by step."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("*.ckpt")):
-        step = torch.load(path, map_location="cpu", mmap=True).get("global_step")
+        try:
+            step = torch.load(path, map_location="cpu", mmap=True).get("global_step")
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise ValueError(f"{path} cannot be read as a checkpoint of Lightning ({why}).") from error
         if step is None:
             raise ValueError(f"{path} has no `global_step`: it is no checkpoint of Lightning.")
         found.setdefault(int(step), path)
@@ -123,13 +134,15 @@ def _steps(folder: Path) -> dict[int, Path]:
 
 
 def _connect(run: _Run) -> None:
-    """Set the data up as ``Trainer.fit`` does."""
-    source = run.datamodule if run.datamodule is not None else run.lightning_module
-    source.trainer = run
-    source.prepare_data()
-    source.setup("fit")
-    run.train_dataloader = source.train_dataloader()
+    """Set data and model up as ``Trainer.fit`` does."""
+    sources = [source for source in (run.datamodule, run.lightning_module) if source is not None]
+    for source in sources:
+        source.trainer = run
+        source.prepare_data()
+    for source in sources:
+        source.setup("fit")
+    run.train_dataloader = sources[0].train_dataloader()
     try:
-        run.val_dataloaders = source.val_dataloader()
+        run.val_dataloaders = sources[0].val_dataloader()
     except Exception:  # it has none: then the callbacks look for test data, and say so if there is none
         run.val_dataloaders = None

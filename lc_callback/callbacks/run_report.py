@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lc_callback.reporting.figure import image
 from lc_callback.reporting.loggers import log_image, log_layout, log_text
-from lc_callback.timeline import EventsFile, describe, summary
+from lc_callback.timeline import EventsFile, describe, panel_order, summary
 from lc_callback.transitions import PhaseEvent
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class RunReport:
                 rank_zero_info(f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}")
 
     def _draw(self, trainer: Any, step: int) -> None:
-        parts = [callback.part() for callback in self._callbacks]
+        ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))
+        parts = [callback.part() for callback in ordered]
         if not any(part.panels for part in parts) or trainer.fast_dev_run:
             return
         pixels, png = image(parts)
@@ -111,9 +112,18 @@ class RunReport:
         if trainer.world_size > 1:
             names, reasons = trainer.strategy.broadcast((names, reasons), src=0)
         own = getattr(trainer.checkpoint_callback, "dirpath", None)
-        folder = Path(own) if own else self._folder / "checkpoints"
-        for path in (folder / name for name in names):
-            self._guarded(f"saving {path}", partial(trainer.save_checkpoint, path))
+        folder = str(own) if own else str(self._folder / "checkpoints")  # it may be an address
+        for path in (f"{folder.rstrip('/')}/{name}" for name in names):
+            self._guarded(f"saving {path}", partial(_save, trainer, path))
         if reasons and not last:
             rank_zero_info(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
             trainer.should_stop = True
+
+
+def _save(trainer: Any, path: str) -> None:
+    """Save a checkpoint. A rank that cannot still goes to the barrier where the others wait."""
+    try:
+        trainer.save_checkpoint(path)
+    except Exception:
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+        raise

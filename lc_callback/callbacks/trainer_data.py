@@ -18,6 +18,8 @@ def find_loader(trainer: Any, split: str) -> Any:
         loader = trainer.train_dataloader
         return loader if hasattr(loader, "dataset") else None
     loader = _one(trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders)
+    if loader is None:
+        loader = _unused_val_loader(trainer)
     sources = (trainer.datamodule, trainer.lightning_module)
     hooks = [getattr(source, f"{kind}_dataloader", None) for kind in ("val", "test") for source in sources]
     for hook in hooks if loader is None else ():
@@ -29,6 +31,14 @@ def find_loader(trainer: Any, split: str) -> Any:
         if loader is not None:
             break
     return loader
+
+
+def _unused_val_loader(trainer: Any) -> Any:
+    """What ``fit(val_dataloaders=...)`` was given: without a ``validation_step`` Lightning leaves it alone."""
+    try:
+        return _one(trainer.fit_loop.epoch_loop.val_loop._data_source.instance)
+    except AttributeError:  # no public way to ask for it
+        return None
 
 
 def transferred(trainer: Any, split: str, batch: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from lc_callback.timeline import Measure, Part, final_transitions, read_events, read_rows
+from lc_callback.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
 from lc_callback.transitions import Detector, Transition
 
 __all__ = ["read_run"]
@@ -36,7 +36,7 @@ def read_run(
     events = _latest(folder, "events", "jsonl")
     if events is not None and detection is None:
         found_then = final_transitions(read_events(events))
-    parts, used = [], set()
+    parts, used, possible = [], set(), set()
     for path in files:
         rows = read_rows(path)
         measure, prefix = _measure_of(rows, measures)
@@ -44,19 +44,18 @@ def read_run(
             continue
         own = {name: value for name, value in (detection or {}).items() if name in measure.detection_settings}
         used |= {*own}
+        possible |= {*measure.detection_settings}
         settings = measure.checked_detection(own)
         panels = [panel.prefixed(prefix) for panel in measure.panels([key.removeprefix(prefix) for key in _keys(rows)])]
         if found_then is None:
             transitions = _detected(measure, prefix, rows, settings)
         else:
             transitions = [t for t in found_then if t.kind in measure.kinds and t.curve in _keys(rows)]
-        parts.append((measure, Part(rows, panels, transitions)))
+        parts.append((panel_order(measure.group, prefix), Part(rows, panels, transitions)))
     unknown = sorted({*(detection or {})} - used)
     if unknown:
-        possible = sorted({name for measure, _ in parts for name in measure.detection_settings})
-        raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {possible}.")
-    order = [*measures]
-    return [part for measure, part in sorted(parts, key=lambda both: order.index(both[0]))]
+        raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {sorted(possible)}.")
+    return [part for _, part in sorted(parts, key=lambda both: both[0])]
 
 
 def _detected(
