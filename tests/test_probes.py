@@ -498,6 +498,16 @@ def test_a_run_draws_train_test_and_random_points(tmp_path):
     assert fingerprints(callback) == {split: probes.fingerprint() for split, probes in expected.items()}
 
 
+class WithoutValidation(Lit):
+    validation_step = LightningModule.validation_step
+
+
+def test_a_validation_loader_that_lightning_leaves_alone_gives_test_points(tmp_path):
+    callback, trainer = fit(tmp_path, loader(shuffle=True), loader(20, 50), module=WithoutValidation())
+    assert trainer.val_dataloaders is None
+    assert fingerprints(callback)["test"] == draw(pairs(20, 50), n=5, seed=1).fingerprint()
+
+
 def test_the_first_of_several_validation_loaders_is_taken(tmp_path):
     callback, _ = fit(tmp_path, loader(), [loader(20, 50), loader(20, 80)])
     assert fingerprints(callback)["test"] == draw(pairs(20, 50), n=5, seed=1).fingerprint()
