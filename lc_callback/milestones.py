@@ -47,6 +47,7 @@ _NOISE_FACTOR = 4.0  # standard deviations of a row that a rise must be
 _SLACK = 0.2  # of the rise, by which noise may lead back below, at most
 _LATE = 0.2  # decades whose median is the level
 _LONG_ENOUGH = 0.3  # decades that a plateau must last, and that must lie between two surges
+_CAUGHT_UP = 0.9  # of the level at train points, from which there is no more to wait for
 _FOLLOWS = 0.5  # of the rise at train points that the rise at test points must be, to be called generalisation
 
 
@@ -75,7 +76,8 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
     - ``interpolation``: ``clean_acc/train`` is at least ``interpolation`` in two rows; the first of these.
     - ``generalization``: ``clean_acc/test`` has made the share ``plateau`` of its rise for good, 0.3 decades ago or
       more, and that rise is at least half of the rise of ``clean_acc/train``: a network that memorises has a plateau,
-      too, and has not generalised.
+      too, and has not generalised. If ``clean_acc/train`` is on its plateau for 0.3 decades, and the level of
+      ``clean_acc/test`` is at least 0.9 of that, it need not last.
     - ``delayed_generalization``: at ``generalization``, if ``clean_acc/train`` reached its plateau at least a factor of
       ``delay`` earlier in steps.
     - ``robustness_onset``: ``robust_acc/test_eps...`` has made half of its rise for good.
@@ -99,8 +101,7 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
     found += _interpolation(curves, settings["interpolation"])
     plateau = settings["plateau"]
     train, test = risen("clean_acc/train", plateau), risen("clean_acc/test", plateau)
-    left_behind = train is not None and test is not None and test.height < _FOLLOWS * train.height
-    if test is not None and test.lasts >= _LONG_ENOUGH and not left_behind:
+    if test is not None and _generalised(train, test):
         reason = f"rose from {test.base:.3g} to {test.level:.3g}, and has made {plateau:.0%} of that for good"
         add("generalization", test, "clean_acc/test", reason)
         if train is not None and _factor(train, test) >= settings["delay"]:
@@ -199,6 +200,14 @@ def _risen(steps: Floats, values: Floats, share: float, min_rise: float) -> _Ris
         return None
     first = int(above[0])
     return _Rise(float(x[first]), float(smooth[first]), base, level, float(x[-1] - x[first]))
+
+
+def _generalised(train: _Rise | None, test: _Rise) -> bool:
+    """Whether the test points are on their plateau, and this is no memorising network's."""
+    if train is None:
+        return test.lasts >= _LONG_ENOUGH
+    caught_up = train.lasts >= _LONG_ENOUGH and test.level >= _CAUGHT_UP * train.level
+    return (caught_up or test.lasts >= _LONG_ENOUGH) and test.height >= _FOLLOWS * train.height
 
 
 def _factor(earlier: _Rise, later: _Rise) -> float:

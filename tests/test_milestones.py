@@ -192,6 +192,22 @@ def test_a_network_that_memorises_does_not_generalise(high: float) -> None:
     assert {*found({TRAIN: ramp(1, 2), TEST: ramp(1, 2, high=high)})} == {"interpolation"}
 
 
+# The test accuracy is at its top for 0.2 decades only.
+LATE = {"caught up": (0.95, True), "not caught up": (0.8, False)}
+
+
+@pytest.mark.parametrize(("top", "known"), LATE.values(), ids=LATE)
+def test_a_test_accuracy_that_has_caught_up_need_not_last(top: float, known: bool) -> None:
+    end = float(np.log10(STEPS[-1] + 1))
+    turns = found({TRAIN: ramp(1, 2), TEST: ramp(end - 0.8, end - 0.2, high=top)})
+    assert ("generalization" in turns) == ("delayed_generalization" in turns) == known
+
+
+def test_a_test_accuracy_that_rises_with_the_training_has_to_last() -> None:
+    end = float(np.log10(STEPS[-1] + 1))
+    assert "generalization" not in found({TRAIN: ramp(end - 0.8, end - 0.2), TEST: ramp(end - 0.8, end - 0.2)})
+
+
 def test_half_of_the_rise_of_training_is_generalization() -> None:
     assert "generalization" in found({TRAIN: ramp(1, 2), TEST: ramp(1, 2, high=0.56)})
 

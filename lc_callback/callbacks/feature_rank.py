@@ -263,7 +263,8 @@ class FeatureRankCallback(ProbeCallback):
         layers = _layers(keys)
         n = min(len(layers), len(_COLOURS))
         shown = [layers[len(layers) - 1 - i * (len(layers) - 1) // max(1, n - 1)] for i in reversed(range(n))]
-        colours = [_COLOURS[i * (len(_COLOURS) - 1) // max(1, n - 1)] for i in range(n)]
+        last = len(_COLOURS) - 1
+        colours = [_COLOURS[last - i * last // max(1, n - 1)] for i in reversed(range(n))]
         lines = {key.removeprefix("rank/"): key for key in shown}
         return [Panel("feature rank", lines, colours, limits=(0, None))] if lines else []
 
