@@ -5,6 +5,7 @@ from lc_callback.functional.feature_rank import FeatureCovariance, FeatureRank, 
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.local_complexity import LocalComplexity, local_complexity
+from lc_callback.functional.partition import SlicePartition, slice_partition
 from lc_callback.functional.robustness import RobustAccuracy, robust_accuracy
 from lc_callback.functional.weight_norm import weight_norms
 
@@ -14,6 +15,7 @@ __all__ = [
     "FeatureRank",
     "LocalComplexity",
     "RobustAccuracy",
+    "SlicePartition",
     "centroid_alignment",
     "cross_polytope_frame",
     "feature_rank",
@@ -21,5 +23,6 @@ __all__ = [
     "linear_probe",
     "local_complexity",
     "robust_accuracy",
+    "slice_partition",
     "weight_norms",
 ]

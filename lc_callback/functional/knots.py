@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -96,7 +98,8 @@ class Recorder(TorchDispatchMode):
         sink: called as ``sink(site, knots)`` for each non-linearity, before it is executed (max-pooling: after). It
             must reduce what it gets, for an in-place operation overwrites it next.
         outputs_of: count the outputs of these modules, with a knot at 0, instead of the pre-activations.
-        max_pool: also hand over the winners of max-pooling.
+        max_pool: also hand over the winners of max-pooling; ``"candidates"``: what competes there, along a last axis,
+            -inf beyond the border.
         results: hand over what the non-linearities return instead of the pre-activations, and of a recurrent module
             its output.
         at: a module whose output is moved at its first call. What runs before that is not handed over.
@@ -109,7 +112,7 @@ class Recorder(TorchDispatchMode):
         sink: Callable[[Site, list[Knot]], None],
         *,
         outputs_of: Sequence[nn.Module] | None = None,
-        max_pool: bool = False,
+        max_pool: bool | str = False,
         results: bool = False,
         at: nn.Module | None = None,
         move: Callable[[Tensor], Tensor] | None = None,
@@ -186,7 +189,8 @@ class Recorder(TorchDispatchMode):
         if knotted and self._results and not self._stack[-1].merge:
             self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
         if self._outputs_of is None and self._max_pool and op in _WINNERS:
-            self._hand_over(self._site(op), [(result[1], None)])
+            competing = result[1] if self._max_pool is True else _candidates(op, result[0], *args, **kwargs)
+            self._hand_over(self._site(op), [(competing, None)])
         self._executed(op, result, followed=self.handed_over > before)
         return result
 
@@ -229,6 +233,34 @@ class Tracer(Recorder):
             position for position, result in self._squashed if result.untyped_storage().data_ptr() in returned
         }
         self._squashed.clear()
+
+
+def _candidates(
+    op: str, result: Tensor, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+) -> Tensor:
+    """What competes in max-pooling, ``(*result.shape, K)``."""
+    if op.startswith("adaptive"):
+        raise ValueError(f"{op} cannot be followed: use max-pooling with a kernel size.")
+    axes = 3 if op.startswith("max_pool3d") else 2
+    kernel, stride, padding, dilation = (_each(v, axes) for v in (kernel, stride or kernel, padding, dilation))
+    sizes = result.shape[-axes:]
+    reach = [s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, sizes, dilation, kernel, strict=True)]
+    pads = [(p, max(0, r - p - n)) for p, r, n in zip(padding, reach, x.shape[-axes:], strict=True)]
+    padded = nn.functional.pad(x, [side for both in reversed(pads) for side in both], value=-float("inf"))
+    taken = []
+    for offsets in itertools.product(*(range(k) for k in kernel)):
+        window = tuple(
+            slice(o * d, o * d + s * (n - 1) + 1, s)
+            for o, d, s, n in zip(offsets, dilation, stride, sizes, strict=True)
+        )
+        place: Any = (Ellipsis, *window)
+        taken.append(padded[place])
+    return torch.stack(taken, dim=-1)
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    return values * axes if len(values) == 1 else values
 
 
 def module_paths(model: nn.Module) -> dict[int, str]:

@@ -29,13 +29,14 @@ class Layers(Space):
         model: as for :class:`Space`, and so are ``inputs``, ``at`` and ``forward_fn``.
         layers: ``None`` follows every non-linearity that is executed; a list of module names, ``fnmatch`` patterns,
             class names or types follows the outputs of these modules instead.
-        max_pool: also follow the winners of max-pooling.
+        max_pool: also follow the winners of max-pooling, or (``"candidates"``) what competes there.
         results: follow what the non-linearities return, instead of their pre-activations, at the points themselves;
             nothing is perturbed.
 
     Attributes:
         names: of the layers: module paths, ``#1``, ``#2``, ... if used repeatedly. Set by :meth:`trace`, as the others.
         sizes: units of each layer.
+        sites: the places where the model was seen to take them; each belongs to the layer ``layer_of``.
         bytes_per_sample: of the largest tensor of a forward pass.
     """
 
@@ -45,7 +46,7 @@ class Layers(Space):
         inputs: Any,
         *,
         layers: Sequence[str | type] | None = None,
-        max_pool: bool = False,
+        max_pool: bool | str = False,
         results: bool = False,
         at: str | None = None,
         forward_fn: Callable[..., Any] | None = None,
@@ -67,6 +68,7 @@ class Layers(Space):
                 f"`model` executed {len(of_two)} non-linearities for two samples but {len(of_three)} for three: "
                 "units cannot be followed. Name the modules to follow with `layers=`."
             )
+        self.sites = [site for site, _ in of_two]
         self.axes: list[BatchAxis | None] = []
         self.channels: list[int] = []
         self.layer_of: list[int] = []

@@ -1,0 +1,424 @@
+"""The exact partition of a 2-D slice of input space into the regions on which a network is affine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lc_callback.functional.knots import Knot
+from lc_callback.functional.layers import Layers
+from lc_callback.functional.points import main_output
+from lc_callback.functional.subdivision import Subdivision, Table
+from lc_callback.isolation import untouched
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Plane", "SlicePartition", "slice_partition"]
+
+Floats = NDArray[np.float64]
+Extent = tuple[float, float, float, float]
+
+_MARGIN = 0.2  # of the bounding square of the points, on each side
+_BUDGET = 2**27  # bytes of the largest tensor of a forward pass
+_TABLE = 2**28  # bytes of the values of all units at the vertices, above which two passes are made
+_CHECKED = 256  # regions on which it is checked that the network is affine
+_AFFINE = 1e-6  # of the output's range
+_SMOOTH = {"elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "log_sigmoid_forward", "erf"}
+_SMOOTH |= {"hardswish", "glu"}
+_BROKEN = {"threshold", "hardshrink"}  # these jump
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane in input space, with coordinates in input units.
+
+    Attributes:
+        origin: ``(*shape)``, the first point.
+        directions: ``(2, *shape)``, orthonormal.
+        points: ``(3, 2)``, coordinates of the points that span it.
+    """
+
+    origin: Tensor
+    directions: Tensor
+    points: Floats
+
+    def to_input(self, uv: Any) -> Tensor:
+        """The inputs ``(K, *shape)`` at coordinates ``(K, 2)``."""
+        coordinates = torch.as_tensor(np.asarray(uv, np.float64)).reshape(-1, 2)
+        flat = coordinates.to(self.directions) @ self.directions.flatten(1)
+        return self.origin + flat.view(-1, *self.origin.shape)
+
+    @classmethod
+    def through(cls, points: Tensor) -> Plane:
+        """The plane through three points ``(3, *shape)``.
+
+        Raises:
+            ValueError: if they are on one line.
+        """
+        flat = points.double().flatten(1)
+        sides = flat[1:] - flat[0]
+        first = sides[0].norm()
+        along = sides[0] / first
+        rest = sides[1] - (sides[1] @ along) * along
+        rest = rest - (rest @ along) * along
+        second = rest.norm()
+        if not first > 0 or not second > 1e-9 * sides[1].norm():
+            raise ValueError("`points` must be three points that are not on one line, for they span the plane.")
+        directions = torch.stack([along, rest / second])
+        coordinates = (sides @ directions.T).cpu().numpy()
+        shape = points.shape[1:]
+        return cls(points[0].double(), directions.view(2, *shape), np.concatenate([np.zeros((1, 2)), coordinates]))
+
+    def square(self) -> Extent:
+        """The bounding square of the points, with a margin."""
+        low, high = self.points.min(0), self.points.max(0)
+        middle, half = (low + high) / 2, (0.5 + _MARGIN) * float((high - low).max())
+        return middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half
+
+
+@dataclass(frozen=True)
+class SlicePartition:
+    """The regions of a slice.
+
+    Attributes:
+        plane: where the slice is.
+        extent: ``(u0, u1, v0, v1)``, the window in plane coordinates.
+        vertices: ``(V, 2)``, plane coordinates of the vertices, which neighbours share.
+        outputs: ``(V, C)``, the network's output there (flattened).
+        decision_boundary: ``(S, 2, 2)``, segments on which the top class changes; for a single output, its sign.
+        layer_names: in execution order.
+        slope_norm: ``(R,)``, Frobenius norm of the Jacobian of the output in each region, if it was asked for.
+        euler: vertices minus edges plus regions: 1.
+    """
+
+    plane: Plane
+    extent: Extent
+    vertices: Floats
+    outputs: Floats
+    decision_boundary: Floats
+    layer_names: list[str]
+    slope_norm: Floats | None
+    euler: int
+    _offsets: NDArray[np.int64] = field(repr=False)
+    _loop: NDArray[np.int64] = field(repr=False)
+    _edges: NDArray[np.int64] = field(repr=False)
+    _made_by: NDArray[np.int64] = field(repr=False)
+
+    @property
+    def n_regions(self) -> int:
+        """Number of regions in the window."""
+        return len(self._offsets) - 1
+
+    @cached_property
+    def polygons(self) -> list[Floats]:
+        """Vertices ``(k, 2)`` of each region, counter-clockwise. Some may lie on a straight side."""
+        return np.split(self.vertices[self._loop], self._offsets[1:-1])
+
+    @cached_property
+    def areas(self) -> Floats:
+        """``(R,)``, in squared input units."""
+        following = self._following()
+        x, y = self.vertices[self._loop].T
+        to_x, to_y = self.vertices[following].T
+        return np.add.reduceat(x * to_y - to_x * y, self._offsets[:-1]) / 2
+
+    @cached_property
+    def centres(self) -> Floats:
+        """``(R, 2)``, means of the vertices, each inside its region."""
+        return self._means(self.vertices)
+
+    def edge_makers(self, region: int) -> list[tuple[str, int] | None]:
+        """Layer and unit that made each edge of a region, the first being that from its first to its second vertex.
+
+        ``None`` for the window's frame.
+        """
+        place = slice(self._offsets[region], self._offsets[region + 1])
+        pairs = zip(self._loop[place].tolist(), self._following()[place].tolist(), strict=True)
+        found = (self._makers[min(pair), max(pair)] for pair in pairs)
+        return [None if layer < 0 else (self.layer_names[layer], unit) for layer, unit in found]
+
+    def to_input(self, uv: Any) -> Tensor:
+        """The inputs ``(K, *shape)`` at plane coordinates ``(K, 2)``."""
+        return self.plane.to_input(uv)
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
+        """Draw the regions, shaded by slope norm if there is one, the decision boundary in red, and the points."""
+        from matplotlib import pyplot
+        from matplotlib.collections import LineCollection, PolyCollection
+
+        if ax is None:
+            _, ax = pyplot.subplots(figsize=(6, 6), layout="constrained")
+        shade = {"facecolor": "none"} if self.slope_norm is None else {"array": self.slope_norm, "cmap": "YlGnBu"}
+        ax.add_collection(PolyCollection(self.polygons, edgecolor="black", linewidth=0.3, **shade))
+        ax.add_collection(LineCollection(list(self.decision_boundary), color="red", linewidth=1.5))
+        ax.plot(*self.plane.points.T, "o", color="white", markeredgecolor="black")
+        ax.set(xlim=self.extent[:2], ylim=self.extent[2:], aspect="equal", xlabel="u", ylabel="v")
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        return figure, ax
+
+    def _following(self) -> NDArray[np.int64]:
+        following = np.roll(self._loop, -1)
+        following[self._offsets[1:] - 1] = self._loop[self._offsets[:-1]]
+        return following
+
+    def _means(self, values: Floats) -> Floats:
+        sizes = np.diff(self._offsets)
+        return np.add.reduceat(values[self._loop], self._offsets[:-1]) / sizes[:, None]
+
+    @cached_property
+    def _makers(self) -> dict[tuple[int, int], tuple[int, int]]:
+        low, high = self._edges[:2].min(0).tolist(), self._edges[:2].max(0).tolist()
+        return dict(zip(zip(low, high, strict=True), zip(*self._made_by.tolist(), strict=True), strict=True))
+
+
+def slice_partition(
+    model: nn.Module,
+    points: Any,
+    *,
+    extent: Sequence[float] | None = None,
+    slopes: bool = False,
+    at: str | None = None,
+    forward_fn: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+) -> SlicePartition:
+    r"""Cut a 2-D slice of input space into the regions on which a continuous piecewise affine network is affine.
+
+    These are the pictures of *Deep Networks Always Grok and Here is Why* (ICML 2024, figures 2, 3 and 7), which are
+    drawn with SplineCam there. Here any torch module works, unchanged: on every region found so far the network up to
+    its next non-linearity is affine, so the pre-activations that the model itself has at the regions' vertices give
+    each unit's zero line on each region, by interpolation. Convolutions, residual sums, normalisation in eval mode and
+    average pooling need nothing of their own; max-pooling is cut where its winner changes.
+
+    Computed in float64 with the model in eval mode, which is left exactly as it was. Ties are those of
+    :class:`lc_callback.functional.subdivision.Subdivision`: a vertex within ``1e-13`` of a unit's largest value in the
+    window is on its zero line.
+
+    Args:
+        model: any torch module of ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh, abs, clamp, maximum or max-pooling and what
+            is affine.
+        points: ``(3, *input_shape)``, or a tuple or dict of such tensors. The first is the origin, the others give the
+            directions, orthonormalised, so plane coordinates are in input units. Of integer inputs (tokens) those of
+            the first point are held.
+        extent: ``(u0, u1, v0, v1)``, the window in plane coordinates; by default the points' bounding square with a
+            margin of a fifth.
+        slopes: also compute ``slope_norm``: one backward pass for each output.
+        at: name of the module whose output (batch first) spans the plane instead of the input. If no input is
+            floating-point, this is the first ``nn.Embedding`` that is executed.
+        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+        chunk_size: points in one forward pass; by default what fits a memory budget.
+
+    Raises:
+        ValueError: for an argument out of range, if the points are on one line, or for a network that is not piecewise
+            affine, because of a smooth non-linearity or of something else, such as a softmax or a LayerNorm.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.functional import slice_partition
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> with torch.no_grad():  # lines x = 0, y = 0 and x + y = 1
+        ...     _ = net[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        ...     _ = net[0].bias.copy_(torch.tensor([0.0, 0.0, -1.0]))
+        >>> found = slice_partition(net, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), extent=(-2, 2, -2, 2))
+        >>> found.n_regions, found.layer_names, float(found.areas.sum())
+        (7, ['1'], 16.0)
+    """
+    slicer = _Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
+    with untouched(model, dtype=torch.float64):
+        slicer.prepare(extent, chunk_size)
+        slicer.cut()
+        outputs = slicer.outputs()
+        slicer.check_affine(outputs)
+        boundary = slicer.boundary(outputs)
+        offsets, loop = slicer.cells.loops()
+        cells = slicer.cells
+        found = SlicePartition(
+            plane=slicer.plane,
+            extent=slicer.extent,
+            vertices=cells.vertices.copy(),
+            outputs=outputs,
+            decision_boundary=boundary,
+            layer_names=slicer.names,
+            slope_norm=None,
+            euler=cells.euler,
+            _offsets=offsets,
+            _loop=loop,
+            _edges=cells.edges.copy(),
+            _made_by=cells.made_by.copy(),
+        )
+    if slopes:
+        with untouched(model, dtype=torch.float64, grad=True):
+            object.__setattr__(found, "slope_norm", slicer.slope_norms(found.centres))
+    return found
+
+
+class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
+    pass
+
+
+class _Slicer(Layers):
+    """Cuts a window along the zero lines of the traced layers, one after another."""
+
+    def prepare(self, extent: Sequence[float] | None, chunk_size: int | None) -> None:
+        self.trace(torch.float64)
+        self.plane = Plane.through(self._three_points())
+        if extent is None:
+            self.extent = self.plane.square()
+        else:
+            u0, u1, v0, v1 = map(float, extent)
+            if not (-math.inf < u0 < u1 < math.inf and -math.inf < v0 < v1 < math.inf):
+                raise ValueError(f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, but got {extent!r}.")
+            self.extent = u0, u1, v0, v1
+        self.cells = Subdivision(self.extent)
+        self.chunk = chunk_size or max(1, _BUDGET // max(1, self.bytes_per_sample))
+        for site, axis in zip(self.sites, self.axes, strict=True):
+            if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN or site.merge):
+                kind = "jumps" if site.op in _BROKEN else "is not piecewise affine"
+                raise ValueError(
+                    f"{site.op!r} at {site.path or 'the top'!r} {kind}, so there are no regions to find. See "
+                    "`local_complexity_map` for a picture of any model."
+                )
+
+    def _three_points(self) -> Tensor:
+        points = self.all_values()
+        if len(points) != 3:
+            raise ValueError(f"`points` must be three points, but got {len(points)}.")
+        return points
+
+    def cut(self) -> None:
+        """Cut along all layers."""
+        for position, axis in enumerate(self.axes):
+            if axis is not None:
+                self._cut_at(position)
+
+    def _cut_at(self, position: int) -> None:
+        layer = self.layer_of[position]
+        values, units, several = self._values_at(position)
+        if several > 1:
+            table = Table(values)
+            for i, unit in enumerate(units):
+                rows = range(i * several, (i + 1) * several)
+                self.cells.cut_maximum(table, rows, layer, unit)
+            return
+        table = Table(values)
+        for i, unit in enumerate(units):
+            self.cells.cut(table.values[i], table, i + 1, (layer, unit))
+
+    def _values_at(self, position: int) -> tuple[Floats, list[int], int]:
+        """Values at the vertices of all units that change there, minus their knots; unit numbers; rows of each."""
+        chunks: list[Tensor] = []
+        low: Any = None
+        high: Any = None
+        winner: Any = None
+        held, budget = 0, _TABLE
+
+        def reduce(parts: list[Tensor]) -> None:
+            nonlocal low, high, winner, held, chunks
+            z = torch.stack(parts, dim=1)  # (k, knots, units[, candidates])
+            if z.ndim == 4:
+                top = z.argmax(-1)
+                winner = (top[0], torch.zeros_like(top[0], dtype=torch.bool)) if winner is None else winner
+                winner = winner[0], winner[1] | (top != winner[0]).any(0)
+            else:
+                low = z.amin(0) if low is None else torch.minimum(low, z.amin(0))
+                high = z.amax(0) if high is None else torch.maximum(high, z.amax(0))
+            held += z.numel() * z.element_size()
+            chunks = [*chunks, z] if held <= budget else []
+
+        self._run_to(position, reduce)
+        active: Tensor = winner[1] if winner is not None else (low < 0) & (high > 0)
+        if held > budget:
+            self._run_to(position, lambda parts: chunks.append(torch.stack(parts, dim=1)[:, active]))
+        else:
+            chunks = [z[:, active] for z in chunks]
+        kept = torch.cat(chunks) if chunks else torch.empty(0)
+        units = active.nonzero()[:, 1].tolist()
+        if winner is not None:
+            several = kept.shape[-1]
+            rows = kept.movedim(0, -1).flatten(0, 1).clamp(min=-1e300)  # beyond the border nothing wins
+            return rows.cpu().numpy().copy(), units, several
+        return kept.T.contiguous().cpu().numpy().copy(), units, 1
+
+    def _run_to(self, position: int, receive: Callable[[list[Tensor]], None]) -> None:
+        """Run the model at all vertices as far as this place."""
+        first = torch.zeros(1, dtype=torch.long)
+        pool = self.sites[position].op.startswith("max_pool")
+        coordinates = torch.as_tensor(self.cells.vertices)
+        directions = self.plane.directions.flatten(1).to(self.device)
+
+        def sink(at: int, knots: list[Knot]) -> None:
+            if at == position:
+                flat = [z.flatten(1, -2) if pool else z.flatten(1) - (knot or 0.0) for z, knot in knots]
+                receive(flat)
+                raise _Reached
+
+        for part in coordinates.split(self.chunk):
+            try:
+                self.follow(first, part.to(self.device) @ directions, sink)
+            except _Reached:
+                continue
+
+    def outputs(self, at: Floats | None = None) -> Floats:
+        """The model's output ``(K, C)`` at coordinates, by default those of the vertices."""
+        found = []
+        coordinates = self.cells.vertices if at is None else at
+        for part in np.array_split(coordinates, -(-len(coordinates) // self.chunk)):
+            found.append(self._output_at(part).detach().flatten(1).cpu())
+        return torch.cat(found).numpy()
+
+    def _output_at(self, coordinates: Floats, grad: bool = False) -> Tensor:
+        values = self.plane.to_input(coordinates).to(self.device)
+        self._leaf = values.requires_grad_(grad)
+        output = main_output(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
+        return output.flatten(1) if output.ndim > 1 else output[:, None]
+
+    def check_affine(self, outputs: Floats) -> None:
+        """Raise an error if the network bends inside the largest regions."""
+        offsets, loop = self.cells.loops()
+        sizes = np.diff(offsets)
+        mean = np.add.reduceat(outputs[loop], offsets[:-1]) / sizes[:, None]
+        centres = np.add.reduceat(self.cells.vertices[loop], offsets[:-1]) / sizes[:, None]
+        spread = np.ptp(np.maximum.reduceat(self.cells.vertices[loop], offsets[:-1]), axis=1)
+        some = np.argsort(-spread)[:_CHECKED] if len(spread) > _CHECKED else np.arange(len(spread))
+        difference = np.abs(self.outputs(centres[some]) - mean[some]).max()
+        if difference > _AFFINE * max(1e-300, float(np.abs(outputs).max())):
+            raise ValueError(
+                f"the network is not affine between its non-linearities (by {difference:.2g} in the middle of a "
+                "region): something else in it bends, such as a softmax, a LayerNorm, a product or a comparison. See "
+                "`local_complexity_map` for a picture of any model."
+            )
+
+    def boundary(self, outputs: Floats) -> Floats:
+        """Segments on which the largest output changes."""
+        cells = self.cells.copy()
+        if outputs.shape[1] == 1:
+            table = Table(outputs.T.copy())
+            cells.cut(table.values[0], table, 1, (len(self.names), 0))
+        else:
+            table = Table(outputs.T.copy())
+            cells.cut_maximum(table, range(outputs.shape[1]), len(self.names), 0)
+        start, end = cells.edges[:2, cells.made_by[0] == len(self.names)]
+        return np.stack([cells.vertices[start], cells.vertices[end]], axis=1)
+
+    def slope_norms(self, centres: Floats) -> Floats:
+        """Frobenius norm of the Jacobian of the output at these coordinates."""
+        norms = []
+        for part in np.array_split(centres, -(-len(centres) // self.chunk)):
+            output = self._output_at(part, grad=True)
+            squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
+            for c in range(output.shape[1]):
+                (gradient,) = torch.autograd.grad(output[:, c].sum(), self._leaf, retain_graph=True)
+                squares += gradient.flatten(1).square().sum(1)
+            norms.append(squares.sqrt().cpu())
+        return torch.cat(norms).numpy()
