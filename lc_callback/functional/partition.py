@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 Extent = tuple[float, float, float, float]
 
 _MARGIN = 0.2  # of the bounding square of the points, on each side
-_BUDGET = 2**27  # bytes of the largest tensor of a forward pass
+_BUDGET = 2**22  # bytes of the largest tensor of a forward pass: what stays in the cache is faster
 _TABLE = 2**28  # bytes of the values of all units at the vertices, above which two passes are made
 _CHECKED = 256  # regions on which it is checked that the network is affine
 _AFFINE = 1e-6  # of the output's range
@@ -239,9 +239,9 @@ def slice_partition(
         slicer.prepare(extent, chunk_size)
         slicer.cut()
         outputs = slicer.outputs()
-        slicer.check_affine(outputs)
-        boundary = slicer.boundary(outputs)
         offsets, loop = slicer.cells.loops()
+        slicer.check_affine(outputs, offsets, loop)
+        boundary = slicer.boundary(outputs)
         cells = slicer.cells
         found = SlicePartition(
             plane=slicer.plane,
@@ -308,15 +308,14 @@ class _Slicer(Layers):
         if several > 1:
             table = Table(values)
             for i, unit in enumerate(units):
-                rows = range(i * several, (i + 1) * several)
-                self.cells.cut_maximum(table, rows, layer, unit)
+                self.cells.cut_maximum(table, range(i * several, (i + 1) * several), layer, unit)
             return
         table = Table(values)
         for i, unit in enumerate(units):
-            self.cells.cut(table.values[i], table, i + 1, (layer, unit))
+            self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit))
 
     def _values_at(self, position: int) -> tuple[Floats, list[int], int]:
-        """Values at the vertices of all units that change there, minus their knots; unit numbers; rows of each."""
+        """Values at the vertices of all units that change there, minus their knots; unit numbers; columns of each."""
         chunks: list[Tensor] = []
         low: Any = None
         high: Any = None
@@ -346,9 +345,8 @@ class _Slicer(Layers):
         units = active.nonzero()[:, 1].tolist()
         if winner is not None:
             several = kept.shape[-1]
-            rows = kept.movedim(0, -1).flatten(0, 1).clamp(min=-1e300)  # beyond the border nothing wins
-            return rows.cpu().numpy().copy(), units, several
-        return kept.T.contiguous().cpu().numpy().copy(), units, 1
+            return kept.flatten(1).clamp(min=-1e300).cpu().numpy(), units, several  # beyond the border nothing wins
+        return kept.cpu().numpy(), units, 1
 
     def _run_to(self, position: int, receive: Callable[[list[Tensor]], None]) -> None:
         """Run the model at all vertices as far as this place."""
@@ -383,9 +381,8 @@ class _Slicer(Layers):
         output = main_output(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
         return output.flatten(1) if output.ndim > 1 else output[:, None]
 
-    def check_affine(self, outputs: Floats) -> None:
+    def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
         """Raise an error if the network bends inside the largest regions."""
-        offsets, loop = self.cells.loops()
         sizes = np.diff(offsets)
         mean = np.add.reduceat(outputs[loop], offsets[:-1]) / sizes[:, None]
         centres = np.add.reduceat(self.cells.vertices[loop], offsets[:-1]) / sizes[:, None]
@@ -403,10 +400,9 @@ class _Slicer(Layers):
         """Segments on which the largest output changes."""
         cells = self.cells.copy()
         if outputs.shape[1] == 1:
-            table = Table(outputs.T.copy())
-            cells.cut(table.values[0], table, 1, (len(self.names), 0))
+            cells.cut(outputs[:, 0], Table(outputs), 1, (len(self.names), 0))
         else:
-            table = Table(outputs.T.copy())
+            table = Table(outputs)
             cells.cut_maximum(table, range(outputs.shape[1]), len(self.names), 0)
         start, end = cells.edges[:2, cells.made_by[0] == len(self.names)]
         return np.stack([cells.vertices[start], cells.vertices[end]], axis=1)

@@ -17,27 +17,27 @@ class Table:
     """Values of functions at the vertices, which are affine on each face.
 
     Args:
-        values: ``(M, V)``.
+        values: ``(V, M)``: a new vertex takes rows, which lie together.
     """
 
     def __init__(self, values: Floats) -> None:
-        self._values, self._n = values, values.shape[1]
+        self._values, self._n = values, len(values)
 
     @property
     def values(self) -> Floats:
-        """``(M, V)``, as it is now."""
-        return self._values[:, : self._n]
+        """``(V, M)``, as it is now."""
+        return self._values[: self._n]
 
     def extend(self, low: Ints, high: Ints, share: Floats, first: int) -> None:
-        """Add vertices between the vertices ``low`` and ``high``; rows before ``first`` are not needed any more."""
+        """Add vertices between the vertices ``low`` and ``high``; columns before ``first`` are not needed any more."""
         n = self._n + len(low)
-        if n > self._values.shape[1]:
-            larger = np.zeros((len(self._values), max(n, 2 * self._values.shape[1])))
-            larger[:, : self._n] = self.values
+        if n > len(self._values):
+            larger = np.zeros((max(n, 2 * len(self._values)), self._values.shape[1]))
+            larger[: self._n] = self.values
             self._values = larger
-        rows = self._values[first:]
-        at = rows[:, low]
-        rows[:, self._n : n] = at + share * (rows[:, high] - at)
+        columns = self._values[:, first:]
+        at = columns[low]
+        columns[self._n : n] = at + share[:, None] * (columns[high] - at)
         self._n = n
 
 
@@ -101,7 +101,7 @@ class Subdivision:
         Args:
             function: ``(V,)``, its values at the vertices.
             table: the other functions, whose values at new vertices are wanted,
-            first: from this row on.
+            first: from this column on.
             made_by: noted with the new edges.
         """
         tolerance = _TOLERANCE * float(np.abs(function).max())
@@ -179,38 +179,38 @@ class Subdivision:
                 larger_ints[:, : self._n_edges] = old[:, : self._n_edges]
                 setattr(self, name, larger_ints)
 
-    def cut_maximum(self, table: Table, rows: range, made_by: int, unit: int) -> None:
+    def cut_maximum(self, table: Table, columns: range, made_by: int, unit: int) -> None:
         """Cut all faces along the edges of the upper envelope of some functions: where the largest changes.
 
         One function after the other joins the envelope; what it cuts off of older edges is taken away again.
 
         Args:
             table: the functions, and others that are still wanted.
-            rows: those of the envelope, followed only by rows that are wanted.
+            columns: those of the envelope, followed only by columns that are wanted.
             made_by: noted with the new edges, with
             unit: the number of this envelope.
         """
         step = self._made_by.min() - 1  # new edges carry the number of their function, as -2, -3, ... for now
         marks = {}
-        for row in rows[1:]:
-            envelope = table.values[rows.start : row].max(0)
-            marks[step] = row
-            self.cut(table.values[row] - envelope, table, rows.start, (made_by, int(step)))
+        for column in columns[1:]:
+            envelope = table.values[:, columns.start : column].max(1)
+            marks[step] = column
+            self.cut(table.values[:, column] - envelope, table, columns.start, (made_by, int(step)))
             step -= 1
-        self._remove(self._covered(table, rows, marks))
+        self._remove(self._covered(table, columns, marks))
         mine = self.made_by[1] < -1
         self._made_by[1, : self._n_edges][mine] = unit
 
-    def _covered(self, table: Table, rows: range, marks: dict[int, int]) -> Ints:
+    def _covered(self, table: Table, columns: range, marks: dict[int, int]) -> Ints:
         """Edges of an earlier envelope that a later function is above."""
         candidates = np.flatnonzero(self.made_by[1] < -1)
         own = np.array([marks[mark] for mark in self.made_by[1, candidates].tolist()], np.int64)
         start, end = self.edges[:2, candidates]
-        middle = (table.values[rows.start : rows.stop][:, start] + table.values[rows.start : rows.stop][:, end]) / 2
-        top = middle.max(0)
-        height = middle[own - rows.start, np.arange(len(own))] if len(own) else top
-        scale = float(np.abs(table.values[rows.start : rows.stop]).max())
-        return candidates[height < top - 10 * _TOLERANCE * scale]
+        values = table.values[:, columns.start : columns.stop]
+        middle = (values[start] + values[end]) / 2
+        height = middle[np.arange(len(own)), own - columns.start]
+        scale = float(np.abs(values).max())
+        return candidates[height < middle.max(1) - 10 * _TOLERANCE * scale]
 
     def _remove(self, edges: Ints) -> None:
         """Take edges away and make one face of the faces on their sides."""
