@@ -181,26 +181,35 @@ class Layers(Space):
         ``sink(position, knots)`` is called for each place that was traced and depends on the samples, with tensors
         whose first axis is the ``n * k`` samples, those of a point next to each other.
         """
-        n, k, position = len(points), 1 if offsets is None else len(offsets), 0
-
-        def receive(site: Site, knots: list[Knot]) -> None:
-            nonlocal position
-            axis = self.axes[position] if position < len(self.axes) else None
-            if axis is not None:
-                try:
-                    fronts = {id(z): axis.to_front(z, n * k) for z, _ in knots}
-                except ValueError as reason:
-                    raise self._cannot_follow(site, reason) from None
-                sink(position, [(fronts[id(z)], knot) for z, knot in knots])
-            position += 1
+        n, k = len(points), 1 if offsets is None else len(offsets)
 
         def move(output: Tensor) -> Tensor:
             assert offsets is not None
             moved = output.unflatten(0, (n, k)) + offsets.view(k, *output.shape[1:])
             return moved.flatten(0, 1)
 
-        with Recorder(self.model, receive, **self._recording(move)):
-            self.run(self.points.batch(points, offsets if self.at_module is None else None, k))
+        inputs = self.points.batch(points, offsets if self.at_module is None else None, k)
+        self._followed(inputs, n * k, sink, self._recording(move))
+
+    def _followed(
+        self, inputs: Any, samples: int, sink: Callable[[int, list[Knot]], None], recording: dict[str, Any]
+    ) -> None:
+        """Run the model on ``inputs``, of which so many ``samples`` arrive at each place."""
+        position = 0
+
+        def receive(site: Site, knots: list[Knot]) -> None:
+            nonlocal position
+            axis = self.axes[position] if position < len(self.axes) else None
+            if axis is not None:
+                try:
+                    fronts = {id(z): axis.to_front(z, samples) for z, _ in knots}
+                except ValueError as reason:
+                    raise self._cannot_follow(site, reason) from None
+                sink(position, [(fronts[id(z)], knot) for z, knot in knots])
+            position += 1
+
+        with Recorder(self.model, receive, **recording):
+            self.run(inputs)
         if position != len(self.axes):
             raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
 

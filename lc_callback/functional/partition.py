@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
-from lc_callback.functional.knots import Knot
+from lc_callback.functional.knots import Knot, Recorder, Site
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
 from lc_callback.functional.subdivision import Subdivision, Table
@@ -237,6 +238,7 @@ def slice_partition(
     slicer = _Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
     with untouched(model, dtype=torch.float64):
         slicer.prepare(extent, chunk_size)
+        slicer.find_entrance()
         slicer.cut()
         outputs = slicer.outputs()
         offsets, loop = slicer.cells.loops()
@@ -281,6 +283,7 @@ class _Slicer(Layers):
                 raise ValueError(f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, but got {extent!r}.")
             self.extent = u0, u1, v0, v1
         self.cells = Subdivision(self.extent)
+        self._entrance: tuple[nn.Module, Tensor] | None = None
         self.chunk = chunk_size or max(1, _BUDGET // max(1, self.bytes_per_sample))
         for site, axis in zip(self.sites, self.axes, strict=True):
             if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN or site.merge):
@@ -295,6 +298,74 @@ class _Slicer(Layers):
         if len(points) != 3:
             raise ValueError(f"`points` must be three points, but got {len(points)}.")
         return points
+
+    def find_entrance(self) -> None:
+        """The module whose output is the first pre-activation, if there is one.
+
+        That output is affine on the plane, so the vertices can enter the network behind it. A network may use its input
+        again later on: whether this gives the same is tried out.
+        """
+        if self.at_module is not None:
+            return
+        rng = np.random.default_rng(0)
+        uv = np.array(self.extent)[[0, 2]] + rng.uniform(size=(5, 2)) * (
+            np.array(self.extent)[[1, 3]] - np.array(self.extent)[[0, 2]]
+        )
+        expected = self.outputs(uv)
+        entrance = self._first_to_return()
+        if entrance is None:
+            return
+        seen: list[Tensor] = []
+
+        def keep(output: Tensor) -> Tensor:
+            seen.append(output.clone())
+            return output
+
+        try:
+            with Recorder(self.model, _ignore, at=entrance, move=keep):
+                self._run_whole(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+            origin, first, second = seen[0]
+            self._entrance = entrance, torch.stack([origin, first - origin, second - origin])
+            found = self.outputs(uv)
+            same = found.shape == expected.shape and bool(
+                (np.abs(found - expected) <= 1e-11 * np.abs(expected).max()).all()
+            )
+        except (RuntimeError, ValueError, IndexError):  # what comes later does not take it
+            same = False
+        if not same:
+            self._entrance = None
+
+    def _first_to_return(self) -> nn.Module | None:
+        """The innermost module that returns the first pre-activation, as it is."""
+        returned: list[tuple[nn.Module, Tensor]] = []
+        found: list[nn.Module] = []
+
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                returned.append((module, output))
+
+        def stop(site: Site, knots: list[Knot]) -> None:
+            z = knots[0][0]
+            found.extend(m for m, out in returned if out.data_ptr() == z.data_ptr() and out.shape == z.shape)
+            raise _Reached
+
+        handle = register_module_forward_hook(note)
+        try:
+            with Recorder(self.model, stop, max_pool="candidates"):
+                self.run(self.points.batch(torch.zeros(1, dtype=torch.long), None))
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0] if found else None
+
+    def _entering(self, coordinates: Floats) -> dict[str, Any]:
+        """What a recorder needs to let these points in behind the entrance."""
+        assert self._entrance is not None
+        module, (origin, first, second) = self._entrance
+        uv = torch.as_tensor(coordinates).to(origin)
+        values = (uv @ torch.stack([first, second]).flatten(1)).view(-1, *origin.shape) + origin
+        return {"at": module, "move": lambda output: values}
 
     def cut(self) -> None:
         """Cut along all layers."""
@@ -352,7 +423,6 @@ class _Slicer(Layers):
         """Run the model at all vertices as far as this place."""
         first = torch.zeros(1, dtype=torch.long)
         pool = self.sites[position].op.startswith("max_pool")
-        coordinates = torch.as_tensor(self.cells.vertices)
         directions = self.plane.directions.flatten(1).to(self.device)
 
         def sink(at: int, knots: list[Knot]) -> None:
@@ -361,25 +431,35 @@ class _Slicer(Layers):
                 receive(flat)
                 raise _Reached
 
-        for part in coordinates.split(self.chunk):
+        for part in self._chunks(self.cells.vertices):
             try:
-                self.follow(first, part.to(self.device) @ directions, sink)
+                if self._entrance is None:
+                    self.follow(first, torch.as_tensor(part).to(self.device) @ directions, sink)
+                else:
+                    recording = {"max_pool": self.max_pool, **self._entering(part)}
+                    self._followed(self.points.batch(first, None), len(part), sink, recording)
             except _Reached:
                 continue
 
     def outputs(self, at: Floats | None = None) -> Floats:
         """The model's output ``(K, C)`` at coordinates, by default those of the vertices."""
         found = []
-        coordinates = self.cells.vertices if at is None else at
-        for part in np.array_split(coordinates, -(-len(coordinates) // self.chunk)):
-            found.append(self._output_at(part).detach().flatten(1).cpu())
+        for part in self._chunks(self.cells.vertices if at is None else at):
+            if self._entrance is None:
+                output = self._run_whole(part)
+            else:
+                with Recorder(self.model, _ignore, **self._entering(part)):
+                    output = _rows(self.run(self.points.batch(torch.zeros(1, dtype=torch.long), None)))
+            found.append(output.detach().cpu())
         return torch.cat(found).numpy()
 
-    def _output_at(self, coordinates: Floats, grad: bool = False) -> Tensor:
+    def _run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
         values = self.plane.to_input(coordinates).to(self.device)
         self._leaf = values.requires_grad_(grad)
-        output = main_output(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
-        return output.flatten(1) if output.ndim > 1 else output[:, None]
+        return _rows(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
+
+    def _chunks(self, coordinates: Floats) -> list[Floats]:
+        return np.array_split(coordinates, -(-len(coordinates) // self.chunk))
 
     def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
         """Raise an error if the network bends inside the largest regions."""
@@ -410,11 +490,20 @@ class _Slicer(Layers):
     def slope_norms(self, centres: Floats) -> Floats:
         """Frobenius norm of the Jacobian of the output at these coordinates."""
         norms = []
-        for part in np.array_split(centres, -(-len(centres) // self.chunk)):
-            output = self._output_at(part, grad=True)
+        for part in self._chunks(centres):
+            output = self._run_whole(part, grad=True)
             squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
             for c in range(output.shape[1]):
                 (gradient,) = torch.autograd.grad(output[:, c].sum(), self._leaf, retain_graph=True)
                 squares += gradient.flatten(1).square().sum(1)
             norms.append(squares.sqrt().cpu())
         return torch.cat(norms).numpy()
+
+
+def _rows(output: Any) -> Tensor:
+    output = main_output(output)
+    return output.flatten(1) if output.ndim > 1 else output[:, None]
+
+
+def _ignore(site: Site, knots: list[Knot]) -> None:
+    """A sink for runs of which only the output counts."""
