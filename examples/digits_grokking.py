@@ -2,6 +2,7 @@
 
     python examples/digits_grokking.py                  # descent, ascent, region migration
     python examples/digits_grokking.py --init-scale 6   # the same network groks, and robustness comes late
+    python examples/digits_grokking.py --slices         # with pictures and a film of its linear regions
 
 The digits are the 1797 real 8x8 scans inside scikit-learn, scaled to [0, 1]: 500 for training, 700 for testing. The
 recipe follows figure 2 of *Deep Networks Always Grok and Here is Why* (ICML 2024) at this size: a ReLU MLP
@@ -25,7 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
+from lc_callback import (
+    FeatureRankCallback,
+    LocalComplexityCallback,
+    PGDRobustnessCallback,
+    SplinePartitionCallback,
+)
 from lc_callback.history import History
 
 EPS = [0.03, 0.1]
@@ -86,6 +92,7 @@ def main() -> None:
     parser.add_argument("--init-scale", type=float, default=1.0, help="factor on all initial parameters")
     parser.add_argument("--steps", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slices", action="store_true", help="also draw the exact regions on two slices")
     parser.add_argument("--output", type=Path, default=Path("demo_output"))
     args = parser.parse_args()
 
@@ -99,7 +106,7 @@ def main() -> None:
     rank = FeatureRankCallback(test_probes=test)
     trainer = Trainer(
         max_steps=args.steps,
-        callbacks=[lc, robust, rank, TQDMProgressBar(refresh_rate=500)],
+        callbacks=[lc, robust, rank, *([SplinePartitionCallback()] if args.slices else []), TQDMProgressBar(500)],
         logger=TensorBoardLogger(args.output, name=name),
         accelerator="cpu",
         enable_checkpointing=False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lc_callback.callbacks.feature_rank import FeatureRankCallback
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
+    from lc_callback.callbacks.partition import SplinePartitionCallback
     from lc_callback.callbacks.robustness import PGDRobustnessCallback
     from lc_callback.phases import PhaseDetector, Transition, detect_phases
 
@@ -18,6 +19,7 @@ __all__ = [
     "LocalComplexityCallback",
     "PGDRobustnessCallback",
     "PhaseDetector",
+    "SplinePartitionCallback",
     "Transition",
     "__version__",
     "detect_phases",
@@ -28,6 +30,7 @@ _HOMES = {
     "FeatureRankCallback": "lc_callback.callbacks.feature_rank",
     "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
     "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
+    "SplinePartitionCallback": "lc_callback.callbacks.partition",
     "PhaseDetector": "lc_callback.phases",
     "Transition": "lc_callback.phases",
     "detect_phases": "lc_callback.phases",

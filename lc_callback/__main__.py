@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
             f"--{kind.group}",
             nargs="*",
             metavar="NAME=VALUE",
-            help=f"measure with {kind.__name__} and these arguments; by default all are measured",
+            help=f"measure with {kind.__name__} and these arguments"
+            + ("; by default all of these" if kind.offline_by_default else ""),
         )
     return parser
 
@@ -77,7 +78,9 @@ def _report(args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace) -> None:
     sys.path.insert(0, str(Path.cwd()))  # as for a script of the user's own
     asked = {kind: getattr(args, kind.group) for kind in MEASURES if getattr(args, kind.group) is not None}
-    callbacks = {kind: _pairs(given, f"--{kind.group}") for kind, given in asked.items()} or {k: {} for k in MEASURES}
+    callbacks = {kind: _pairs(given, f"--{kind.group}") for kind, given in asked.items()} or {
+        kind: {} for kind in MEASURES if kind.offline_by_default
+    }
     model = _imported(args.model, "--model")
     if args.seed is not None:
         seed_everything(args.seed)

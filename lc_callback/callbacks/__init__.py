@@ -2,6 +2,7 @@
 
 from lc_callback.callbacks.feature_rank import FeatureRankCallback
 from lc_callback.callbacks.local_complexity import LocalComplexityCallback
+from lc_callback.callbacks.partition import SplinePartitionCallback
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.robustness import PGDRobustnessCallback
 
@@ -12,7 +13,13 @@ __all__ = [
     "Network",
     "PGDRobustnessCallback",
     "ProbeCallback",
+    "SplinePartitionCallback",
 ]
 
 #: All that ``python -m lc_callback`` knows, in the order of the timeline.
-MEASURES: list[type[ProbeCallback]] = [LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback]
+MEASURES: list[type[ProbeCallback]] = [
+    LocalComplexityCallback,
+    PGDRobustnessCallback,
+    FeatureRankCallback,
+    SplinePartitionCallback,
+]

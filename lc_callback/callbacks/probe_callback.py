@@ -24,8 +24,8 @@ from lc_callback.functional.knots import find_module
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.probes import Probes, Signature, draw_probes, random_probes
-from lc_callback.reporting.figure import draw
-from lc_callback.reporting.loggers import log_histogram, log_row, log_text
+from lc_callback.reporting.figure import draw, write_png
+from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
 from lc_callback.schedule import Schedule
 from lc_callback.timeline import Panel, Part
 from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn
@@ -99,6 +99,8 @@ class ProbeCallback(Callback):
     group: ClassVar[str] = "probe"
     #: The transitions that :meth:`find` can find.
     kinds: ClassVar[tuple[str, ...]] = ()
+    #: Whether ``python -m lc_callback measure`` takes it without being asked.
+    offline_by_default: ClassVar[bool] = True
     #: The settings of :meth:`find`, and their defaults.
     detection_settings: ClassVar[dict[str, float]] = {}
 
@@ -167,6 +169,7 @@ class ProbeCallback(Callback):
         self._restored = False
         self._active = False
         self._csv: CsvFile | None = None
+        self._folder: Path | None = None  # where files go, if there are to be any
         self._looked_at = -1  # the last step for which the schedule was asked
         self._tried = -1  # the last step that was measured, with or without success
         self._seconds, self._began = 0.0, 0.0
@@ -224,6 +227,10 @@ class ProbeCallback(Callback):
         """
         return {}
 
+    def pictures(self) -> Mapping[str, Any]:
+        """Pictures of the last row, as pixels ``(H, W, 3)`` by key; by default none. Kept as PNG files, too."""
+        return {}
+
     def describe(self) -> str:
         """What is measured, as Markdown, written once behind the first row; nothing before that."""
         return ""
@@ -261,6 +268,7 @@ class ProbeCallback(Callback):
         self._try_out(network, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / (self._prefixed(self.group).replace("/", "_"))
         if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._folder = folder
             if not trainer.loggers:
                 rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {folder / 'history.csv'} only.")
             self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
@@ -333,7 +341,7 @@ class ProbeCallback(Callback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
-        self._probes, self._active, self._csv, self._run = {}, False, None, None
+        self._probes, self._active, self._csv, self._run, self._folder = {}, False, None, None, None
 
     # State
 
@@ -654,6 +662,11 @@ class ProbeCallback(Callback):
             histogram = self._guarded(f"the histogram of {key}", partial(self.histogram, key, array))
             if histogram is not None:
                 log_histogram(trainer, key, histogram, step, failed)
+        for key, pixels in (self._guarded(f"drawing step {step}", self.pictures) or {}).items():
+            log_image(trainer, self._prefixed(key), pixels, step, failed)
+            if self._folder is not None:
+                path = self._folder / f"{key.rpartition('/')[2]}_{step:09d}.png"
+                self._guarded(f"writing {path}", partial(write_png, path, pixels))
         if not self._described:
             self._described = True
             text = self._guarded("describing itself", self.describe)

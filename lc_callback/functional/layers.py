@@ -40,6 +40,8 @@ class Layers(Space):
         bytes_per_sample: of the largest tensor of a forward pass.
     """
 
+    needs_layers = True  # else a model without non-linearities is no error
+
     def __init__(
         self,
         model: nn.Module,
@@ -89,7 +91,7 @@ class Layers(Space):
             layer = calls[site.call]
             self.layer_of.append(layer)
             self.sizes[layer] += two[0][0].numel() // 2
-        if not bases:
+        if not bases and self.needs_layers:
             raise ValueError(self._nothing_found())
         self.names = _numbered(bases)
 

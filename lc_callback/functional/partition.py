@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import Knot, Recorder, Site
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
+from lc_callback.functional.space import Space
 from lc_callback.functional.subdivision import Subdivision, Table
 from lc_callback.isolation import untouched
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Plane", "SlicePartition", "slice_partition"]
+__all__ = ["Plane", "SlicePartition", "slice_partition", "toward_boundary"]
 
 Floats = NDArray[np.float64]
 Extent = tuple[float, float, float, float]
@@ -32,6 +34,7 @@ Extent = tuple[float, float, float, float]
 _MARGIN = 0.2  # of the bounding square of the points, on each side
 _BUDGET = 2**22  # bytes of the largest tensor of a forward pass: what stays in the cache is faster
 _TABLE = 2**28  # bytes of the values of all units at the vertices, above which two passes are made
+_FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
 _CHECKED = 256  # regions on which it is checked that the network is affine
 _AFFINE = 1e-6  # of the output's range
 _SMOOTH = {"elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "log_sigmoid_forward", "erf"}
@@ -64,8 +67,10 @@ class Plane:
         """The plane through three points ``(3, *shape)``.
 
         Raises:
-            ValueError: if they are on one line.
+            ValueError: if there are not three, or they are on one line.
         """
+        if len(points) != 3:
+            raise ValueError(f"`points` must be three points, but got {len(points)}.")
         flat = points.double().flatten(1)
         sides = flat[1:] - flat[0]
         first = sides[0].norm()
@@ -73,18 +78,32 @@ class Plane:
         rest = sides[1] - (sides[1] @ along) * along
         rest = rest - (rest @ along) * along
         second = rest.norm()
-        if not first > 0 or not second > 1e-9 * sides[1].norm():
+        if not first > 0 or not second > _FLAT * sides[1].norm():
             raise ValueError("`points` must be three points that are not on one line, for they span the plane.")
         directions = torch.stack([along, rest / second])
         coordinates = (sides @ directions.T).cpu().numpy()
         shape = points.shape[1:]
         return cls(points[0].double(), directions.view(2, *shape), np.concatenate([np.zeros((1, 2)), coordinates]))
 
+    def window(self, extent: Sequence[float] | None) -> Extent:
+        """The window that is asked for, by default the bounding square of the points with a margin.
+
+        Raises:
+            ValueError: if ``extent`` is no ``(u0, u1, v0, v1)``.
+        """
+        if extent is None:
+            return self.square()
+        sides = tuple(map(float, extent))
+        if len(sides) != 4 or not (-math.inf < sides[0] < sides[1] < math.inf > sides[3] > sides[2] > -math.inf):
+            raise ValueError(f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, but got {extent!r}.")
+        return sides
+
     def square(self) -> Extent:
         """The bounding square of the points, with a margin."""
         low, high = self.points.min(0), self.points.max(0)
         middle, half = (low + high) / 2, (0.5 + _MARGIN) * float((high - low).max())
-        return middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half
+        u, v = map(float, middle)
+        return u - half, u + half, v - half, v + half
 
 
 @dataclass(frozen=True)
@@ -164,9 +183,7 @@ class SlicePartition:
         ax.add_collection(LineCollection(list(self.decision_boundary), color="red", linewidth=1.5))
         ax.plot(*self.plane.points.T, "o", color="white", markeredgecolor="black")
         ax.set(xlim=self.extent[:2], ylim=self.extent[2:], aspect="equal", xlabel="u", ylabel="v")
-        figure = ax.get_figure(root=True)
-        assert figure is not None
-        return figure, ax
+        return cast("Figure", ax.figure), ax
 
     def _following(self) -> NDArray[np.int64]:
         following = np.roll(self._loop, -1)
@@ -272,16 +289,14 @@ class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass
 class _Slicer(Layers):
     """Cuts a window along the zero lines of the traced layers, one after another."""
 
+    needs_layers = False  # an affine network is one region
+
     def prepare(self, extent: Sequence[float] | None, chunk_size: int | None) -> None:
+        if chunk_size is not None:
+            positive_integer("chunk_size", chunk_size)
         self.trace(torch.float64)
-        self.plane = Plane.through(self._three_points())
-        if extent is None:
-            self.extent = self.plane.square()
-        else:
-            u0, u1, v0, v1 = map(float, extent)
-            if not (-math.inf < u0 < u1 < math.inf and -math.inf < v0 < v1 < math.inf):
-                raise ValueError(f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, but got {extent!r}.")
-            self.extent = u0, u1, v0, v1
+        self.plane = Plane.through(self.all_values())
+        self.extent = self.plane.window(extent)
         self.cells = Subdivision(self.extent)
         self._entrance: tuple[nn.Module, Tensor] | None = None
         self.chunk = chunk_size or max(1, _BUDGET // max(1, self.bytes_per_sample))
@@ -292,12 +307,6 @@ class _Slicer(Layers):
                     f"{site.op!r} at {site.path or 'the top'!r} {kind}, so there are no regions to find. See "
                     "`local_complexity_map` for a picture of any model."
                 )
-
-    def _three_points(self) -> Tensor:
-        points = self.all_values()
-        if len(points) != 3:
-            raise ValueError(f"`points` must be three points, but got {len(points)}.")
-        return points
 
     def find_entrance(self) -> None:
         """The module whose output is the first pre-activation, if there is one.
@@ -415,8 +424,9 @@ class _Slicer(Layers):
         kept = torch.cat(chunks) if chunks else torch.empty(0)
         units = active.nonzero()[:, 1].tolist()
         if winner is not None:
-            several = kept.shape[-1]
-            return kept.flatten(1).clamp(min=-1e300).cpu().numpy(), units, several  # beyond the border nothing wins
+            several, inside = kept.shape[-1], kept[kept > -math.inf]
+            lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
+            return kept.flatten(1).clamp(min=lowest).cpu().numpy(), units, several
         return kept.cpu().numpy(), units, 1
 
     def _run_to(self, position: int, receive: Callable[[list[Tensor]], None]) -> None:
@@ -463,10 +473,15 @@ class _Slicer(Layers):
 
     def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
         """Raise an error if the network bends inside the largest regions."""
-        sizes = np.diff(offsets)
-        mean = np.add.reduceat(outputs[loop], offsets[:-1]) / sizes[:, None]
-        centres = np.add.reduceat(self.cells.vertices[loop], offsets[:-1]) / sizes[:, None]
-        spread = np.ptp(np.maximum.reduceat(self.cells.vertices[loop], offsets[:-1]), axis=1)
+        if not np.isfinite(outputs).all():
+            raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
+        weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
+        weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
+        corners = self.cells.vertices[loop]
+        mean = np.add.reduceat(weights * outputs[loop], offsets[:-1])
+        centres = np.add.reduceat(weights * corners, offsets[:-1])
+        low, high = np.minimum.reduceat(corners, offsets[:-1]), np.maximum.reduceat(corners, offsets[:-1])
+        spread = (high - low).max(1)
         some = np.argsort(-spread)[:_CHECKED] if len(spread) > _CHECKED else np.arange(len(spread))
         difference = np.abs(self.outputs(centres[some]) - mean[some]).max()
         if difference > _AFFINE * max(1e-300, float(np.abs(outputs).max())):
@@ -478,13 +493,18 @@ class _Slicer(Layers):
 
     def boundary(self, outputs: Floats) -> Floats:
         """Segments on which the largest output changes."""
-        cells = self.cells.copy()
+        cells, table = self.cells.copy(), Table(outputs)
         if outputs.shape[1] == 1:
-            cells.cut(outputs[:, 0], Table(outputs), 1, (len(self.names), 0))
+            cells.cut(outputs[:, 0], table, 0, (len(self.names), 0))
         else:
-            table = Table(outputs)
             cells.cut_maximum(table, range(outputs.shape[1]), len(self.names), 0)
-        start, end = cells.edges[:2, cells.made_by[0] == len(self.names)]
+        offsets, loop = cells.loops()
+        mean = np.add.reduceat(table.values[loop], offsets[:-1]) / np.diff(offsets)[:, None]
+        mean = mean if mean.shape[1] > 1 else np.concatenate([np.zeros_like(mean), mean, -mean], axis=1)
+        top = (mean >= mean.max(1, keepdims=True) - 1e-12 * np.abs(outputs).max()).argmax(1)
+        left, right = cells.edges[2:]
+        kinks = (right >= 0) & (top[left] != top[right])  # the class may change on an edge that was there before
+        start, end = cells.edges[:2, (cells.made_by[0] == len(self.names)) | kinks]
         return np.stack([cells.vertices[start], cells.vertices[end]], axis=1)
 
     def slope_norms(self, centres: Floats) -> Floats:
@@ -507,3 +527,30 @@ def _rows(output: Any) -> Tensor:
 
 def _ignore(site: Site, knots: list[Knot]) -> None:
     """A sink for runs of which only the output counts."""
+
+
+def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Tensor | None:
+    """The decision boundary nearest to a point, as the affine map of its region has it.
+
+    Args:
+        model: a classifier with logits ``(N, C)``, or ``(N, 1)`` for two classes.
+        inputs: one point, ``(1, *shape)``, or a tuple or dict of such tensors, of which one is floating-point.
+        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+
+    Returns:
+        ``(*shape)``; ``None`` if the gradient is zero there, or the output is no vector of logits.
+    """
+    space = Space(model, inputs, forward_fn=forward_fn)
+    with untouched(model, dtype=torch.float64, grad=True):
+        space.locate(torch.float64)
+        x = space.all_values()[:1].clone().requires_grad_(True)
+        logits = main_output(space.output(torch.zeros(1, dtype=torch.long), x))
+        if logits.ndim > 2:
+            return None
+        top = logits.flatten().topk(2).values if logits.numel() > 1 else torch.cat([logits.flatten(), x.new_zeros(1)])
+        margin = top[0] - top[1]
+        (gradient,) = torch.autograd.grad(margin, x)
+        squared = gradient.square().sum()
+        if not (squared > 0 and bool(squared.isfinite())):
+            return None
+        return (x - margin * gradient / squared)[0].detach()

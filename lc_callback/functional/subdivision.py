@@ -190,12 +190,12 @@ class Subdivision:
             made_by: noted with the new edges, with
             unit: the number of this envelope.
         """
-        step = self._made_by.min() - 1  # new edges carry the number of their function, as -2, -3, ... for now
+        step = -2  # new edges carry the number of their function, as -2, -3, ... for now
         marks = {}
         for column in columns[1:]:
             envelope = table.values[:, columns.start : column].max(1)
             marks[step] = column
-            self.cut(table.values[:, column] - envelope, table, columns.start, (made_by, int(step)))
+            self.cut(table.values[:, column] - envelope, table, columns.start, (made_by, step))
             step -= 1
         self._remove(self._covered(table, columns, marks))
         mine = self.made_by[1] < -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "image", "save"]
+__all__ = ["draw", "image", "pixels_of", "save", "write_png"]
 
 _WIDTH, _HEIGHT = 10.0, 2.7  # inches, of a figure and of each panel
 _SHADES = {"first descent": "#e8f0fa", "ascent": "#fdf3dc", "region migration": "#e6f4e6"}
@@ -117,7 +117,12 @@ def _markers(ax: Axes, panel: Panel, transitions: Sequence[Transition]) -> list[
 
 
 def image(parts: Sequence[Part], title: str = "") -> tuple[np.ndarray[Any, Any], bytes]:
-    """The timeline as pixels ``(H, W, 3)`` and as the bytes of a PNG file; no window and no state of pyplot."""
+    """The timeline as pixels ``(H, W, 3)`` and as the bytes of a PNG file."""
+    return pixels_of(lambda figure: draw(figure, parts, title))
+
+
+def pixels_of(draw_into: Callable[[Figure], Any]) -> tuple[np.ndarray[Any, Any], bytes]:
+    """What a function draws into an empty figure, likewise; no window and no state of pyplot."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -126,7 +131,7 @@ def image(parts: Sequence[Part], title: str = "") -> tuple[np.ndarray[Any, Any],
         matplotlib.rcdefaults()  # a style for papers, with LaTeX say, is not for this
         figure = Figure(dpi=110)
         canvas = FigureCanvasAgg(figure)
-        draw(figure, parts, title)
+        draw_into(figure)
         file = io.BytesIO()
         canvas.print_png(file)
     return np.asarray(canvas.buffer_rgba())[..., :3].copy(), file.getvalue()
@@ -135,3 +140,11 @@ def image(parts: Sequence[Part], title: str = "") -> tuple[np.ndarray[Any, Any],
 def save(parts: Sequence[Part], path: Path, title: str = "") -> None:
     """Write the timeline to ``path``."""
     path.write_bytes(image(parts, title)[1])
+
+
+def write_png(path: Path, pixels: Any) -> None:
+    """Write pixels ``(H, W, 3)`` to ``path``."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels)).save(path)

@@ -1,0 +1,229 @@
+"""The callback that draws the exact partition on slices of input space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.functional.partition import SlicePartition, slice_partition, toward_boundary
+from lc_callback.probes import Probes
+from lc_callback.reporting.film import draw_slices, film
+from lc_callback.reporting.loggers import log_image
+from lc_callback.schedule import Schedule, is_log_step
+
+__all__ = ["SplinePartitionCallback"]
+
+_PER_DECADE = 3
+
+
+class SplinePartitionCallback(ProbeCallback):
+    r"""Draw the exact linear regions of a network on two slices of input space while it trains.
+
+    The pictures of *Deep Networks Always Grok and Here is Why* (ICML 2024, figures 2 and 7), see
+    :func:`lc_callback.functional.slice_partition`: regions shaded by the norm of their slope, the decision boundary in
+    red, the points marked. One slice goes through three fixed train points, of different classes where there are such;
+    the other through two of them and the decision boundary nearest to the first.
+
+    Logged at ``step = trainer.global_step``, the number of updates applied; step 0 is the initialisation:
+
+    - ``partition/n_regions``: regions in the window of the first slice.
+    - ``partition/n_regions_near_probes``: those with their centre within ``near`` times the window's side of one of the
+      three points.
+    - ``partition/n_regions_near_boundary``: the same round the points of the decision boundary nearest to them; left
+      out where the window holds no boundary. The discs are of one size, so the two can be compared: region migration
+      is the first falling and the second rising.
+    - ``partition/slice``: the picture, as an image in TensorBoard, and as ``partition/slice_<step>.png`` in the log
+      directory; at the end ``partition/film.png``, a strip of some of them, and ``partition/film.gif``, all of them.
+    - ``partition/seconds``: what the row cost.
+
+    Args:
+        near: radius of the discs, in parts of the window's side.
+        at: name of the module whose output is sliced instead of the input. Models of tokens: their first embedding.
+        n_probes: points among which the three are found.
+        schedule: ``None`` is three steps a decade, step 0 and the last step; ``"log"`` ten; a list of steps, or a
+            function ``step -> bool``.
+        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
+        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
+        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
+            tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
+        seed: seed of the points.
+        chunk_size: points in one forward pass; by default what fits a memory budget.
+        submodule: name of the module to measure, if not the whole LightningModule.
+        forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
+            import path, or the name of a method of the module.
+        target_fn: what is called as ``target_fn(batch)`` for the classes ``(N,)`` of a batch, if these are not its
+            second part: a function, or its import path.
+        log_key_prefix: put before every key, to tell several instances apart.
+        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+
+    Raises:
+        ValueError: for an argument out of range, on construction, or for a network that is not piecewise affine, before
+            the first step.
+        MisconfigurationException: if there is nothing to draw from or to call, before the first step.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from lc_callback import SplinePartitionCallback
+        >>> callback = SplinePartitionCallback(schedule=[0, 100, 1000])
+        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False)
+        >>> callback
+        SplinePartitionCallback(near=0.1, schedule=[0, 100, 1000], n_probes=64, seed=0)
+    """
+
+    group = "partition"
+    offline_by_default = False  # not every network is piecewise affine
+
+    def __init__(
+        self,
+        near: float = 0.1,
+        at: str | None = None,
+        n_probes: int = 64,
+        schedule: str | list[int] | Callable[[int], bool] | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        train_probes: Any = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        submodule: str | None = None,
+        forward_fn: str | Callable[..., Any] | None = None,
+        target_fn: str | Callable[..., Any] | None = None,
+        log_key_prefix: str = "",
+        raise_on_error: bool = False,
+    ) -> None:
+        super().__init__(
+            n_probes=n_probes,
+            train_probes=train_probes,
+            random_probes=False,
+            schedule=schedule,
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs,
+            seed=seed,
+            submodule=submodule,
+            forward_fn=forward_fn,
+            target_fn=target_fn,
+            log_key_prefix=log_key_prefix,
+            raise_on_error=raise_on_error,
+        )
+        if schedule is None and every_n_train_steps is None and every_n_epochs is None:
+            self.schedule = Schedule(partial(is_log_step, points_per_decade=_PER_DECADE))
+            self.schedule.text, self.schedule.closes = f"schedule='log, {_PER_DECADE} steps a decade'", True
+        if isinstance(near, bool) or not isinstance(near, (int, float)) or not 0 < near <= 0.5:
+            raise ValueError(f"`near` must be above 0 and at most 0.5, but got {near!r}.")
+        if at is not None and not isinstance(at, str):
+            raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
+        self.near, self.at, self.chunk_size = near, at, chunk_size
+        self._three: Any = None
+        self._slices: list[SlicePartition] = []
+        self._source = ""
+
+    def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
+        """Choose the three points."""
+        points = next(iter(probes.values()))
+        chosen = _different(points)
+        if len(chosen) < 3:
+            raise ValueError(f"a slice needs three points, but `train_probes` gives {len(points)}: pass more of them.")
+        self._three = tree_map(partial(_take, chosen), points.inputs)
+        self._source = f"train points {chosen} of {len(points)} ({points.source})"
+
+    def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
+        """Regions of the first slice, and how many of them are near the points and near the decision boundary."""
+        arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn, "chunk_size": self.chunk_size}
+        first = slice_partition(network.module, self._three, slopes=True, **arguments)
+        self._slices = [first]
+        second = self._toward_boundary(network)
+        if second is not None:
+            self._slices.append(slice_partition(network.module, second, slopes=True, **arguments))
+        radius = self.near * (first.extent[1] - first.extent[0])
+        values: dict[str, float] = {
+            "partition/n_regions": first.n_regions,
+            "partition/n_regions_near_probes": _within(first.centres, first.plane.points, radius),
+        }
+        if len(first.decision_boundary):
+            nearest = np.stack([_nearest(point, first.decision_boundary) for point in first.plane.points])
+            values["partition/n_regions_near_boundary"] = _within(first.centres, nearest, radius)
+        return values
+
+    def _toward_boundary(self, network: Network) -> Any:
+        """Two of the points, and the boundary nearest to the first; ``None`` where that cannot be told."""
+        leaves = [leaf for leaf in tree_leaves(self._three) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if self.at is not None or len(leaves) != 1:
+            return None
+        nearest = toward_boundary(network.module, tree_map(partial(_take, [0]), self._three), network.forward_fn)
+        if nearest is None:
+            return None
+        three = torch.stack([leaves[0][0], leaves[0][1], nearest.to(leaves[0])])
+        return tree_map(lambda leaf: three if leaf is leaves[0] else leaf, self._three)
+
+    def pictures(self) -> dict[str, Any]:
+        """The slices of the last row."""
+        return {"partition/slice": draw_slices(self._slices)} if self._slices else {}
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Also put the pictures together to a film."""
+        super().on_train_end(trainer, pl_module)
+        if self._folder is not None and trainer.is_global_zero:
+            self._guarded("making the film", lambda: self._make_film(trainer, self._folder))
+
+    def _make_film(self, trainer: Any, folder: Path | None) -> None:
+        steps = [step for step in self.history.steps if folder is not None and (folder / _file(step)).exists()]
+        if folder is None or not steps:
+            return
+        strip = film([(step, folder / _file(step)) for step in steps], folder / "film.png", folder / "film.gif")
+        log_image(trainer, self._prefixed("partition/film"), strip, trainer.global_step, self.warn_of)
+
+    def describe(self) -> str:
+        """The points, the window, and the layers."""
+        if not self._slices:
+            return ""
+        first = self._slices[0]
+        side = first.extent[1] - first.extent[0]
+        return (
+            f"Slice through {self._source}; window of side {side:.4g}, {first.n_regions} regions by the units of "
+            f"{', '.join(first.layer_names)}. Near is within {self.near * side:.4g}."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments for ``repr`` and the log."""
+        own = {"near": self.near, "at": self.at}
+        return {name: value for name, value in own.items() if value is not None} | super().settings()
+
+
+def _different(points: Probes) -> list[int]:
+    """The first three points, of different classes where there are such."""
+    if isinstance(points.targets, Tensor) and points.targets.ndim == 1 and not points.targets.is_floating_point():
+        first = {int(target): index for index, target in reversed([*enumerate(points.targets.tolist())])}
+        if len(first) >= 3:
+            return sorted(first.values())[:3]
+    return [*range(min(3, len(points)))]
+
+
+def _take(indices: Sequence[int], leaf: Any) -> Any:
+    return leaf[list(indices)] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+
+def _within(centres: np.ndarray, points: np.ndarray, radius: float) -> int:
+    """How many centres are near one of the points."""
+    distances = np.linalg.norm(centres[:, None] - points, axis=-1)
+    return int((distances.min(1) <= radius).sum())
+
+
+def _nearest(point: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """The point on segments ``(S, 2, 2)`` nearest to a point."""
+    start, along = segments[:, 0], segments[:, 1] - segments[:, 0]
+    length = np.maximum((along * along).sum(1), 1e-300)
+    share = np.clip(((point - start) * along).sum(1) / length, 0, 1)
+    feet = start + share[:, None] * along
+    return feet[np.argmin(np.linalg.norm(feet - point, axis=1))]
+
+
+def _file(step: int) -> str:
+    return f"slice_{step:09d}.png"
