@@ -147,9 +147,9 @@ class SlicePartition:
     @cached_property
     def areas(self) -> Floats:
         """``(R,)``, in squared input units."""
-        following = self._following()
-        x, y = self.vertices[self._loop].T
-        to_x, to_y = self.vertices[following].T
+        first = np.repeat(self.vertices[self._loop[self._offsets[:-1]]], np.diff(self._offsets), axis=0)
+        x, y = (self.vertices[self._loop] - first).T  # small numbers: else slivers drown in rounding
+        to_x, to_y = (self.vertices[self._following()] - first).T
         return np.add.reduceat(x * to_y - to_x * y, self._offsets[:-1]) / 2
 
     @cached_property

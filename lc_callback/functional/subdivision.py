@@ -11,6 +11,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _TOLERANCE = 1e-13  # of a function's largest absolute value: a vertex this near to its zero line is on it
+_CANDIDATE = -2  # the unit of edges that may be taken away again
 
 
 class Table:
@@ -190,27 +191,30 @@ class Subdivision:
             made_by: noted with the new edges, with
             unit: the number of this envelope.
         """
-        step = -2  # new edges carry the number of their function, as -2, -3, ... for now
-        marks = {}
         for column in columns[1:]:
             envelope = table.values[:, columns.start : column].max(1)
-            marks[step] = column
-            self.cut(table.values[:, column] - envelope, table, columns.start, (made_by, step))
-            step -= 1
-        self._remove(self._covered(table, columns, marks))
-        mine = self.made_by[1] < -1
-        self._made_by[1, : self._n_edges][mine] = unit
+            self.cut(table.values[:, column] - envelope, table, columns.start, (made_by, _CANDIDATE))
+        self._remove(self._without_change(table, columns))
+        self._made_by[1, : self._n_edges][self.made_by[1] == _CANDIDATE] = unit
 
-    def _covered(self, table: Table, columns: range, marks: dict[int, int]) -> Ints:
-        """Edges of an earlier envelope that a later function is above."""
-        candidates = np.flatnonzero(self.made_by[1] < -1)
-        own = np.array([marks[mark] for mark in self.made_by[1, candidates].tolist()], np.int64)
-        start, end = self.edges[:2, candidates]
+    def _without_change(self, table: Table, columns: range) -> Ints:
+        """New edges on both sides of which the same function is the largest."""
+        candidates = np.flatnonzero(self.made_by[1] == _CANDIDATE)
+        start, end, left, right = self.edges
+        beside = np.zeros(self.n_faces, bool)
+        beside[left[candidates]] = beside[right[candidates]] = True
+        slot = np.cumsum(beside) - 1
         values = table.values[:, columns.start : columns.stop]
-        middle = (values[start] + values[end]) / 2
-        height = middle[np.arange(len(own)), own - columns.start]
-        scale = float(np.abs(values).max())
-        return candidates[height < middle.max(1) - 10 * _TOLERANCE * scale]
+        mean = np.zeros((int(beside.sum()), len(columns)))
+        corners = np.zeros(len(mean))
+        for face, corner in ((left, start), (right, end)):
+            mine = np.flatnonzero((face >= 0) & beside[face])
+            np.add.at(mean, slot[face[mine]], values[corner[mine]])
+            corners += np.bincount(slot[face[mine]], minlength=len(mean))
+        mean /= corners[:, None]
+        below = mean - mean.max(1, keepdims=True)
+        same = np.minimum(below[slot[left[candidates]]], below[slot[right[candidates]]]).max(1)
+        return candidates[same > -10 * _TOLERANCE * float(np.abs(values).max())]
 
     def _remove(self, edges: Ints) -> None:
         """Take edges away and make one face of the faces on their sides."""
