@@ -1,6 +1,8 @@
 """The measures as plain functions of a torch module: no Lightning, no trainer, no state."""
 
 from lc_callback.functional.alignment import CentroidAlignment, centroid_alignment
+from lc_callback.functional.complexity_map import LocalComplexityMap, local_complexity_map
+from lc_callback.functional.deformation import FrameDeformation, frame_deformation
 from lc_callback.functional.feature_rank import FeatureCovariance, FeatureRank, feature_rank, feature_ranks
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.linear_probe import linear_probe
@@ -13,15 +15,19 @@ __all__ = [
     "CentroidAlignment",
     "FeatureCovariance",
     "FeatureRank",
+    "FrameDeformation",
     "LocalComplexity",
+    "LocalComplexityMap",
     "RobustAccuracy",
     "SlicePartition",
     "centroid_alignment",
     "cross_polytope_frame",
     "feature_rank",
     "feature_ranks",
+    "frame_deformation",
     "linear_probe",
     "local_complexity",
+    "local_complexity_map",
     "robust_accuracy",
     "slice_partition",
     "weight_norms",

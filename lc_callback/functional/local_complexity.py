@@ -19,7 +19,7 @@ from lc_callback.functional.layers import Layers
 from lc_callback.functional.space import compute_dtype
 from lc_callback.isolation import untouched
 
-__all__ = ["LocalComplexity", "local_complexity"]
+__all__ = ["Counter", "LocalComplexity", "check_arguments", "default_chunk", "frame_directions", "local_complexity"]
 
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
@@ -157,38 +157,56 @@ def local_complexity(
         >>> lc.mean, lc.layer_names, lc.layer_sizes
         (1.0, ['1'], [3])
     """
-    radii = check_arguments(radius, n_directions, layers, at, chunk_size)
+    check_arguments(radius, n_directions, layers, at, chunk_size)
     if method != "vertices":
         raise ValueError(f"`method` must be 'vertices', but got {method!r}.")
-    measurement = _Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
-    dtype = compute_dtype(model, inputs)
-    while True:
-        with untouched(model, dtype=dtype):
-            measurement.trace(dtype)
-            if dtype is not torch.float64 and measurement.drowns(min(radii)):
-                warnings.warn(
-                    f"`radius={min(radii):g}` is a step of {min(radii) / measurement.dim**0.5:.1e} per coordinate, "
-                    f"within {_FEWEST_ULP} roundings of the largest input: computing in float64.",
-                    stacklevel=2,
-                )
-                dtype = torch.float64
-                continue
-            frame = _frame(measurement.shape, n_directions, directions, seed, dtype, measurement.device)
-            counts = measurement.count(radii, frame, chunk_size, progress)
-        break
-    several = not isinstance(radius, Real)
-    return LocalComplexity(
-        counts=counts if several else counts[0],
-        layer_names=measurement.names,
-        layer_sizes=measurement.sizes,
-        radius=radii if several else radii[0],
-        at=measurement.at,
-        dtype=dtype,
-    )
+    counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    return counter.measure(radius, n_directions, directions, seed, chunk_size, progress)
 
 
-class _Counter(Layers):
+class Counter(Layers):
     """Counts the switching units of traced layers, chunk by chunk."""
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return self.points.n
+
+    def measure(
+        self,
+        radius: float | Sequence[float],
+        n_directions: int,
+        directions: Tensor | None,
+        seed: int,
+        chunk_size: int | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> LocalComplexity:
+        """Local complexity at the points, in the precision that the radius takes. Arguments as they were checked."""
+        several = isinstance(radius, Sequence)
+        radii = [float(r) for r in (radius if isinstance(radius, Sequence) else [radius])]
+        dtype = compute_dtype(self.model, self.inputs)
+        while True:
+            with untouched(self.model, dtype=dtype):
+                self.trace(dtype)
+                if dtype is not torch.float64 and self.drowns(min(radii)):
+                    warnings.warn(
+                        f"`radius={min(radii):g}` is a step of {min(radii) / self.dim**0.5:.1e} per coordinate, "
+                        f"within {_FEWEST_ULP} roundings of the largest input: computing in float64.",
+                        stacklevel=3,
+                    )
+                    dtype = torch.float64
+                    continue
+                frame = frame_directions(self.shape, n_directions, directions, seed, dtype, self.device)
+                counts = self.count(radii, frame, chunk_size, progress)
+            break
+        return LocalComplexity(
+            counts=counts if several else counts[0],
+            layer_names=self.names,
+            layer_sizes=self.sizes,
+            radius=radii if several else radii[0],
+            at=self.at,
+            dtype=dtype,
+        )
 
     def drowns(self, radius: float) -> bool:
         """Whether a coordinate's step is within rounding of the coordinates."""
@@ -202,8 +220,8 @@ class _Counter(Layers):
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
         """``(R, N, L)`` counts for all points, on the CPU."""
-        n, n_vertices = self.points.n, 2 * len(frame)
-        chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // max(1, self.bytes_per_sample))
+        n, n_vertices = self.n, 2 * len(frame)
+        chunk = chunk_size or default_chunk(self.device, self.bytes_per_sample)
         counts = torch.zeros(len(radii), n, len(self.names), dtype=torch.int64, device=self.device)
         for row, radius in enumerate(radii):
             offsets = torch.cat([radius * frame, -radius * frame])
@@ -279,7 +297,12 @@ class _Tally:
         return ~torch.stack(finite).all(0).flatten(1).all(1)
 
 
-def _frame(
+def default_chunk(device: torch.device, bytes_per_sample: int) -> int:
+    """As many samples in one forward pass as fit the memory budget, at least 1."""
+    return max(1, _BUDGET.get(device.type, _BUDGET["cpu"]) // max(1, bytes_per_sample))
+
+
+def frame_directions(
     shape: tuple[int, ...],
     n_directions: int,
     directions: Tensor | None,
