@@ -140,6 +140,12 @@ class SlicePartition:
         return len(self._offsets) - 1
 
     @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """``(L,)``: units of each layer that switch inside the window, which ``local_complexity`` estimates."""
+        made = np.unique(self._made_by[:, self._made_by[0] >= 0], axis=1)
+        return np.bincount(made[0], minlength=len(self.layer_names))
+
+    @cached_property
     def polygons(self) -> list[Floats]:
         """Vertices ``(k, 2)`` of each region, counter-clockwise. Some may lie on a straight side."""
         return np.split(self.vertices[self._loop], self._offsets[1:-1])

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lc_callback.functional import slice_partition
+from lc_callback.functional import cross_polytope_frame, local_complexity, slice_partition
 
 WINDOW = (-4.0, 4.0, -4.0, 4.0)
 TRIANGLE = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64)
@@ -834,3 +834,17 @@ def test_plot(slopes):
     assert same is axes
     assert again is figure
     pyplot.close(figure)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_vertices_of_a_frame_of_two_directions_miss_units_and_invent_none(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)).double()
+    x, radius = torch.randn(5, dtype=torch.float64), 2.0
+    frame = cross_polytope_frame(5, 2, seed=seed, dtype=torch.float64)
+    sides = torch.stack([frame[0] + frame[1], frame[0] - frame[1]]) / 2**0.5
+    half = radius / 2**0.5
+    found = slice_partition(net, torch.stack([x, x + sides[0], x + sides[1]]), extent=(-half, half, -half, half))
+    estimate = local_complexity(net, x[None], radius=radius, directions=frame).counts[0]
+    assert found.counts.tolist()[0] == int(estimate[0]) > 0  # the first layer is exact
+    assert found.counts.tolist()[1] >= int(estimate[1])
