@@ -177,8 +177,8 @@ class Layers(Space):
         points: Tensor,
         offsets: Tensor | None,
         sink: Callable[[int, list[Knot]], None],
-    ) -> None:
-        """Run the model on the points ``(n,)``, each moved by the ``(k, D)`` offsets.
+    ) -> Any:
+        """Run the model on the points ``(n,)``, each moved by the ``(k, D)`` offsets. Returns its output.
 
         ``sink(position, knots)`` is called for each place that was traced and depends on the samples, with tensors
         whose first axis is the ``n * k`` samples, those of a point next to each other.
@@ -191,11 +191,11 @@ class Layers(Space):
             return moved.flatten(0, 1)
 
         inputs = self.points.batch(points, offsets if self.at_module is None else None, k)
-        self._followed(inputs, n * k, sink, self._recording(move))
+        return self._followed(inputs, n * k, sink, self._recording(move))
 
     def _followed(
         self, inputs: Any, samples: int, sink: Callable[[int, list[Knot]], None], recording: dict[str, Any]
-    ) -> None:
+    ) -> Any:
         """Run the model on ``inputs``, of which so many ``samples`` arrive at each place."""
         position = 0
 
@@ -211,9 +211,10 @@ class Layers(Space):
             position += 1
 
         with Recorder(self.model, receive, **recording):
-            self.run(inputs)
+            output = self.run(inputs)
         if position != len(self.axes):
             raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
+        return output
 
     def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         at = {} if self.results else {"at": self.at_module, "move": move}

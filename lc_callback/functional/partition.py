@@ -20,6 +20,7 @@ from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space
 from lc_callback.functional.subdivision import Subdivision, Table
+from lc_callback.functional.vertex_values import UnitValues, VertexRows, WinnerValues
 from lc_callback.isolation import untouched
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ Floats = NDArray[np.float64]
 Extent = tuple[float, float, float, float]
 
 _MARGIN = 0.2  # of the bounding square of the points, on each side
-_BUDGET = 2**22  # bytes of the largest tensor of a forward pass: what stays in the cache is faster
-_TABLE = 2**28  # bytes of the values of all units at the vertices, above which two passes are made
+_BUDGET = {"cpu": 2**20, "cuda": 2**28}  # bytes of the largest tensor of a forward pass: in the cache it is faster
+_HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahead
 _FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
 _CHECKED = 256  # regions on which it is checked that the network is affine
 _AFFINE = 1e-6  # of the output's range
@@ -305,7 +306,8 @@ class _Slicer(Layers):
         self.extent = self.plane.window(extent)
         self.cells = Subdivision(self.extent)
         self._entrance: tuple[nn.Module, Tensor] | None = None
-        self.chunk = chunk_size or max(1, _BUDGET // max(1, self.bytes_per_sample))
+        budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
+        self.chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))
         for site, axis in zip(self.sites, self.axes, strict=True):
             if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN or site.merge):
                 kind = "jumps" if site.op in _BROKEN else "is not piecewise affine"
@@ -384,98 +386,101 @@ class _Slicer(Layers):
 
     def cut(self) -> None:
         """Cut along all layers."""
-        for position, axis in enumerate(self.axes):
-            if axis is not None:
-                self._cut_at(position)
+        followed = [position for position, axis in enumerate(self.axes) if axis is not None]
+        self._ahead = {p: WinnerValues() if self._is_pool(p) else UnitValues() for p in followed}
+        self._outputs = VertexRows()
+        self._evaluate(0)
+        for position in followed:
+            values = self._ahead.pop(position)
+            before = len(self.cells.vertices)
+            self._cut_along(position, values)
+            if len(self.cells.vertices) > before:
+                self._evaluate(before)
 
-    def _cut_at(self, position: int) -> None:
+    def _is_pool(self, position: int) -> bool:
+        return self.sites[position].op.startswith("max_pool")
+
+    def _evaluate(self, start: int) -> None:
+        """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
+        n = len(self.cells.vertices)
+        parts = -(-(n - start) // self.chunk)
+        for part in (np.arange(start + i, n, parts) for i in range(parts)):  # each from all over the window
+
+            def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
+                if at in self._ahead:
+                    self._ahead[at].add(part, knots)
+
+            self._outputs.add(part, self._forward(self.cells.vertices[part], sink))
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Keep less where it is too much: first what will not be needed, then what is needed last."""
+        if sum(values.n_bytes for values in self._ahead.values()) <= _HELD:
+            return
+        for values in self._ahead.values():
+            values.narrow()
+        held = sum(values.n_bytes for values in self._ahead.values())
+        for values in reversed(self._ahead.values()):
+            if held > _HELD / 2:  # so that there is room for some more
+                held -= values.n_bytes
+                values.drop()
+
+    def _cut_along(self, position: int, values: UnitValues) -> None:
+        units = values.units()
+        if not units:
+            return
+        columns = values.table() if values.complete() else self._again(position, values)
         layer = self.layer_of[position]
-        values, units, several = self._values_at(position)
-        if several > 1:
-            table = Table(values)
+        if columns.ndim == 3:
+            several, inside = columns.shape[-1], columns[columns > -math.inf]
+            lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
+            table = Table(columns.reshape(len(columns), -1).clip(min=lowest))
             for i, unit in enumerate(units):
                 self.cells.cut_maximum(table, range(i * several, (i + 1) * several), layer, unit)
             return
-        table = Table(values)
+        table = Table(columns)
         for i, unit in enumerate(units):
             self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit))
 
-    def _values_at(self, position: int) -> tuple[Floats, list[int], int]:
-        """Values at the vertices of all units that change there, minus their knots; unit numbers; columns of each."""
-        chunks: list[Tensor] = []
-        low: Any = None
-        high: Any = None
-        winner: Any = None
-        held, budget = 0, _TABLE
+    def _again(self, position: int, values: UnitValues) -> Floats:
+        """Run the model once more at all vertices, as far as this place."""
+        rows = VertexRows()
+        n = len(self.cells.vertices)
+        for part in np.array_split(np.arange(n), -(-n // self.chunk)):
 
-        def reduce(parts: list[Tensor]) -> None:
-            nonlocal low, high, winner, held, chunks
-            z = torch.stack(parts, dim=1)  # (k, knots, units[, candidates])
-            if z.ndim == 4:
-                top = z.argmax(-1)
-                winner = (top[0], torch.zeros_like(top[0], dtype=torch.bool)) if winner is None else winner
-                winner = winner[0], winner[1] | (top != winner[0]).any(0)
-            else:
-                low = z.amin(0) if low is None else torch.minimum(low, z.amin(0))
-                high = z.amax(0) if high is None else torch.maximum(high, z.amax(0))
-            held += z.numel() * z.element_size()
-            chunks = [*chunks, z] if held <= budget else []
+            def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
+                if at == position:
+                    rows.add(part, values.select(knots))
+                    raise _Reached
 
-        self._run_to(position, reduce)
-        active: Tensor = winner[1] if winner is not None else (low < 0) & (high > 0)
-        if held > budget:
-            self._run_to(position, lambda parts: chunks.append(torch.stack(parts, dim=1)[:, active]))
-        else:
-            chunks = [z[:, active] for z in chunks]
-        kept = torch.cat(chunks) if chunks else torch.empty(0)
-        units = active.nonzero()[:, 1].tolist()
-        if winner is not None:
-            several, inside = kept.shape[-1], kept[kept > -math.inf]
-            lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
-            return kept.flatten(1).clamp(min=lowest).cpu().numpy(), units, several
-        return kept.cpu().numpy(), units, 1
-
-    def _run_to(self, position: int, receive: Callable[[list[Tensor]], None]) -> None:
-        """Run the model at all vertices as far as this place."""
-        first = torch.zeros(1, dtype=torch.long)
-        pool = self.sites[position].op.startswith("max_pool")
-        directions = self.plane.directions.flatten(1).to(self.device)
-
-        def sink(at: int, knots: list[Knot]) -> None:
-            if at == position:
-                flat = [z.flatten(1, -2) if pool else z.flatten(1) - (knot or 0.0) for z, knot in knots]
-                receive(flat)
-                raise _Reached
-
-        for part in self._chunks(self.cells.vertices):
             try:
-                if self._entrance is None:
-                    self.follow(first, torch.as_tensor(part).to(self.device) @ directions, sink)
-                else:
-                    recording = {"max_pool": self.max_pool, **self._entering(part)}
-                    self._followed(self.points.batch(first, None), len(part), sink, recording)
+                self._forward(self.cells.vertices[part], sink)
             except _Reached:
                 continue
+        return rows.table()
 
     def outputs(self, at: Floats | None = None) -> Floats:
         """The model's output ``(K, C)`` at coordinates, by default those of the vertices."""
-        found = []
-        for part in self._chunks(self.cells.vertices if at is None else at):
-            if self._entrance is None:
-                output = self._run_whole(part)
-            else:
-                with Recorder(self.model, _ignore, **self._entering(part)):
-                    output = _rows(self.run(self.points.batch(torch.zeros(1, dtype=torch.long), None)))
-            found.append(output.detach().cpu())
-        return torch.cat(found).numpy()
+        if at is None:
+            return self._outputs.table()
+        parts = np.array_split(at, -(-len(at) // self.chunk))
+        return torch.cat([self._forward(part, _ignore_place).cpu() for part in parts]).numpy()
+
+    def _forward(self, coordinates: Floats, sink: Callable[[int, list[Knot]], None]) -> Tensor:
+        """The model's output ``(k, C)`` at coordinates; what its places have goes to the sink."""
+        first = torch.zeros(1, dtype=torch.long)
+        if self._entrance is None:
+            directions = self.plane.directions.flatten(1).to(self.device)
+            output = self.follow(first, torch.as_tensor(coordinates).to(self.device) @ directions, sink)
+        else:
+            recording = {"max_pool": self.max_pool, **self._entering(coordinates)}
+            output = self._followed(self.points.batch(first, None), len(coordinates), sink, recording)
+        return _rows(output).detach()
 
     def _run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
         values = self.plane.to_input(coordinates).to(self.device)
         self._leaf = values.requires_grad_(grad)
         return _rows(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
-
-    def _chunks(self, coordinates: Floats) -> list[Floats]:
-        return np.array_split(coordinates, -(-len(coordinates) // self.chunk))
 
     def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
         """Raise an error if the network bends inside the largest regions."""
@@ -516,7 +521,7 @@ class _Slicer(Layers):
     def slope_norms(self, centres: Floats) -> Floats:
         """Frobenius norm of the Jacobian of the output at these coordinates."""
         norms = []
-        for part in self._chunks(centres):
+        for part in np.array_split(centres, -(-len(centres) // self.chunk)):
             output = self._run_whole(part, grad=True)
             squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
             for c in range(output.shape[1]):
@@ -533,6 +538,10 @@ def _rows(output: Any) -> Tensor:
 
 def _ignore(site: Site, knots: list[Knot]) -> None:
     """A sink for runs of which only the output counts."""
+
+
+def _ignore_place(position: int, knots: list[Knot]) -> None:
+    """The same, where places are told by their positions."""
 
 
 def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Tensor | None:

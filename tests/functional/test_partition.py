@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lc_callback.functional import cross_polytope_frame, local_complexity, slice_partition
+from lc_callback.functional import cross_polytope_frame, local_complexity, partition, slice_partition
 
 WINDOW = (-4.0, 4.0, -4.0, 4.0)
 TRIANGLE = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64)
@@ -806,6 +806,43 @@ def test_chunk_size_does_not_matter(kind, chunk_size):
     found = slice_partition(net, points, extent=(-2, 2, -2, 2), slopes=True, chunk_size=chunk_size)
     same_regions(found, expected)
     np.testing.assert_allclose(found.slope_norm, expected.slope_norm)
+
+
+def with_memory(held, monkeypatch):
+    """Let the values of so many bytes be kept. Returns a list: for each layer, whether they were, and all of them."""
+    layers = []
+
+    def cut_along(self, position, values):
+        if values.units():
+            layers.append((values.complete(), bool(values._kept.all())))
+        original(self, position, values)
+
+    original = partition._Slicer._cut_along
+    monkeypatch.setattr(partition._Slicer, "_cut_along", cut_along)
+    monkeypatch.setattr(partition, "_HELD", held)
+    return layers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_layer_computed_anew_gives_the_same(kind, monkeypatch):
+    net, points = made(kind, 1)
+    expected = slice_partition(net, points, extent=WINDOW)
+    layers = with_memory(0, monkeypatch)
+    same_regions(slice_partition(net, points, extent=WINDOW), expected)
+    assert not any(complete for complete, _ in layers)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_keeping_only_what_will_be_needed_gives_the_same(seed, monkeypatch):
+    torch.manual_seed(seed)
+    net = seq(nn.Linear(3, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU())
+    net = seq(*net, nn.Unflatten(1, (15, 2, 2)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(15, 3))
+    points = torch.randn(3, 3)
+    window = (-1, 1, -1, 1)
+    expected = slice_partition(net, points, extent=window, chunk_size=8)
+    layers = with_memory(300_000, monkeypatch)
+    same_regions(slice_partition(net, points, extent=window, chunk_size=8), expected)
+    assert (True, False) in layers
 
 
 def test_the_same_call_gives_the_same_numbers():
