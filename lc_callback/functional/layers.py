@@ -22,6 +22,11 @@ __all__ = ["Layers"]
 _MIXING = 1e-3
 
 
+_SMOOTH = {"elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "log_sigmoid_forward", "erf"}
+_SMOOTH |= {"hardswish", "glu"}
+_BROKEN = {"threshold", "hardshrink"}  # these jump
+
+
 class Layers(Space):
     """The layers of a model at ``N`` points, in execution order.
 
@@ -170,6 +175,13 @@ class Layers(Space):
     def _after_at(self) -> str:
         return "" if self.at is None else f" after {self.at!r}, whose output is perturbed,"
 
+    def check_piecewise_affine(self, why: str) -> None:
+        """Raise an error that ends with ``why``, if one of the non-linearities is smooth or jumps."""
+        for site, axis in zip(self.sites, self.axes, strict=True):
+            if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN or site.merge):
+                kind = "jumps" if site.op in _BROKEN else "is not piecewise affine"
+                raise ValueError(f"{site.op!r} at {site.path or 'the top'!r} {kind}, {why}")
+
     # Following
 
     def follow(
@@ -210,11 +222,14 @@ class Layers(Space):
                 sink(position, [(fronts[id(z)], knot) for z, knot in knots])
             position += 1
 
-        with Recorder(self.model, receive, **recording):
+        with self._recorder(receive, recording):
             output = self.run(inputs)
         if position != len(self.axes):
             raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
         return output
+
+    def _recorder(self, receive: Callable[[Site, list[Knot]], None], recording: dict[str, Any]) -> Recorder:
+        return Recorder(self.model, receive, **recording)
 
     def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         at = {} if self.results else {"at": self.at_module, "move": move}

@@ -38,9 +38,6 @@ _HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahe
 _FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
 _CHECKED = 256  # regions on which it is checked that the network is affine
 _AFFINE = 1e-6  # of the output's range
-_SMOOTH = {"elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "log_sigmoid_forward", "erf"}
-_SMOOTH |= {"hardswish", "glu"}
-_BROKEN = {"threshold", "hardshrink"}  # these jump
 
 
 @dataclass(frozen=True)
@@ -118,6 +115,7 @@ class SlicePartition:
         outputs: ``(V, C)``, the network's output there (flattened).
         decision_boundary: ``(S, 2, 2)``, segments on which the top class changes; for a single output, its sign.
         layer_names: in execution order.
+        counts: ``(L,)``: units of each layer that switch inside the window, which ``local_complexity`` estimates.
         slope_norm: ``(R,)``, Frobenius norm of the Jacobian of the output in each region, if it was asked for.
         euler: vertices minus edges plus regions: 1.
     """
@@ -128,6 +126,7 @@ class SlicePartition:
     outputs: Floats
     decision_boundary: Floats
     layer_names: list[str]
+    counts: NDArray[np.int64]
     slope_norm: Floats | None
     euler: int
     _offsets: NDArray[np.int64] = field(repr=False)
@@ -139,12 +138,6 @@ class SlicePartition:
     def n_regions(self) -> int:
         """Number of regions in the window."""
         return len(self._offsets) - 1
-
-    @cached_property
-    def counts(self) -> NDArray[np.int64]:
-        """``(L,)``: units of each layer that switch inside the window, which ``local_complexity`` estimates."""
-        made = np.unique(self._made_by[:, self._made_by[0] >= 0], axis=1)
-        return np.bincount(made[0], minlength=len(self.layer_names))
 
     @cached_property
     def polygons(self) -> list[Floats]:
@@ -276,6 +269,7 @@ def slice_partition(
             outputs=outputs,
             decision_boundary=boundary,
             layer_names=slicer.names,
+            counts=slicer.counts,
             slope_norm=None,
             euler=cells.euler,
             _offsets=offsets,
@@ -308,13 +302,9 @@ class _Slicer(Layers):
         self._entrance: tuple[nn.Module, Tensor] | None = None
         budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
         self.chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))
-        for site, axis in zip(self.sites, self.axes, strict=True):
-            if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN or site.merge):
-                kind = "jumps" if site.op in _BROKEN else "is not piecewise affine"
-                raise ValueError(
-                    f"{site.op!r} at {site.path or 'the top'!r} {kind}, so there are no regions to find. See "
-                    "`local_complexity_map` for a picture of any model."
-                )
+        self.check_piecewise_affine(
+            "so there are no regions to find. See `local_complexity_map` for a picture of any model."
+        )
 
     def find_entrance(self) -> None:
         """The module whose output is the first pre-activation, if there is one.
@@ -347,7 +337,7 @@ class _Slicer(Layers):
             same = found.shape == expected.shape and bool(
                 (np.abs(found - expected) <= 1e-11 * np.abs(expected).max()).all()
             )
-        except (RuntimeError, ValueError, IndexError):  # what comes later does not take it
+        except Exception:  # what comes later does not take it, and says so in its own way
             same = False
         if not same:
             self._entrance = None
@@ -389,6 +379,7 @@ class _Slicer(Layers):
         followed = [position for position, axis in enumerate(self.axes) if axis is not None]
         self._ahead = {p: WinnerValues() if self._is_pool(p) else UnitValues() for p in followed}
         self._outputs = VertexRows()
+        self.counts = np.zeros(len(self.names), np.int64)
         self._evaluate(0)
         for position in followed:
             values = self._ahead.pop(position)
@@ -435,12 +426,16 @@ class _Slicer(Layers):
             several, inside = columns.shape[-1], columns[columns > -math.inf]
             lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
             table = Table(columns.reshape(len(columns), -1).clip(min=lowest))
-            for i, unit in enumerate(units):
+            cuts = [
                 self.cells.cut_maximum(table, range(i * several, (i + 1) * several), layer, unit)
-            return
-        table = Table(columns)
-        for i, unit in enumerate(units):
-            self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit))
+                for i, unit in enumerate(units)
+            ]
+        else:
+            table = Table(columns)
+            cuts = [
+                self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit)) for i, unit in enumerate(units)
+            ]
+        self.counts[layer] += len({unit for unit, cut in zip(units, cuts, strict=True) if cut})
 
     def _again(self, position: int, values: UnitValues) -> Floats:
         """Run the model once more at all vertices, as far as this place."""

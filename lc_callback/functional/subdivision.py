@@ -96,8 +96,8 @@ class Subdivision:
 
     # Cutting
 
-    def cut(self, function: Floats, table: Table, first: int, made_by: tuple[int, int]) -> None:
-        """Cut all faces along the zero line of a function.
+    def cut(self, function: Floats, table: Table, first: int, made_by: tuple[int, int]) -> bool:
+        """Cut all faces along the zero line of a function. Returns whether it is positive and negative somewhere.
 
         Args:
             function: ``(V,)``, its values at the vertices.
@@ -108,11 +108,12 @@ class Subdivision:
         tolerance = _TOLERANCE * float(np.abs(function).max())
         sign = (function > tolerance).astype(np.int8) - (function < -tolerance)
         if sign.max() <= 0 or sign.min() >= 0:
-            return
+            return False
         start, end = self.edges[:2]
         crossing = np.flatnonzero(sign[start] * sign[end] < 0)
         sign = self._split_edges(crossing, function, sign, table, first)
         self._split_faces(sign, made_by)
+        return True
 
     def _split_edges(
         self, crossing: Ints, function: Floats, sign: NDArray[np.int8], table: Table, first: int
@@ -180,10 +181,11 @@ class Subdivision:
                 larger_ints[:, : self._n_edges] = old[:, : self._n_edges]
                 setattr(self, name, larger_ints)
 
-    def cut_maximum(self, table: Table, columns: range, made_by: int, unit: int) -> None:
+    def cut_maximum(self, table: Table, columns: range, made_by: int, unit: int) -> bool:
         """Cut all faces along the edges of the upper envelope of some functions: where the largest changes.
 
-        One function after the other joins the envelope; what it cuts off of older edges is taken away again.
+        One function after the other joins the envelope; what it cuts off of older edges is taken away again. Returns
+        whether no function is the largest everywhere.
 
         Args:
             table: the functions, and others that are still wanted.
@@ -196,6 +198,9 @@ class Subdivision:
             self.cut(table.values[:, column] - envelope, table, columns.start, (made_by, _CANDIDATE))
         self._remove(self._without_change(table, columns))
         self._made_by[1, : self._n_edges][self.made_by[1] == _CANDIDATE] = unit
+        values = table.values[:, columns.start : columns.stop]
+        largest = values >= values.max(1, keepdims=True) - 10 * _TOLERANCE * float(np.abs(values).max())
+        return not largest.all(0).any()
 
     def _without_change(self, table: Table, columns: range) -> Ints:
         """New edges on both sides of which the same function is the largest."""

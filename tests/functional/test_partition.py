@@ -226,6 +226,21 @@ def test_one_hidden_layer(part):
         assert found.euler == 1
 
 
+def test_units_that_share_a_line_count_each():
+    net = two_layer([[1.0, 0.0], [2.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0.0, 0.0, 0.0, 0.5, 99.0])
+    found = slice_partition(net, TRIANGLE, extent=WINDOW)
+    assert found.n_regions == 4
+    assert found.counts.tolist() == [4]
+
+
+def test_windows_that_share_a_line_count_each():
+    """Three windows of two values, of which two are the same; in the third nothing changes."""
+    pool = seq(Call(lambda x: torch.stack([x, x, torch.stack([x[:, 0], x[:, 0] + 1], 1)], 1)), nn.MaxPool1d(2))
+    found = slice_partition(seq(*pool, nn.Flatten()), TRIANGLE, extent=WINDOW)
+    assert found.n_regions == 2
+    assert found.counts.tolist() == [2]
+
+
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("kind", KINDS)
 def test_regions_of_deeper_networks(kind, part):
