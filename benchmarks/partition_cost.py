@@ -39,7 +39,7 @@ def main() -> None:
     cases = {
         "MLP 64-200-200-200-10": (mlp(64, 200, 200, 200, 10), torch.rand(3, 64), (3.0, 10.0)),
         "MLP 784-200-200-200-10": (mlp(784, 200, 200, 200, 10), torch.rand(3, 784), (8.0, 30.0)),
-        "pre-activation ResNet-18, width 4, 3x32x32": (resnet, torch.randn(3, 3, 32, 32), (0.05, 0.1, 0.2)),
+        "pre-activation ResNet-18, width 4, 3x32x32": (resnet, torch.randn(3, 3, 32, 32), (0.1, 0.25, 0.5)),
     }
     print(f"torch {torch.__version__}, {args.threads} thread(s), median of {args.repeats} repeats")
     for name, (model, points, halves) in cases.items():

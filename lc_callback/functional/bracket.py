@@ -33,6 +33,7 @@ class UpperBound(Layers):
     others: where it does not arrive as one, the network is not affine between its non-linearities.
     """
 
+    remedy = ""
     operand: Any = None  # of the operation that runs, and what its result is replaced by
     becomes: Callable[[Any, Callable[[Tensor], Tensor]], None] | None = None
 
@@ -40,7 +41,7 @@ class UpperBound(Layers):
     def pools(self) -> list[bool]:
         """Which layers are max-pooling."""
         places = zip(self.layer_of, self.sites, strict=True)
-        pools = {layer for layer, site in places if site.op.startswith("max_pool")}
+        pools = {layer for layer, site in places if "max_pool" in site.op}
         return [layer in pools for layer in range(len(self.names))]
 
     def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -178,6 +177,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = func._schema.name.removeprefix("aten::").rstrip("_")
+        if op == "threshold" and args[1] == args[2]:  # as nn.Threshold(0, 0): no jump
+            op = "clamp_min"
         knotted = self._outputs_of is None and op in _KNOTS
         knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
         before = self.handed_over
@@ -239,23 +240,24 @@ def _candidates(
     op: str, result: Tensor, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
 ) -> Tensor:
     """What competes in max-pooling, ``(*result.shape, K)``."""
-    if op.startswith("adaptive"):
-        raise ValueError(f"{op} cannot be followed: use max-pooling with a kernel size.")
-    axes = 3 if op.startswith("max_pool3d") else 2
+    axes = 3 if "3d" in op else 2
     kernel, stride, padding, dilation = (_each(v, axes) for v in (kernel, stride or kernel, padding, dilation))
-    sizes = result.shape[-axes:]
-    reach = [s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, sizes, dilation, kernel, strict=True)]
-    pads = [(p, max(0, r - p - n)) for p, r, n in zip(padding, reach, x.shape[-axes:], strict=True)]
-    padded = nn.functional.pad(x, [side for both in reversed(pads) for side in both], value=-float("inf"))
-    taken = []
-    for offsets in itertools.product(*(range(k) for k in kernel)):
-        window = tuple(
-            slice(o * d, o * d + s * (n - 1) + 1, s)
-            for o, d, s, n in zip(offsets, dilation, stride, sizes, strict=True)
-        )
-        place: Any = (Ellipsis, *window)
-        taken.append(padded[place])
-    return torch.stack(taken, dim=-1)
+    places = []
+    for axis, (n, size) in enumerate(zip(x.shape[-axes:], result.shape[-axes:], strict=True)):
+        at = torch.arange(size, device=x.device)[:, None]
+        if op.startswith("adaptive"):
+            first, last = at * n // size, (at * n + n - 1) // size
+            place = first + torch.arange(int((last - first).max()) + 1, device=x.device)
+            outside = place > last
+        else:
+            place = at * stride[axis] - padding[axis] + dilation[axis] * torch.arange(kernel[axis], device=x.device)
+            outside = (place < 0) | (place >= n)
+        shape = [1] * (2 * axes)
+        shape[axis], shape[axes + axis] = place.shape
+        places.append(place.where(~outside, n).view(shape))
+    padded = nn.functional.pad(x, (0, 1) * axes, value=-float("inf"))
+    index: Any = (Ellipsis, *places)
+    return padded[index].flatten(-axes)
 
 
 def _each(value: Any, axes: int) -> list[int]:

@@ -45,6 +45,7 @@ class Layers(Space):
         bytes_per_sample: of the largest tensor of a forward pass.
     """
 
+    remedy = " Name the modules to follow with `layers=`, leaving this one out."
     needs_layers = True  # else a model without non-linearities is no error
 
     def __init__(
@@ -73,7 +74,7 @@ class Layers(Space):
         if len(of_two) != len(of_three):
             raise ValueError(
                 f"`model` executed {len(of_two)} non-linearities for two samples but {len(of_three)} for three: "
-                "units cannot be followed. Name the modules to follow with `layers=`."
+                f"units cannot be followed.{self.remedy}"
             )
         self.sites = [site for site, _ in of_two]
         self.axes: list[BatchAxis | None] = []
@@ -140,7 +141,7 @@ class Layers(Space):
         if two.is_floating_point() and torch.finfo(two.dtype).bits < 32:
             raise ValueError(
                 f"the {self._values} of {name!r} is computed in {two.dtype}, too coarse to measure: remove the cast "
-                "or autocast from the model's forward, or leave this layer out with `layers=`."
+                f"or autocast from the model's forward.{self.remedy}"
             )
         try:
             found = find_batch_axis(two, three)
@@ -159,8 +160,7 @@ class Layers(Space):
 
     def _cannot_follow(self, site: Site, reason: Exception) -> ValueError:
         return ValueError(
-            f"the units of {site.path or site.op!r} cannot be told from the samples: {reason}. Name the modules to "
-            "follow with `layers=`, leaving this one out."
+            f"the units of {site.path or site.op!r} cannot be told from the samples: {reason}.{self.remedy}"
         )
 
     def _nothing_found(self) -> str:

@@ -69,6 +69,10 @@ class Plane:
         """
         if len(points) != 3:
             raise ValueError(f"`points` must be three points, but got {len(points)}.")
+        if points.ndim < 2:
+            raise ValueError(f"`points` must be (3, *input_shape), but got shape {tuple(points.shape)}.")
+        if not points.isfinite().all():
+            raise ValueError("`points` must be finite, but holds NaN or infinity.")
         flat = points.double().flatten(1)
         sides = flat[1:] - flat[0]
         first = sides[0].norm()
@@ -91,7 +95,11 @@ class Plane:
         """
         if extent is None:
             return self.square()
-        sides = tuple(map(float, extent))
+        sides: tuple[float, ...]
+        try:
+            sides = tuple(map(float, extent))
+        except (TypeError, ValueError):
+            sides = ()
         if len(sides) != 4 or not (-math.inf < sides[0] < sides[1] < math.inf > sides[3] > sides[2] > -math.inf):
             raise ValueError(f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, but got {extent!r}.")
         return sides
@@ -290,6 +298,7 @@ class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass
 class _Slicer(Layers):
     """Cuts a window along the zero lines of the traced layers, one after another."""
 
+    argument, remedy = "points", ""
     needs_layers = False  # an affine network is one region
 
     def prepare(self, extent: Sequence[float] | None, chunk_size: int | None) -> None:
@@ -318,7 +327,7 @@ class _Slicer(Layers):
         uv = np.array(self.extent)[[0, 2]] + rng.uniform(size=(5, 2)) * (
             np.array(self.extent)[[1, 3]] - np.array(self.extent)[[0, 2]]
         )
-        expected = self.outputs(uv)
+        expected = _finite(self.outputs(uv))
         entrance = self._first_to_return()
         if entrance is None:
             return
@@ -389,7 +398,7 @@ class _Slicer(Layers):
                 self._evaluate(before)
 
     def _is_pool(self, position: int) -> bool:
-        return self.sites[position].op.startswith("max_pool")
+        return "max_pool" in self.sites[position].op
 
     def _evaluate(self, start: int) -> None:
         """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
@@ -479,8 +488,7 @@ class _Slicer(Layers):
 
     def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
         """Raise an error if the network bends inside the largest regions."""
-        if not np.isfinite(outputs).all():
-            raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
+        _finite(outputs)
         weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
         weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
         corners = self.cells.vertices[loop]
@@ -528,7 +536,15 @@ class _Slicer(Layers):
 
 def _rows(output: Any) -> Tensor:
     output = main_output(output)
+    if not output.ndim:
+        raise ValueError("the model returns one number for a whole batch: pass `forward_fn=` that returns a row each.")
     return output.flatten(1) if output.ndim > 1 else output[:, None]
+
+
+def _finite(outputs: Floats) -> Floats:
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
+    return outputs
 
 
 def _ignore(site: Site, knots: list[Knot]) -> None:

@@ -62,14 +62,14 @@ class Points:
         ValueError: if there is no tensor, the number of points differs between tensors, or it is 0.
     """
 
-    def __init__(self, inputs: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, inputs: Any, dtype: torch.dtype, device: torch.device, argument: str = "inputs") -> None:
         self._leaves, self._spec = tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)
         tensors = [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
         sizes = {len(tensor) if tensor.ndim else None for tensor in tensors}
         if len(sizes) != 1 or None in sizes or 0 in sizes:
             shapes = [tuple(tensor.shape) for tensor in tensors]
             raise ValueError(
-                f"`inputs` must be one or more tensors with the same number (at least 1) of points along the first "
+                f"`{argument}` must be one or more tensors with the same number (at least 1) of points along the first "
                 f"axis, but got {shapes if shapes else type(inputs).__name__}."
             )
         self.n = len(tensors[0])

@@ -34,6 +34,8 @@ class Space:
         ValueError: if ``model`` is no module or ``at`` names none.
     """
 
+    argument = "inputs"  # what a user calls these, for errors
+
     def __init__(
         self, model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
     ) -> None:
@@ -52,7 +54,7 @@ class Space:
             ValueError: if ``inputs`` are no points, or, with ``perturbed``, nothing in them can be.
         """
         self.dtype = dtype
-        self.points = Points(self.inputs, dtype, self.device)
+        self.points = Points(self.inputs, dtype, self.device, self.argument)
         self.shape, self.largest = self.points.shape, self.points.largest()
         if perturbed and self.at_module is None and not self.points.moving:
             first = self.points.batch(torch.zeros(1, dtype=torch.long), None, 2)
@@ -60,13 +62,13 @@ class Space:
                 self.at_module = first_called(self.model, nn.Embedding, lambda: self.run(first))
             except RuntimeError as error:  # bytes in a linear layer, say
                 raise ValueError(
-                    f"`inputs` holds no floating-point tensor to perturb, and the model fails on what it holds "
-                    f"({error}): convert the inputs to float."
+                    f"`{self.argument}` holds no floating-point tensor to perturb, and the model fails on what it "
+                    f"holds ({error}): convert the inputs to float."
                 ) from error
             if self.at_module is None:
                 raise ValueError(
-                    "`inputs` holds no floating-point tensor to perturb, and no nn.Embedding was executed: convert the "
-                    "inputs to float, or name with `at=` the module whose output is to be perturbed."
+                    f"`{self.argument}` holds no floating-point tensor to perturb, and no nn.Embedding was executed: "
+                    "convert the inputs to float, or name with `at=` the module whose output is to be perturbed."
                 )
             self.at = module_paths(self.model)[id(self.at_module)]
 

@@ -572,6 +572,9 @@ LINE = torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
         (TRIANGLE[:2], "three points"),
         (torch.cat([TRIANGLE, TRIANGLE]), "three points"),
         (torch.ones(3, dtype=torch.long), "float"),
+        (torch.ones(3, 2, dtype=torch.long), "`points` holds no floating-point"),
+        ([1, 2, 3], "`points` must be one or more tensors"),
+        (TRIANGLE * float("nan"), "`points` must be finite"),
     ],
 )
 def test_points_that_span_no_plane(points, match):
@@ -586,11 +589,32 @@ def test_float32_points_on_one_line():
 
 
 @pytest.mark.parametrize(
-    "extent", [(0, 1), (1, 0, 0, 1), (0, 1, 1, 1), (0, 1, 0, float("nan")), (0, 1, 0, float("inf")), (0, 1, 2, 3, 4)]
+    "extent",
+    [
+        5,
+        "abcd",
+        (0, 1, 0, "x"),
+        (0, 1),
+        (1, 0, 0, 1),
+        (0, 1, 1, 1),
+        (0, 1, 0, float("nan")),
+        (0, 1, 0, float("inf")),
+        (0, 1, 2, 3, 4),
+    ],
 )
 def test_wrong_extents(extent):
     with pytest.raises(ValueError, match=r"extent.*u0 < u1"):
         slice_partition(nn.Linear(2, 3), TRIANGLE, extent=extent)
+
+
+def test_points_are_no_numbers():
+    with pytest.raises(ValueError, match=r"`points` must be \(3, \*input_shape\), but got shape \(3,\)"):
+        slice_partition(Call(lambda x: x[:, None]), torch.randn(3))
+
+
+def test_one_output_for_a_whole_batch():
+    with pytest.raises(ValueError, match="one number for a whole batch: pass `forward_fn=`"):
+        slice_partition(nn.Linear(2, 3), TRIANGLE, forward_fn=lambda m, x: m(x).sum())
 
 
 @pytest.mark.parametrize("chunk_size", [0, -1, 2.5, "a"])
@@ -653,10 +677,33 @@ def test_weights_that_are_not_finite(value):
         slice_partition(net, TRIANGLE)
 
 
-def test_adaptive_max_pooling_says_what_to_do():
-    net = seq(nn.Unflatten(1, (1, 1, 2)), nn.AdaptiveMaxPool2d(1), nn.Flatten())
-    with pytest.raises(ValueError, match="use max-pooling with a kernel size"):
-        slice_partition(net, TRIANGLE)
+@pytest.mark.parametrize("seed", range(5))
+def test_adaptive_max_pooling_is_max_pooling(seed):
+    torch.manual_seed(seed)
+    first = (nn.Linear(3, 2 * 6 * 4), nn.Unflatten(1, (2, 6, 4)))
+    pool, adaptive = (seq(*first, p, nn.Flatten()) for p in (nn.MaxPool2d((2, 4)), nn.AdaptiveMaxPool2d((3, 1))))
+    points = torch.randn(3, 3)
+    found = slice_partition(adaptive, points, extent=WINDOW)
+    same_regions(found, slice_partition(pool, points, extent=WINDOW))
+    assert found.n_regions > 10
+    assert found.counts.tolist() == slice_partition(pool, points, extent=WINDOW).counts.tolist()
+
+
+def test_adaptive_max_pooling_of_windows_that_overlap():
+    """Three values in two windows, which share the middle."""
+    net = seq(Call(lambda x: torch.cat([x, 1 - x[:, :1]], 1)[:, None]), nn.AdaptiveMaxPool1d(2), nn.Flatten())
+    found = slice_partition(net, TRIANGLE, extent=WINDOW)
+    assert found.n_regions == 4  # lines u = v and v = 1 - u
+    assert found.counts.tolist() == [2]
+
+
+def test_a_threshold_without_a_jump_is_a_relu():
+    torch.manual_seed(0)
+    first, last, points = nn.Linear(2, 8), nn.Linear(8, 3), torch.randn(3, 2)
+    found = slice_partition(seq(first, nn.Threshold(0.0, 0.0), last), points, extent=WINDOW)
+    same_regions(found, slice_partition(seq(first, nn.ReLU(), last), points, extent=WINDOW))
+    shifted = slice_partition(seq(first, nn.Threshold(0.5, 0.5), last), points, extent=WINDOW)
+    same_regions(shifted, slice_partition(seq(first, Call(lambda x: x.clamp(min=0.5)), last), points, extent=WINDOW))
 
 
 # The model
