@@ -1,6 +1,10 @@
 """The vertex count of local complexity against the exact number of units that switch inside the frame, for P = 2.
 
     python benchmarks/lc_accuracy.py [--points 10] [--networks random trained] [--depths 1 2 4 8 12]
+    python benchmarks/lc_accuracy.py --deformation --points 500 --depths 12
+
+The second line asks instead how large the frame of 25 directions is when it arrives at each layer. Rows are printed
+as in docs/accuracy.md, without their heads.
 
 With two directions the frame is a square in a plane, and ``slice_partition`` of that square gives every unit that
 switches inside it. Networks: random, and digits MLPs trained as in ``examples/digits_grokking.py`` (1,000 steps of
@@ -10,6 +14,7 @@ AdamW with learning rate 1e-3 and weight decay 0.1 on the squared error).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 from models import mlp
@@ -17,15 +22,23 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lc_callback.functional import cross_polytope_frame, local_complexity, slice_partition
+from lc_callback.functional import (
+    SlicePartition,
+    cross_polytope_frame,
+    frame_deformation,
+    local_complexity,
+    slice_partition,
+)
+
+DEPTHS = [1, 2, 4, 8, 12]
+SMALL = 0.005
 
 
-def exact(model: nn.Module, x: Tensor, frame: Tensor, radius: float) -> int:
-    """Units that switch somewhere in the square with the corners ``x +- radius v``."""
+def partition(model: nn.Module, x: Tensor, frame: Tensor, radius: float) -> SlicePartition:
+    """Of the square with the corners ``x +- radius v``."""
     sides = torch.stack([frame[0] + frame[1], frame[0] - frame[1]]) / 2**0.5
     half = radius / 2**0.5
-    found = slice_partition(model, torch.stack([x, x + sides[0], x + sides[1]]), extent=(-half, half, -half, half))
-    return int(found.counts.sum())
+    return slice_partition(model, torch.stack([x, x + sides[0], x + sides[1]]), extent=(-half, half, -half, half))
 
 
 def trained(widths: list[int], x: Tensor, y: Tensor, steps: int = 1000) -> nn.Module:
@@ -40,30 +53,60 @@ def trained(widths: list[int], x: Tensor, y: Tensor, steps: int = 1000) -> nn.Mo
     return model
 
 
+def networks(kind: str, x: Tensor, y: Tensor) -> Iterator[tuple[int, int, nn.Module]]:
+    """Depth, width and network, always all: each is drawn where the generator stood after the one before."""
+    torch.manual_seed(0)
+    for depth in DEPTHS:
+        for width in (50, 200):
+            widths = [64, *[width] * depth, 10]
+            yield depth, width, (mlp(*widths) if kind == "random" else trained(widths, x, y)).double()
+
+
+def counts(name: str, model: nn.Module, inputs: Tensor, radii: list[float]) -> None:
+    frame = cross_polytope_frame(64, 2, seed=0, dtype=torch.float64)
+    print(f"| {name}", end="")
+    for radius in radii:
+        truth = sum(int(partition(model, point, frame, radius).counts.sum()) for point in inputs) / len(inputs)
+        estimate = local_complexity(model, inputs, radius=radius, directions=frame).mean
+        print(f" | {truth:.2f} | {estimate / truth:.1%}" if truth else " | 0 | -", end="", flush=True)
+    print(" |")
+
+
+def sizes(name: str, model: nn.Module, inputs: Tensor, radii: list[float]) -> None:
+    """For each layer and radius: eccentricity, diameter and *bent*.
+
+    The former over their value in the input, ``2 sqrt(2) r``; the last is the median over the points of the relative
+    difference of this eccentricity to that of a frame so small that the network is affine on most.
+    """
+    found = frame_deformation(model, inputs, radius=[SMALL, *radii])
+    scale = 8**0.5 * torch.tensor([SMALL, *radii], dtype=torch.float64)[:, None, None]
+    eccentricity, diameter = found.eccentricity / scale, found.diameter / scale
+    bent = (eccentricity / eccentricity[0] - 1).abs().median(1).values
+    for layer in sorted({0, 1, 3, 7, 11} & {*range(len(found.layer_names))}):
+        cells = [
+            f"{float(eccentricity[i, :, layer].mean()):.3g} | {float(diameter[i, :, layer].mean()):.3g}"
+            f" | {float(bent[i, layer]):.1%}"
+            for i in range(1, len(scale))
+        ]
+        print(f"| {name} | {layer + 1} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=10)
     parser.add_argument("--networks", nargs="+", default=["random", "trained"])
-    parser.add_argument("--depths", nargs="+", type=int, default=[1, 2, 4, 8, 12])
+    parser.add_argument("--depths", nargs="+", type=int, choices=DEPTHS, default=DEPTHS)
+    parser.add_argument("--radii", nargs="+", type=float, default=[0.05, 0.5, 5.0])
+    parser.add_argument("--deformation", action="store_true")
     args = parser.parse_args()
-    torch.manual_seed(0)
     torch.set_num_threads(1)
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32)[:500] / 16, torch.tensor(labels)[:500]
-    frame = cross_polytope_frame(64, 2, seed=0, dtype=torch.float64)
-    print("| network | depth | width | r | exact | estimate | found |\n|---|---:|---:|---:|---:|---:|---:|")
+    show = sizes if args.deformation else counts
     for kind in args.networks:
-        for depth in args.depths:
-            for width in (50, 200):
-                widths = [64, *[width] * depth, 10]
-                model = (mlp(*widths) if kind == "random" else trained(widths, x, y)).double()
-                for radius in (0.05, 0.5, 5.0):
-                    inputs = x[: args.points].double()
-                    truth = sum(exact(model, point, frame, radius) for point in inputs) / len(inputs)
-                    estimate = local_complexity(model, inputs, radius=radius, directions=frame).mean
-                    share = f"{estimate / truth:.1%}" if truth else "-"
-                    row = f"| {kind} | {depth} | {width} | {radius:g} | {truth:.2f} | {estimate:.2f} | {share} |"
-                    print(row, flush=True)
+        for depth, width, model in networks(kind, x, y):
+            if depth in args.depths:
+                show(f"{kind} | {depth} | {width}", model, x[: args.points].double(), args.radii)
 
 
 if __name__ == "__main__":
