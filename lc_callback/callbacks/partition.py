@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.partition import SlicePartition, slice_partition, toward_boundary
 from lc_callback.probes import Probes
 from lc_callback.reporting.film import draw_slices, film
@@ -81,6 +82,7 @@ class SplinePartitionCallback(ProbeCallback):
 
     group = "partition"
     offline_by_default = False  # not every network is piecewise affine
+    splits = ("train",)
 
     def __init__(
         self,
@@ -120,6 +122,8 @@ class SplinePartitionCallback(ProbeCallback):
             raise ValueError(f"`near` must be above 0 and at most 0.5, but got {near!r}.")
         if at is not None and not isinstance(at, str):
             raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
+        if chunk_size is not None:
+            positive_integer("chunk_size", chunk_size)
         self.near, self.at, self.chunk_size = near, at, chunk_size
         self._three: Any = None
         self._slices: list[SlicePartition] = []

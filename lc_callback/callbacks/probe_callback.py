@@ -101,6 +101,8 @@ class ProbeCallback(Callback):
     kinds: ClassVar[tuple[str, ...]] = ()
     #: Whether ``python -m lc_callback measure`` takes it without being asked.
     offline_by_default: ClassVar[bool] = True
+    #: The splits that are drawn for a training.
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
     #: The settings of :meth:`find`, and their defaults.
     detection_settings: ClassVar[dict[str, float]] = {}
 
@@ -513,6 +515,8 @@ class ProbeCallback(Callback):
         if isinstance(target_fn, str):
             target_fn = _resolve(None, "target_fn", target_fn)
         for split, given, seed in (("train", self.train_probes, self.seed), ("test", self.test_probes, self.seed + 1)):
+            if trainer.state.fn == "fit" and split not in self.splits:
+                continue
             source = given if given is not None else find_loader(trainer, split)
             if source is not None:
                 transform = partial(transferred, trainer, split)
@@ -524,7 +528,7 @@ class ProbeCallback(Callback):
                 f"{self._name}: the train dataloader has no dataset to draw from ({type(trainer.train_dataloader)}): "
                 "pass `train_probes=`, a tensor, a pair (inputs, targets), a dataset or a DataLoader."
             )
-        if "test" not in probes:
+        if "test" in self.splits and "test" not in probes:
             rank_zero_warn(
                 f"{self._name}: found no validation or test dataset to draw from, so there is no test curve. "
                 "Pass `test_probes=` to have one."

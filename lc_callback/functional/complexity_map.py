@@ -208,12 +208,16 @@ class _GridCounter(Counter):
         self.largest = max(self.largest, float(corners.abs().max()))
         self._uv = torch.from_numpy(_middles(self.window, *self._sides)).flatten(0, 1)
 
-    def follow(self, points: Tensor, offsets: Tensor | None, sink: Callable[[int, list[Knot]], None]) -> None:
-        """Run the model at these cells, each moved by the offsets: all are offsets from the first point."""
-        assert offsets is not None
-        directions = self.plane.directions.flatten(1)
-        cells = (self._uv[points].to(directions) @ directions).to(offsets)
-        super().follow(torch.zeros(1, dtype=torch.long), (cells.unsqueeze(1) + offsets).flatten(0, 1), sink)
+    def set_frame(self, frame: Tensor) -> None:
+        """Take the directions of the frame; those of the plane lead from the first point to the cells."""
+        super().set_frame(torch.cat([self.plane.directions.flatten(1).to(frame), frame]))
+        self.n_directions = len(frame)
+
+    def follow_vertices(self, points: Tensor, vertices: Tensor, sink: Callable[[int, list[Knot]], None]) -> None:
+        """Run the model at the vertices of the frames of these cells."""
+        cells = self._uv[points].to(vertices).repeat_interleave(len(vertices), dim=0)
+        coefficients = torch.cat([cells, vertices.repeat(len(points), 1)], dim=1)
+        self.follow_frame(torch.zeros(1, dtype=torch.long), coefficients, sink)
 
 
 def _middles(extent: Extent, height: int, width: int) -> Floats:

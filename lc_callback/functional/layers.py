@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules
+from lc_callback.functional.prefix import Prefix, find_prefix
 from lc_callback.functional.space import Space
 
 __all__ = ["Layers"]
@@ -62,6 +63,8 @@ class Layers(Space):
         super().__init__(model, inputs, at=at, forward_fn=forward_fn)
         self.outputs_of = None if layers is None else select_modules(model, layers)
         self.max_pool, self.results = max_pool, results
+        self.frame: Tensor
+        self.prefix: Prefix | None = None
         self._values = "feature" if results else "pre-activation"
 
     def trace(self, dtype: torch.dtype) -> None:
@@ -204,6 +207,20 @@ class Layers(Space):
 
         inputs = self.points.batch(points, offsets if self.at_module is None else None, k)
         return self._followed(inputs, n * k, sink, self._recording(move))
+
+    def follow_frame(self, points: Tensor, coefficients: Tensor, sink: Callable[[int, list[Knot]], None]) -> Any:
+        """As :meth:`follow`, with moves by ``coefficients (k, B)`` of the directions of ``frame``."""
+        if self.prefix is None:
+            return self.follow(points, coefficients @ self.frame, sink)
+        values = self.prefix.values(self, points, coefficients)
+        recording = self._recording(lambda output: values) | {"at": self.prefix.module}
+        return self._followed(self.points.batch(points[:1], None), len(values), sink, recording)
+
+    def set_frame(self, frame: Tensor) -> None:
+        """Take ``(B, D)`` directions for :meth:`follow_frame`, and find where it can enter the model."""
+        self.frame = frame
+        self.prefix = None
+        self.prefix = find_prefix(self, frame)
 
     def _followed(
         self, inputs: Any, samples: int, sink: Callable[[int, list[Knot]], None], recording: dict[str, Any]

@@ -224,7 +224,8 @@ class Counter(Layers):
                     dtype = torch.float64
                     continue
                 frame = frame_directions(self.shape, n_directions, directions, seed, dtype, self.device)
-                counts = self.count(radii, frame, chunk_size, progress)
+                self.set_frame(frame)
+                counts = self.count(radii, chunk_size, progress)
             break
         return LocalComplexity(
             counts=counts if several else counts[0],
@@ -235,6 +236,15 @@ class Counter(Layers):
             dtype=dtype,
         )
 
+    def set_frame(self, frame: Tensor) -> None:
+        """Take the ``(P, D)`` directions of the frame."""
+        self.n_directions = len(frame)
+        super().set_frame(frame)
+
+    def follow_vertices(self, points: Tensor, vertices: Tensor, sink: Callable[[int, list[Knot]], None]) -> None:
+        """Run the model at vertices ``(k, P)`` of the frames of the points ``(n,)``, in units of the directions."""
+        self.follow_frame(points, vertices, sink)
+
     def drowns(self, radius: float) -> bool:
         """Whether a coordinate's step is within rounding of the coordinates."""
         return radius / self.dim**0.5 < _FEWEST_ULP * torch.finfo(self.dtype).eps * self.largest
@@ -242,21 +252,21 @@ class Counter(Layers):
     def count(
         self,
         radii: list[float],
-        frame: Tensor,
         chunk_size: int | None,
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
         """``(R, N, L)`` counts for all points, on the CPU."""
-        n, n_vertices = self.n, 2 * len(frame)
+        n, n_vertices = self.n, 2 * self.n_directions
         chunk = chunk_size or default_chunk(self.device, self.bytes_per_sample)
         counts = torch.zeros(len(radii), n, len(self.names), dtype=torch.int64, device=self.device)
         for row, radius in enumerate(radii):
-            offsets = torch.cat([radius * frame, -radius * frame])
+            vertices = radius * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
+            vertices = torch.cat([vertices, -vertices])
             start = 0
             while start < n:
                 points = torch.arange(start, min(n, start + max(1, chunk // n_vertices)))
                 try:
-                    counts[row, start : start + len(points)] = self._count_points(points, offsets, chunk)
+                    counts[row, start : start + len(points)] = self._count_points(points, vertices, chunk)
                 except Exception as error:
                     if chunk == 1 or not is_out_of_memory(error):
                         raise
@@ -271,16 +281,16 @@ class Counter(Layers):
                     torch.cuda.empty_cache()
         return counts.cpu()
 
-    def _count_points(self, points: Tensor, offsets: Tensor, chunk: int) -> Tensor:
+    def _count_points(self, points: Tensor, vertices: Tensor, chunk: int) -> Tensor:
         """``(n, L)`` counts of a few points, with at most ``chunk`` vertices in one forward pass."""
         tallies = [_Tally() for _ in self.axes]
-        for part in offsets.split(chunk):
+        for part in vertices.split(chunk):
 
             def tally(position: int, knots: list[Knot], shape: tuple[int, int] = (len(points), len(part))) -> None:
                 fronts = {id(z): z.unflatten(0, shape) for z, _ in knots}
                 tallies[position].add([(fronts[id(z)], knot) for z, knot in knots])
 
-            self.follow(points, part, tally)
+            self.follow_vertices(points, part, tally)
         counts = torch.zeros(len(points), len(self.names), dtype=torch.int64, device=self.device)
         broken = torch.zeros_like(counts, dtype=torch.bool)
         for layer, tallied in zip(self.layer_of, tallies, strict=True):

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.knots import Knot, Recorder, Site
+from lc_callback.functional.knots import Knot
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space
@@ -263,7 +262,6 @@ def slice_partition(
     slicer = _Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
     with untouched(model, dtype=torch.float64):
         slicer.prepare(extent, chunk_size)
-        slicer.find_entrance()
         slicer.cut()
         outputs = slicer.outputs()
         offsets, loop = slicer.cells.loops()
@@ -308,80 +306,12 @@ class _Slicer(Layers):
         self.plane = Plane.through(self.all_values())
         self.extent = self.plane.window(extent)
         self.cells = Subdivision(self.extent)
-        self._entrance: tuple[nn.Module, Tensor] | None = None
         budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
         self.chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))
         self.check_piecewise_affine(
             "so there are no regions to find. See `local_complexity_map` for a picture of any model."
         )
-
-    def find_entrance(self) -> None:
-        """The module whose output is the first pre-activation, if there is one.
-
-        That output is affine on the plane, so the vertices can enter the network behind it. A network may use its input
-        again later on: whether this gives the same is tried out.
-        """
-        if self.at_module is not None:
-            return
-        rng = np.random.default_rng(0)
-        uv = np.array(self.extent)[[0, 2]] + rng.uniform(size=(5, 2)) * (
-            np.array(self.extent)[[1, 3]] - np.array(self.extent)[[0, 2]]
-        )
-        expected = _finite(self.outputs(uv))
-        entrance = self._first_to_return()
-        if entrance is None:
-            return
-        seen: list[Tensor] = []
-
-        def keep(output: Tensor) -> Tensor:
-            seen.append(output.clone())
-            return output
-
-        try:
-            with Recorder(self.model, _ignore, at=entrance, move=keep):
-                self._run_whole(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-            origin, first, second = seen[0]
-            self._entrance = entrance, torch.stack([origin, first - origin, second - origin])
-            found = self.outputs(uv)
-            same = found.shape == expected.shape and bool(
-                (np.abs(found - expected) <= 1e-11 * np.abs(expected).max()).all()
-            )
-        except Exception:  # what comes later does not take it, and says so in its own way
-            same = False
-        if not same:
-            self._entrance = None
-
-    def _first_to_return(self) -> nn.Module | None:
-        """The innermost module that returns the first pre-activation, as it is."""
-        returned: list[tuple[nn.Module, Tensor]] = []
-        found: list[nn.Module] = []
-
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                returned.append((module, output))
-
-        def stop(site: Site, knots: list[Knot]) -> None:
-            z = knots[0][0]
-            found.extend(m for m, out in returned if out.data_ptr() == z.data_ptr() and out.shape == z.shape)
-            raise _Reached
-
-        handle = register_module_forward_hook(note)
-        try:
-            with Recorder(self.model, stop, max_pool="candidates"):
-                self.run(self.points.batch(torch.zeros(1, dtype=torch.long), None))
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
-        return found[0] if found else None
-
-    def _entering(self, coordinates: Floats) -> dict[str, Any]:
-        """What a recorder needs to let these points in behind the entrance."""
-        assert self._entrance is not None
-        module, (origin, first, second) = self._entrance
-        uv = torch.as_tensor(coordinates).to(origin)
-        values = (uv @ torch.stack([first, second]).flatten(1)).view(-1, *origin.shape) + origin
-        return {"at": module, "move": lambda output: values}
+        self.set_frame(self.plane.directions.flatten(1).to(self.device))
 
     def cut(self) -> None:
         """Cut along all layers."""
@@ -468,18 +398,12 @@ class _Slicer(Layers):
         if at is None:
             return self._outputs.table()
         parts = np.array_split(at, -(-len(at) // self.chunk))
-        return torch.cat([self._forward(part, _ignore_place).cpu() for part in parts]).numpy()
+        return torch.cat([self._forward(part, _ignore).cpu() for part in parts]).numpy()
 
     def _forward(self, coordinates: Floats, sink: Callable[[int, list[Knot]], None]) -> Tensor:
         """The model's output ``(k, C)`` at coordinates; what its places have goes to the sink."""
-        first = torch.zeros(1, dtype=torch.long)
-        if self._entrance is None:
-            directions = self.plane.directions.flatten(1).to(self.device)
-            output = self.follow(first, torch.as_tensor(coordinates).to(self.device) @ directions, sink)
-        else:
-            recording = {"max_pool": self.max_pool, **self._entering(coordinates)}
-            output = self._followed(self.points.batch(first, None), len(coordinates), sink, recording)
-        return _rows(output).detach()
+        coefficients = torch.as_tensor(coordinates).to(self.frame)
+        return _rows(self.follow_frame(torch.zeros(1, dtype=torch.long), coefficients, sink)).detach()
 
     def _run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
         values = self.plane.to_input(coordinates).to(self.device)
@@ -488,7 +412,8 @@ class _Slicer(Layers):
 
     def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
         """Raise an error if the network bends inside the largest regions."""
-        _finite(outputs)
+        if not np.isfinite(outputs).all():
+            raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
         weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
         weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
         corners = self.cells.vertices[loop]
@@ -541,18 +466,8 @@ def _rows(output: Any) -> Tensor:
     return output.flatten(1) if output.ndim > 1 else output[:, None]
 
 
-def _finite(outputs: Floats) -> Floats:
-    if not np.isfinite(outputs).all():
-        raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
-    return outputs
-
-
-def _ignore(site: Site, knots: list[Knot]) -> None:
+def _ignore(position: int, knots: list[Knot]) -> None:
     """A sink for runs of which only the output counts."""
-
-
-def _ignore_place(position: int, knots: list[Knot]) -> None:
-    """The same, where places are told by their positions."""
 
 
 def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Tensor | None:

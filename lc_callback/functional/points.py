@@ -75,6 +75,8 @@ class Points:
         self.n = len(tensors[0])
         self._dtype, self._device = dtype, device
         self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
+        #: Whether nothing belongs to the points but the one tensor that moves.
+        self.alone = len(tensors) == len(self.moving) == 1
         #: Shape of one point: of the one moving tensor, or ``(D,)`` for a product of several.
         self.shape = tuple(self.moving[0].shape[1:]) if len(self.moving) == 1 else (sum(map(_row, self.moving)),)
 

@@ -11,12 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import CLASSES, DIM, KINDS, Classifier, loader, make_trainer, mlp, points
+from all_kinds import KINDS
+from helpers import CLASSES, DIM, Classifier, loader, make_trainer, mlp, points
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 
 WHOLE = "must be a positive integer"
 SOME_STEPS = "'log', a non-empty list of steps >= 0, or a function"
@@ -119,6 +120,11 @@ CONSTRUCTOR = [
     ({"histogram": 0}, "`histogram`", "got 0", FLAG),
     ({"max_width": 0}, "`max_width`", "got 0", WHOLE),
     ({"max_width": 64.0}, "`max_width`", "got 64.0", WHOLE),
+    ({"near": 0}, "`near`", "got 0", "above 0 and at most 0.5"),
+    ({"near": 0.6}, "`near`", "got 0.6", "above 0 and at most 0.5"),
+    ({"near": math.nan}, "`near`", "got nan", "above 0 and at most 0.5"),
+    ({"near": True}, "`near`", "got True", "above 0 and at most 0.5"),
+    ({"near": "points"}, "`near`", "got 'points'", "above 0 and at most 0.5"),
     ({"detection": 0.1}, "`detection`", "got 0.1", "a dict of settings"),
     ({"detection": {"slope": 1}}, "`detection`", "'slope'", "possible are ["),
     ({"detection": {"delay": "long"}, "eps": 0.1}, "`detection`", "delay='long'", "no number"),
@@ -156,7 +162,7 @@ def test_constructor(kind: str, arguments: dict[str, Any], name: str, given: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_argument_is_in_the_table(kind: str) -> None:
     in_table = {name for one, arguments, *_ in ROWS if one == kind for name in arguments}
-    assert parameters(kind) - in_table == {"train_probes", "test_probes"}  # these are checked at set-up
+    assert parameters(kind) - in_table == parameters(kind) & {"train_probes", "test_probes"}  # checked at set-up
 
 
 class NoForward(Classifier):
@@ -451,11 +457,43 @@ OF_RANK: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
     ),
     "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
 }
+OF_PARTITION: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
+    "smooth": (
+        {},
+        lambda: Classifier(nn.Sequential(nn.Linear(DIM, 8), nn.GELU(), nn.Linear(8, CLASSES))),
+        loader,
+        ["'gelu' at 'net.1' is not piecewise affine", "`local_complexity_map`"],
+    ),
+    "jumps": (
+        {},
+        lambda: Classifier(nn.Sequential(nn.Linear(DIM, 8), nn.Hardshrink(), nn.Linear(8, CLASSES))),
+        loader,
+        ["'hardshrink' at 'net.1' jumps", "`local_complexity_map`"],
+    ),
+    "bends_without_a_name": (
+        {},
+        lambda: Classifier(mlp()[:4].extend([nn.LayerNorm(16), nn.Linear(16, CLASSES)])),
+        loader,
+        ["not affine between its non-linearities", "a LayerNorm", "`local_complexity_map`"],
+    ),
+    "two_points": ({"n_probes": 2}, Classifier, loader, ["three points", "gives 2", "`train_probes`"]),
+    "equal_points": ({"train_probes": torch.ones(5, DIM)}, Classifier, loader, ["not on one line"]),
+    "integers_that_nothing_embeds": (
+        {"train_probes": torch.ones(5, DIM, dtype=torch.long), "forward_fn": lambda module, x: module.net(x.double())},
+        Classifier,
+        loader,
+        ["no floating-point tensor", "nn.Embedding", "`at=`"],
+    ),
+    "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
+    **{name: SETUP[name] for name in ("at_is_no_module", "at_returns_a_tuple", "at_is_never_called", "wrong_shape")},
+}
 SET_UPS = {
     **{f"lc-{name}": ("lc", *row) for name, row in SETUP.items()},
     **{f"{kind}-{name}": (kind, *SETUP[name]) for kind in ("robustness", "rank") for name in FOR_ALL},
     **{f"robustness-{name}": ("robustness", *row) for name, row in OF_ROBUSTNESS.items()},
     **{f"rank-{name}": ("rank", *row) for name, row in OF_RANK.items()},
+    **{f"partition-{name}": ("partition", *SETUP[name]) for name in FOR_ALL if "test_probes" not in SETUP[name][0]},
+    **{f"partition-{name}": ("partition", *row) for name, row in OF_PARTITION.items()},
 }
 
 

@@ -11,14 +11,15 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
-from helpers import KINDS, timeless
+from all_kinds import KINDS
+from helpers import timeless
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lc_callback
-from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
-from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
+from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy, slice_partition
 
 PACKAGE = Path(lc_callback.__file__).parent
 
@@ -189,11 +190,16 @@ FILES = {
   histogram: true
   max_width: 4
 """,
+    SplinePartitionCallback: """
+  near: 0.25
+  at: net.0
+""",
 }
 
 
 def in_file(kind):
-    return [line.strip() for line in (FILES[kind] + SHARED).splitlines() if line]
+    shared = [line for line in SHARED.splitlines() if line.strip().split(":")[0] in inspect.signature(kind).parameters]
+    return [line.strip() for line in [*FILES[kind].splitlines(), *shared] if line]
 
 
 IN_PYTHON = {
@@ -221,6 +227,7 @@ IN_PYTHON = {
         "histogram": True,
         "max_width": 4,
     },
+    SplinePartitionCallback: {"near": 0.25, "at": "net.0"},
 }
 
 
@@ -243,6 +250,7 @@ def test_a_yaml_file_names_every_argument_of_the_others(from_file, tmp_path, kin
     [
         (PGDRobustnessCallback, ["y_clean_acc/test", "y_robust_acc/test_eps0.4", "y_robust_acc_raw/test_eps0.1"]),
         (FeatureRankCallback, ["y_rank/net.0_proj4", "y_linear_probe/net.1_proj4", "y_weight_norm/total"]),
+        (SplinePartitionCallback, ["y_partition/n_regions", "y_partition/n_regions_near_probes"]),
     ],
 )
 def test_keys_of_a_yaml_file(from_file, kind, keys):
@@ -255,6 +263,7 @@ def test_keys_of_a_yaml_file(from_file, kind, keys):
     [
         ("PGDRobustnessCallback", "{eps: -1.0}", "`eps` must be a number >= 0"),
         ("FeatureRankCallback", "{matrix: gram}", "`matrix` must be one of"),
+        ("SplinePartitionCallback", "{near: 2.0}", "`near` must be above 0"),
     ],
 )
 def test_a_wrong_value_for_the_others_is_named(from_file, name, arguments, message):
@@ -351,15 +360,17 @@ def test_both_names_of_lightning(tmp_path, pl, module):
 def test_both_names_of_lightning_take_the_others(tmp_path, pl, module):
     arguments = {"n_probes": 24, "schedule": [0, 6]}
     robustness = PGDRobustnessCallback(0.4, steps=3, forward_fn=two_logits, target_fn=classes, **arguments)
-    rank = FeatureRankCallback(**arguments)
-    trainer = fit(tmp_path, robustness, rank, pl=pl, module=module())
+    rank, slices = FeatureRankCallback(**arguments), SplinePartitionCallback(**arguments)
+    trainer = fit(tmp_path, robustness, rank, slices, pl=pl, module=module())
     x = data().tensors[0]
     result = robust_accuracy(module(), x, classes((x,)), eps=0.4, steps=3, forward_fn=two_logits)
     assert robustness.history["clean_acc/train"][0] == pytest.approx(result.clean_acc)
     assert robustness.history["robust_acc/test_eps0.4"][0] == pytest.approx(result.robust_acc[0.4])
     assert rank.history["rank/net.1"][0] == feature_ranks(module(), x)["net.1"].rank
+    assert slices.history["partition/n_regions"][0] == slice_partition(module(), slices._three).n_regions > 3
     states = torch.load(trainer.checkpoint_callback.best_model_path, weights_only=True)["callbacks"]
-    for callback, again in ((robustness, PGDRobustnessCallback(0.4)), (rank, FeatureRankCallback())):
+    for callback in (robustness, rank, slices):
+        again = type(callback)()
         assert callback.history.steps == [0, 6]
         again.load_state_dict(states[callback.state_key])
         assert again.history.rows == callback.history.rows
@@ -411,21 +422,22 @@ DDP = """
 import sys
 
 sys.path[:0] = {tests!r}
-from test_compat import all_three, fit, values
+from test_compat import all_four, fit, values
 
-callbacks = all_three()
+callbacks = all_four()
 trainer = fit({folder!r}, *callbacks, strategy="ddp", devices=2, num_nodes=1)
 for callback in callbacks:
     print(f"rows {{trainer.global_rank}} {{callback.group}} {{values(callback)}}", flush=True)
 """
 
 
-def all_three():
+def all_four():
     arguments = {"n_probes": 9, "schedule": [0, 4]}
     return [
         LocalComplexityCallback(0.3, n_directions=3, per_layer=True, **arguments),
         PGDRobustnessCallback(0.4, steps=2, forward_fn=two_logits, target_fn=classes, **arguments),
         FeatureRankCallback(**arguments),
+        SplinePartitionCallback(**arguments),
     ]
 
 
@@ -441,7 +453,7 @@ def test_two_processes_measure_what_one_does_and_write_once(tmp_path):
         if line.startswith("rows "):
             rank, group, text = line.removeprefix("rows ").split(" ", 2)
             rows[rank, group] = ast.literal_eval(text)
-    alone = all_three()
+    alone = all_four()
     fit(tmp_path / "one", *alone)
     for callback in alone:
         group = callback.group
@@ -450,5 +462,5 @@ def test_two_processes_measure_what_one_does_and_write_once(tmp_path):
         assert rows["0", group][0] == values(callback)[0]
         (file,) = (tmp_path / "two").rglob(f"{group}/history*.csv")
         with file.open() as lines:
-            written = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(lines)]
+            written = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
         assert timeless(written) == rows["0", group]

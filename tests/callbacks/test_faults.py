@@ -12,28 +12,28 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from all_kinds import KINDS, is_ours, tiny
 from helpers import (
     DIM,
-    KINDS,
     Classifier,
     RowLogger,
-    is_ours,
     loader,
     make_trainer,
     our_warnings,
     points,
     timeless,
-    tiny,
 )
+from PIL import Image
 from torch import nn
 
 from lc_callback import LocalComplexityCallback
+from lc_callback.callbacks import partition
 from lc_callback.history import CsvFile
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 
 STEPS = 8
-KEY = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1"}
+KEY = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1", "partition": "partition/n_regions"}
 EVERY = list(range(STEPS + 1))
 
 
@@ -88,6 +88,9 @@ class BrokenLogger(RowLogger):
     def add_histogram(self, *args: Any) -> None:
         self._break("add_histogram")
 
+    def add_image(self, *args: Any, **kwargs: Any) -> None:
+        self._break("add_image")
+
     def _break(self, what: str) -> None:
         if what == self.what and self.step in self.at:
             self.step = -1  # Lightning saves again when a run fails
@@ -110,6 +113,10 @@ def put_nan(module: Any) -> None:
 
 def widen(module: Any) -> None:
     module.net = nn.Sequential(nn.Linear(DIM, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def bend(module: Any) -> None:
+    module.net[3] = nn.Tanh()
 
 
 def drop_named_layer(module: Any) -> None:
@@ -214,21 +221,29 @@ OF_RANK = {
         kept=True,
     ),
 }
+OF_PARTITION = {
+    "bends_by_now": Fault([7, 8], "'tanh' at 'net.3' is not piecewise affine", before=lambda: AtStep([7], bend)),
+    "nan_weights": Fault([6, 7, 8], "not finite everywhere in the window", before=lambda: AtStep([6], put_nan)),
+    "no_gradient_any_more": Fault([7, 8], "require grad", before=lambda: AtStep([7], detach)),
+    "add_image": Fault([0, 5], "add_image is down", logger=lambda: BrokenLogger("add_image", [0, 5]), kept=True),
+}
 FOR_ALL = [
     *("forward", "forward_at_the_last_step", "assertion", "stop_iteration", "memory", "cuda_memory", "log_metrics"),
     *("save", "experiment", "add_text", "schedule"),
 ]
 ALL = {
     **{("lc", name): fault for name, fault in FAULTS.items()},
-    **{(kind, name): FAULTS[name] for kind in ("robustness", "rank") for name in FOR_ALL},
+    **{(kind, name): FAULTS[name] for kind in ("robustness", "rank", "partition") for name in FOR_ALL},
     **{("robustness", name): fault for name, fault in OF_ROBUSTNESS.items()},
     **{("rank", name): fault for name, fault in OF_RANK.items()},
+    **{("partition", name): fault for name, fault in OF_PARTITION.items()},
 }
 
 
 def run(fault: Fault, folder: Path, kind: str = "lc", **arguments: Any) -> tuple[pl.Trainer, Any]:
-    own = {"radius": 1.0} if kind == "lc" else {}
-    options = {**own, "test_probes": points(seed=1), "schedule": lambda step: True, **fault.callback, **arguments}
+    own = {} if kind == "partition" else {"test_probes": points(seed=1)}
+    own |= {"radius": 1.0} if kind == "lc" else {}
+    options = {**own, "schedule": lambda step: True, **fault.callback, **arguments}
     callback = tiny(kind, **options)
     trainer = make_trainer(folder, fault.before(), callback, logger=fault.logger(), max_steps=STEPS)
     torch.manual_seed(0)
@@ -239,7 +254,7 @@ def run(fault: Fault, folder: Path, kind: str = "lc", **arguments: Any) -> tuple
 @pytest.mark.parametrize(("kind", "name"), ALL)
 def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: Path) -> None:
     fault = ALL[kind, name]
-    with our_warnings() as warned:
+    with our_warnings(KINDS[kind].__name__) as warned:
         trainer, callback = run(fault, tmp_path, kind)
     assert trainer.state.finished
     assert trainer.global_step == STEPS
@@ -260,6 +275,46 @@ def test_raise_on_error_stops_the_run(kind: str, name: str, tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match=f"{KINDS[kind].__name__}: ") as caught:
         run(ALL[kind, name], tmp_path, kind, raise_on_error=True)
     assert caught.value.__cause__ is not None
+
+
+def no_picture(slices: Any) -> Any:
+    raise ZeroDivisionError("no picture")
+
+
+def test_a_drawing_that_fails_costs_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "draw_slices", no_picture)
+    with our_warnings("SplinePartitionCallback") as warned:
+        trainer, callback = run(Fault([], ""), tmp_path, "partition")
+    assert trainer.state.finished
+    assert callback.history.steps == trainer.logger.steps(KEY["partition"]) == EVERY
+    assert [f"drawing step {step} failed (ZeroDivisionError" in text for step, text in enumerate(warned)] == [True] * 9
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Image.Image.save
+
+    def half(self: Image.Image, path: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(path, "name", "") == "slice_000000004.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with our_warnings("SplinePartitionCallback") as warned:
+        trainer, callback = run(Fault([], ""), tmp_path, "partition")
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY
+    assert ["000004.png failed" in text and "No space left" in text for text in warned] == [True]
+    with Image.open(tmp_path / "partition" / "film.gif") as film:
+        assert film.n_frames == len(EVERY) - 1
+
+
+def test_a_film_that_fails_costs_the_film(tmp_path: Path) -> None:
+    (tmp_path / "partition" / "film.gif").mkdir(parents=True)
+    with our_warnings("SplinePartitionCallback") as warned:
+        trainer, callback = run(Fault([], ""), tmp_path, "partition")
+    assert trainer.state.finished
+    assert callback.history.steps == EVERY
+    assert ["making the film failed" in text and "Training goes on." in text for text in warned] == [True]
 
 
 def test_a_lost_row_at_the_end_is_not_tried_twice(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from all_kinds import blank
 from helpers import KINDS, is_ours
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
-from lc_callback.callbacks import probe_callback
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
+from lc_callback.callbacks import partition, probe_callback
 from lc_callback.functional import cross_polytope_frame
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
@@ -456,7 +457,7 @@ class Scripted(Lit):
 
 
 def rounded_to_bf16(twin):
-    return lambda m, *rest: twin(copy.deepcopy(m).bfloat16().float(), *rest)
+    return lambda m, *rest: twin(copy.deepcopy(m).bfloat16().to(next(m.parameters()).dtype), *rest)
 
 
 class AutoEncoder(Lit):
@@ -868,6 +869,54 @@ def clean_accuracy_by_hand(name: str, module: Any, data: Any) -> float:
         return (logits(module, data).argmax(1) == classes(data)).double().mean().item()
 
 
+# Regions, told apart by hand: by which units are on
+
+UNNAMED = "something else in it bends, such as a softmax, a LayerNorm"
+BENDS = {
+    "gelu_silu": "'gelu' at 'net.1'",
+    "relu6_hardtanh_softplus": "'softplus' at 'net.5'",
+    "lstm_head": "'LSTM' at 'lstm'",
+    "bf16_true_lstm": "'LSTM' at 'lstm'",
+    "gru": "'GRU' at 'gru'",
+    "encoder_batch_first": UNNAMED,
+    "encoder_time_first": UNNAMED,
+    "conv1d": UNNAMED,
+    "gpt_tokens": "'gelu' at 'block'",
+    "bert_dict": "'gelu' at 'encoder.layers.0'",
+    "vit": "'gelu' at 'encoder.layers.0'",
+    "dict_scalar_column": "'tanh' at 'net.1'",
+    "autoencoder_sigmoid": "'silu' at 'encoder.1'",
+    "experts_glu": "'glu' at 'experts.0.1'",
+}
+LARGE = ("preact_resnet_bn", "preact_resnet_no_bn")
+CUT = [name for name in CASES if name not in BENDS and name != "max_pool_counted"]  # that is max_pool_cnn once more
+
+
+def small_window() -> Any:
+    generator = torch.Generator().manual_seed(0)
+    return 0.2 * torch.randn(N, 1, 6, 6, generator=generator), torch.arange(N) % 2
+
+
+def grid(extent: Any) -> np.ndarray:
+    u, v = np.linspace(*extent[:2], 30), np.linspace(*extent[2:], 30)
+    return np.stack(np.meshgrid(u, v), -1).reshape(-1, 2)
+
+
+def units_on(name: str, module: Any, data: Any, plane: Any, uv: np.ndarray) -> Tensor:
+    """Whether each tapped unit is above its knot, one row for each point of the plane."""
+    values, found = plane.to_input(uv).flatten(1), []
+
+    def move(*tensors: Tensor) -> Any:
+        parts = values.split([t[0].numel() for t in tensors], 1)
+        parts = [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
+        return parts[0] if len(parts) == 1 else parts
+
+    batch = tree_map(lambda t: t[:1].repeat(len(uv), *[1] * (t.ndim - 1)), data)
+    with torch.no_grad():
+        CASES[name].twin(as_measured(CASES[name], module).double(), batch, move, lambda layer, z: found.append(z > 0))
+    return torch.cat([on.flatten(1) for on in found], 1)
+
+
 # The tests
 
 
@@ -1011,5 +1060,48 @@ def test_all_three_of_every_kind_of_model(name, without, tmp_path):
     assert_untouched(given, without(name))
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The slices of each row, which are not drawn."""
+    found = []
+    monkeypatch.setattr(partition, "draw_slices", lambda slices: found.append(slices[0]) or blank(slices))
+    return found
+
+
+def slicing(name: str, steps: list[int]) -> Any:
+    own = {**CASES[name].callback, **({"train_probes": small_window()} if name in LARGE else {})}
+    own.pop("max_pool", None)
+    return SplinePartitionCallback(n_probes=N, schedule=steps, **own)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_regions_of_every_kind_of_model_that_has_some(name, without, drawn, tmp_path):
+    callback = slicing(name, [0, STEPS])
+    given = trained(name, tmp_path, callback)
+    rows = callback.history
+    assert rows.steps == [0, STEPS]
+    for row, found, module in zip(rows, drawn, (given.before, given.module), strict=True):
+        at_centres = units_on(name, module, given.data[0], found.plane, found.centres)
+        n_patterns = len(at_centres.unique(dim=0))
+        assert row["partition/n_regions"] == found.n_regions > 8
+        pooled = name == "max_pool_cnn"  # cut where the winner changes, too
+        assert n_patterns <= found.n_regions if pooled else n_patterns == found.n_regions
+        anywhere = units_on(name, module, given.data[0], found.plane, grid(found.extent))
+        assert len(torch.cat([at_centres, anywhere]).unique(dim=0)) == n_patterns  # no region was missed
+    assert_untouched(given, without(name))
+
+
+@pytest.mark.parametrize("name", BENDS)
+def test_what_is_not_piecewise_affine_is_refused_before_the_first_step(name, tmp_path):
+    case = CASES[name]
+    module = seeded(case.make)
+    with pytest.raises(ValueError, match=r"^SplinePartitionCallback: .*`local_complexity_map`") as caught:
+        fit(case, module, (case.data(), case.data()), tmp_path, [slicing(name, [2])])
+    assert BENDS[name] in str(caught.value)
+    for key, tensor in seeded(case.make).to(next(module.parameters()).dtype).state_dict().items():
+        assert torch.equal(module.state_dict()[key], tensor), key
+    assert all(part.training for part in module.modules())
+
+
 def test_the_tables_name_cases() -> None:
-    assert {*ACTIVATIONS, *OWN_FEATURES, *MAPS, *NOT_CLASSIFIERS, *LOGITS, *CLASSES} <= {*CASES}
+    assert {*ACTIVATIONS, *OWN_FEATURES, *MAPS, *NOT_CLASSIFIERS, *LOGITS, *CLASSES, *BENDS, *LARGE} <= {*CASES}

@@ -10,11 +10,12 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, DIM, Classifier, RowLogger, loader, make_trainer, points, timeless
+from helpers import CLASSES, DIM, Classifier, RowLogger, loader, make_trainer, our_warnings, points, timeless
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from lc_callback import SplinePartitionCallback
 from lc_callback.callbacks.partition import _different, _nearest, _within
@@ -111,6 +112,18 @@ def test_a_smooth_network_is_an_error_before_the_first_step(tmp_path: Path) -> N
 class Positive(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x) + 1
+
+
+def test_only_train_points_are_drawn(tmp_path: Path) -> None:
+    inputs, targets = points()[:]
+    unusable = loader(TensorDataset(inputs * float("nan"), targets))
+    for validation in (None, unusable):
+        callback = small(schedule=[0])
+        trainer = make_trainer(tmp_path, callback, max_epochs=1, logger=RowLogger())
+        with our_warnings("SplinePartitionCallback") as warned:
+            trainer.fit(Classifier(), loader(points()), validation)
+        assert warned == []
+        assert callback.history.steps == [0]
 
 
 def test_a_window_of_one_class_has_no_boundary(tmp_path: Path) -> None:

@@ -185,13 +185,13 @@ def test_chunk_size_changes_no_count(chunk_size):
 
 def test_no_forward_pass_is_larger_than_the_chunk():
     sizes = []
-    net = nn.Sequential(nn.Identity(), mlp(6, 8, 1))
-    net[0].forward = lambda x: sizes.append(len(x)) or x
+    net = mlp(6, 8, 1).insert(2, nn.Identity())
+    net[2].forward = lambda x: sizes.append(len(x)) or x
     local_complexity(net, points(5, 6), n_directions=6, chunk_size=30)
-    assert sizes == [2, 3, 24, 24, 12]
+    assert [size for size in sizes if size > 1] == [2, 3, 24, 24, 12]
     sizes.clear()
     local_complexity(net, points(2, 6), n_directions=6, chunk_size=5)
-    assert sizes == [2, 3, 5, 5, 2, 5, 5, 2]
+    assert [size for size in sizes if size > 1] == [2, 3, 5, 5, 2, 5, 5, 2]
 
 
 def test_more_than_255_vertices_are_counted_right():
@@ -733,13 +733,14 @@ class Small(nn.Module):
 
     def __init__(self, net, room, error):
         super().__init__()
-        self.net, self.room, self.error, self.sizes = net, room, error, []
+        self.first, self.rest, self.room, self.error, self.sizes = net[:2], net[2:], room, error, []
 
     def forward(self, x):
+        x = self.first(x)
         self.sizes.append(len(x))
         if len(x) not in self.room:
             raise self.error
-        return self.net(x)
+        return self.rest(x)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""The affine part of a model before its first non-linearity, which need not run for every vertex."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.functional.knots import Knot, Recorder, Site
+
+if TYPE_CHECKING:
+    from lc_callback.functional.layers import Layers
+
+__all__ = ["Prefix", "find_prefix"]
+
+_TRIED = 3  # modules
+_ROUNDING = 2**12  # units in the last place of a layer's largest value
+
+
+class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
+    pass
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Where points that move along a frame can enter a model, since what comes before is affine.
+
+    Attributes:
+        module: what runs there; its output takes the place of the points.
+        steps: ``(B, *shape)``: what that output changes by along each direction of the frame.
+    """
+
+    module: nn.Module
+    steps: Tensor
+
+    def values(self, layers: Layers, points: Tensor, coefficients: Tensor) -> Tensor:
+        """``(n * k, *shape)``: what enters for the points ``(n,)``, each moved by ``(k, B)`` parts of the frame."""
+        moved = (coefficients @ self.steps.flatten(1)).view(-1, *self.steps.shape[1:])
+        base = output_of(self.module, lambda: layers.run(layers.points.batch(points, None)))
+        return (base.unsqueeze(1) + moved).flatten(0, 1)
+
+
+def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module returns at its first call; nothing is run after it."""
+    found: list[Tensor] = []
+
+    def stop(called: nn.Module, args: Any, output: Any) -> None:
+        if called is module:
+            found.append(output)
+            raise _Reached
+
+    handle = register_module_forward_hook(stop)
+    try:
+        run()
+    except Exception:  # TorchScript makes its own of ours
+        if not found:
+            raise
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def find_prefix(layers: Layers, frame: Tensor) -> Prefix | None:
+    """The latest module that does, if there is one.
+
+    A model may use its input again later on, or compute something else before its first non-linearity: whether a module
+    does is tried out, with moves as large as the points. Where integers or masks belong to the points, or the points
+    are moved inside the model, none is looked for.
+    """
+    if layers.at_module is not None or not layers.points.alone:
+        return None
+    scale = (layers.largest or 1.0) * layers.dim**0.5
+    generator = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(3, len(frame), generator=generator, dtype=torch.float64).to(frame) * scale
+    coefficients /= len(frame) ** 0.5
+    expected = _pre_activations(layers, coefficients)
+    for module in _before_the_first_knot(layers)[:_TRIED]:
+        try:
+            layers.prefix = Prefix(module, _steps(layers, module, frame, scale))
+            found = _pre_activations(layers, coefficients)
+            if len(expected) == len(found) and all(map(_same, expected, found)):
+                return layers.prefix
+        except Exception:  # what comes later does not take it, and says so in its own way
+            continue
+        finally:
+            layers.prefix = None
+    return None
+
+
+def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float) -> Tensor:
+    """From moves as large as the points: then the least is lost by rounding. One by one, for memory."""
+    first = torch.zeros(1, dtype=torch.long)
+    offsets = torch.cat([torch.zeros_like(frame[:1]), scale * frame]).split(1)
+    batches = (layers.points.batch(first, part) for part in offsets)
+    outputs = [output_of(module, functools.partial(layers.run, batch)) for batch in batches]
+    return (torch.cat(outputs[1:]) - outputs[0]) / scale
+
+
+def _before_the_first_knot(layers: Layers) -> list[nn.Module]:
+    """The modules that return something before the first non-linearity, the latest first."""
+    returned: dict[nn.Module, None] = {}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and module in known:
+            returned[module] = None
+
+    def stop(site: Site, knots: list[Knot]) -> None:
+        reached.append(site)
+        raise _Reached
+
+    reached: list[Site] = []
+    known = set(layers.model.modules())
+    handle = register_module_forward_hook(note)
+    try:
+        with Recorder(layers.model, stop, max_pool=True):
+            layers.run(layers.points.batch(torch.zeros(1, dtype=torch.long), None))
+    except Exception:
+        if not reached:
+            raise
+    finally:
+        handle.remove()
+    return [*reversed(returned)] if reached else []
+
+
+def _pre_activations(layers: Layers, coefficients: Tensor) -> list[Tensor]:
+    """Of all places at some points, and the output, which a network without non-linearities has all the same."""
+    seen: list[Tensor] = []
+
+    def keep(position: int, knots: list[Knot]) -> None:
+        seen.append(knots[0][0].clone())
+
+    for i, part in enumerate(coefficients.split(1)):
+        point = torch.tensor([i * (layers.points.n - 1) // (len(coefficients) - 1)])
+        output = layers.follow_frame(point, part, keep)
+        seen += [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return seen
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    finite = one.abs() < torch.inf  # beyond the border of max-pooling there is -inf
+    size = one.abs().where(finite, 0).max()
+    tolerance = _ROUNDING * torch.finfo(one.dtype).eps * size if one.is_floating_point() else 0
+    return bool(torch.equal(one.isnan(), other.isnan()) and ((one - other).where(finite, 0).abs() <= tolerance).all())
