@@ -83,6 +83,7 @@ class SplinePartitionCallback(ProbeCallback):
     group = "partition"
     offline_by_default = False  # not every network is piecewise affine
     splits = ("train",)
+    cost_grows_with_probes = False
 
     def __init__(
         self,
@@ -134,7 +135,10 @@ class SplinePartitionCallback(ProbeCallback):
         points = next(iter(probes.values()))
         chosen = _different(points)
         if len(chosen) < 3:
-            raise ValueError(f"a slice needs three points, but `train_probes` gives {len(points)}: pass more of them.")
+            raise ValueError(
+                f"a slice needs three points, but `train_probes` gives {len(points)}, of which {len(chosen)} differ: "
+                "pass more of them."
+            )
         self._three = tree_map(partial(_take, chosen), points.inputs)
         self._source = f"train points {chosen} of {len(points)} ({points.source})"
 
@@ -202,12 +206,17 @@ class SplinePartitionCallback(ProbeCallback):
 
 
 def _different(points: Probes) -> list[int]:
-    """The first three points, of different classes where there are such."""
+    """The first three points that differ, of different classes where there are such."""
     if isinstance(points.targets, Tensor) and points.targets.ndim == 1 and not points.targets.is_floating_point():
         first = {int(target): index for index, target in reversed([*enumerate(points.targets.tolist())])}
         if len(first) >= 3:
             return sorted(first.values())[:3]
-    return [*range(min(3, len(points)))]
+    leaves = [leaf for leaf in tree_leaves(points.inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+    chosen: list[int] = []
+    for index in range(len(points)):
+        if len(chosen) < 3 and not any(all(leaf[index].equal(leaf[i]) for leaf in leaves) for i in chosen):
+            chosen.append(index)
+    return chosen
 
 
 def _take(indices: Sequence[int], leaf: Any) -> Any:

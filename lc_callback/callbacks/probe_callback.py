@@ -101,6 +101,8 @@ class ProbeCallback(Callback):
     kinds: ClassVar[tuple[str, ...]] = ()
     #: Whether ``python -m lc_callback measure`` takes it without being asked.
     offline_by_default: ClassVar[bool] = True
+    #: Whether fewer probes make a row cheaper.
+    cost_grows_with_probes: ClassVar[bool] = True
     #: The splits that are drawn for a training.
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     #: The settings of :meth:`find`, and their defaults.
@@ -317,10 +319,10 @@ class ProbeCallback(Callback):
         self._close_step(trainer, last=True)
         elapsed = time.perf_counter() - self._began
         if self._seconds > max(_SECONDS_TO_WARN, _SHARE_TO_WARN * elapsed):
+            fewer = f"lower `n_probes` (now {self.n_probes}), or " if self.cost_grows_with_probes else ""
             rank_zero_warn(
-                f"{self._name} took {self._seconds:.0f} s, {self._seconds / elapsed:.0%} of the training: lower "
-                f"`n_probes` (now {self.n_probes}), or measure less often with "
-                f"`every_n_train_steps` or `schedule` (now {self.schedule.text})."
+                f"{self._name} took {self._seconds:.0f} s, {self._seconds / elapsed:.0%} of the training: {fewer}"
+                f"measure less often with `every_n_train_steps` or `schedule` (now {self.schedule.text})."
             )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:

@@ -208,9 +208,9 @@ class _GridCounter(Counter):
         self.largest = max(self.largest, float(corners.abs().max()))
         self._uv = torch.from_numpy(_middles(self.window, *self._sides)).flatten(0, 1)
 
-    def set_frame(self, frame: Tensor) -> None:
+    def set_frame(self, frame: Tensor, most: int) -> None:
         """Take the directions of the frame; those of the plane lead from the first point to the cells."""
-        super().set_frame(torch.cat([self.plane.directions.flatten(1).to(frame), frame]))
+        super().set_frame(torch.cat([self.plane.directions.flatten(1).to(frame), frame]), most)
         self.n_directions = len(frame)
 
     def follow_vertices(self, points: Tensor, vertices: Tensor, sink: Callable[[int, list[Knot]], None]) -> None:

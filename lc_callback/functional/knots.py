@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        op = func._schema.name.removeprefix("aten::").rstrip("_")
+        op = _name(func)
         if op == "threshold" and args[1] == args[2]:  # as nn.Threshold(0, 0): no jump
             op = "clamp_min"
         knotted = self._outputs_of is None and op in _KNOTS
@@ -234,6 +235,13 @@ class Tracer(Recorder):
             position for position, result in self._squashed if result.untyped_storage().data_ptr() in returned
         }
         self._squashed.clear()
+
+
+@functools.cache
+def _name(func: Any) -> str:
+    """Of an aten operation, without the underscore of its in-place form."""
+    name: str = func._schema.name
+    return name.removeprefix("aten::").rstrip("_")
 
 
 def _candidates(

@@ -216,11 +216,14 @@ class Layers(Space):
         recording = self._recording(lambda output: values) | {"at": self.prefix.module}
         return self._followed(self.points.batch(points[:1], None), len(values), sink, recording)
 
-    def set_frame(self, frame: Tensor) -> None:
-        """Take ``(B, D)`` directions for :meth:`follow_frame`, and find where it can enter the model."""
+    def set_frame(self, frame: Tensor, most: int) -> None:
+        """Take ``(B, D)`` directions for :meth:`follow_frame`, and find where it can enter the model.
+
+        At most so many samples are in one forward pass.
+        """
         self.frame = frame
         self.prefix = None
-        self.prefix = find_prefix(self, frame)
+        self.prefix = find_prefix(self, frame, most)
 
     def _followed(
         self, inputs: Any, samples: int, sink: Callable[[int, list[Knot]], None], recording: dict[str, Any]

@@ -311,7 +311,7 @@ class _Slicer(Layers):
         self.check_piecewise_affine(
             "so there are no regions to find. See `local_complexity_map` for a picture of any model."
         )
-        self.set_frame(self.plane.directions.flatten(1).to(self.device))
+        self.set_frame(self.plane.directions.flatten(1).to(self.device), self.chunk)
 
     def cut(self) -> None:
         """Cut along all layers."""

@@ -66,8 +66,8 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return found[0]
 
 
-def find_prefix(layers: Layers, frame: Tensor) -> Prefix | None:
-    """The latest module that does, if there is one.
+def find_prefix(layers: Layers, frame: Tensor, most: int) -> Prefix | None:
+    """The latest module that does, if there is one; found with at most so many samples in one forward pass.
 
     A model may use its input again later on, or compute something else before its first non-linearity: whether a module
     does is tried out, with moves as large as the points. Where integers or masks belong to the points, or the points
@@ -82,7 +82,7 @@ def find_prefix(layers: Layers, frame: Tensor) -> Prefix | None:
     expected = _pre_activations(layers, coefficients)
     for module in _before_the_first_knot(layers)[:_TRIED]:
         try:
-            layers.prefix = Prefix(module, _steps(layers, module, frame, scale))
+            layers.prefix = Prefix(module, _steps(layers, module, frame, scale, most))
             found = _pre_activations(layers, coefficients)
             if len(expected) == len(found) and all(map(_same, expected, found)):
                 return layers.prefix
@@ -93,13 +93,14 @@ def find_prefix(layers: Layers, frame: Tensor) -> Prefix | None:
     return None
 
 
-def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float) -> Tensor:
-    """From moves as large as the points: then the least is lost by rounding. One by one, for memory."""
+def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float, most: int) -> Tensor:
+    """From moves as large as the points: then the least is lost by rounding."""
     first = torch.zeros(1, dtype=torch.long)
-    offsets = torch.cat([torch.zeros_like(frame[:1]), scale * frame]).split(1)
-    batches = (layers.points.batch(first, part) for part in offsets)
+    offsets = torch.cat([torch.zeros_like(frame[:1]), scale * frame])
+    batches = (layers.points.batch(first, part) for part in offsets.split(most))
     outputs = [output_of(module, functools.partial(layers.run, batch)) for batch in batches]
-    return (torch.cat(outputs[1:]) - outputs[0]) / scale
+    origin, moved = torch.cat(outputs).split([1, len(frame)])
+    return (moved - origin) / scale
 
 
 def _before_the_first_knot(layers: Layers) -> list[nn.Module]:

@@ -477,7 +477,12 @@ OF_PARTITION: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         ["not affine between its non-linearities", "a LayerNorm", "`local_complexity_map`"],
     ),
     "two_points": ({"n_probes": 2}, Classifier, loader, ["three points", "gives 2", "`train_probes`"]),
-    "equal_points": ({"train_probes": torch.ones(5, DIM)}, Classifier, loader, ["not on one line"]),
+    "equal_points": (
+        {"train_probes": torch.ones(5, DIM)},
+        Classifier,
+        loader,
+        ["three points", "of which 1 differ", "`train_probes`"],
+    ),
     "integers_that_nothing_embeds": (
         {"train_probes": torch.ones(5, DIM, dtype=torch.long), "forward_fn": lambda module, x: module.net(x.double())},
         Classifier,

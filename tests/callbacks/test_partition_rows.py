@@ -58,6 +58,13 @@ def test_the_points_are_of_different_classes() -> None:
     assert _different(Probes(torch.randn(6, 2), torch.tensor([1, 1, 0, 1, 0, 0]), "here")) == [0, 1, 2]
 
 
+def test_the_points_differ() -> None:
+    tokens = torch.tensor([[1, 2], [1, 2], [1, 3], [1, 3], [1, 2], [4, 2]])
+    assert _different(Probes(tokens, None, "here")) == [0, 2, 5]
+    both = {"tokens": tokens, "mask": torch.tensor([0, 1, 1, 1, 1, 1]), "dim": 3}
+    assert _different(Probes(both, None, "here")) == [0, 1, 2]
+
+
 def test_the_nearest_point_of_the_boundary() -> None:
     segments = np.array([[[0.0, 0.0], [1.0, 0.0]], [[0.0, 2.0], [1.0, 2.0]]])
     assert _nearest(np.array([0.3, 0.9]), segments).tolist() == [0.3, 0.0]
