@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules
-from lc_callback.functional.prefix import Prefix, find_prefix
+from lc_callback.functional.prefix import Prefix, find_prefix, pre_activations, same, some_moves
 from lc_callback.functional.space import Space
 
 __all__ = ["Layers"]
@@ -223,7 +223,23 @@ class Layers(Space):
         """
         self.frame = frame
         self.prefix = None
+        self.points.channels_last = self._takes_channels_last(most)
         self.prefix = find_prefix(self, frame, most)
+
+    def _takes_channels_last(self, most: int) -> bool:
+        """Whether the model computes the same on images in this layout, in which convolutions on a CPU are faster."""
+        images = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        if self.device.type != "cpu" or self.dtype is not torch.float32 or self.at_module is not None or not images:
+            return False
+        moves = some_moves(self, self.frame)
+        expected = pre_activations(self, moves, most)
+        self.points.channels_last = True
+        try:
+            return same(expected, pre_activations(self, moves, most))
+        except Exception:  # a view that does not go with the layout
+            return False
+        finally:
+            self.points.channels_last = False
 
     def _followed(
         self, inputs: Any, samples: int, sink: Callable[[int, list[Knot]], None], recording: dict[str, Any]

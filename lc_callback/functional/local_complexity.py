@@ -24,7 +24,7 @@ from lc_callback.isolation import untouched
 __all__ = ["Counter", "LocalComplexity", "check_arguments", "default_chunk", "frame_directions", "local_complexity"]
 
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU.
-_BUDGET = {"cpu": 3 * 2**20, "cuda": 512 * 2**20}
+_BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 # The vertices are computed in float64 where a coordinate's step r/sqrt(D) is fewer units in the last place than this.
 _FEWEST_ULP = 16
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}

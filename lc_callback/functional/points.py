@@ -72,6 +72,7 @@ class Points:
                 f"`{argument}` must be one or more tensors with the same number (at least 1) of points along the first "
                 f"axis, but got {shapes if shapes else type(inputs).__name__}."
             )
+        self.channels_last = False  # how batches of images are laid out in memory
         self.n = len(tensors[0])
         self._dtype, self._device = dtype, device
         self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
@@ -105,13 +106,17 @@ class Points:
                 if leaf.is_floating_point() and offsets is not None:
                     width = _row(leaf)
                     part = offsets[:, column : column + width].view(1, copies, *leaf.shape[1:])
-                    leaves.append((rows.unsqueeze(1) + part).flatten(0, 1))
+                    leaves.append(self._laid_out((rows.unsqueeze(1) + part).flatten(0, 1)))
                     column += width
                 else:
-                    leaves.append(rows.repeat_interleave(copies, dim=0) if copies > 1 else rows)
+                    leaves.append(self._laid_out(rows.repeat_interleave(copies, dim=0) if copies > 1 else rows))
             else:
                 leaves.append(leaf)
         return tree_unflatten(leaves, self._spec)
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        images = self.channels_last and tensor.ndim == 4
+        return tensor.contiguous(memory_format=torch.channels_last) if images else tensor
 
     def moved(self, points: Tensor, values: Tensor) -> Any:
         """The inputs for points ``(n,)`` of this set, with ``values (n, ...)`` in place of what moves."""

@@ -17,7 +17,7 @@ from lc_callback.functional.knots import Knot, Recorder, Site
 if TYPE_CHECKING:
     from lc_callback.functional.layers import Layers
 
-__all__ = ["Prefix", "find_prefix"]
+__all__ = ["Prefix", "find_prefix", "pre_activations", "same", "some_moves"]
 
 _TRIED = 3  # modules
 _ROUNDING = 2**12  # units in the last place of a layer's largest value
@@ -43,6 +43,8 @@ class Prefix:
         """``(n * k, *shape)``: what enters for the points ``(n,)``, each moved by ``(k, B)`` parts of the frame."""
         moved = (coefficients @ self.steps.flatten(1)).view(-1, *self.steps.shape[1:])
         base = output_of(self.module, lambda: layers.run(layers.points.batch(points, None)))
+        if base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last):
+            moved = moved.contiguous(memory_format=torch.channels_last)
         return (base.unsqueeze(1) + moved).flatten(0, 1)
 
 
@@ -76,21 +78,25 @@ def find_prefix(layers: Layers, frame: Tensor, most: int) -> Prefix | None:
     if layers.at_module is not None or not layers.points.alone:
         return None
     scale = (layers.largest or 1.0) * layers.dim**0.5
-    generator = torch.Generator().manual_seed(0)
-    coefficients = torch.randn(3, len(frame), generator=generator, dtype=torch.float64).to(frame) * scale
-    coefficients /= len(frame) ** 0.5
-    expected = _pre_activations(layers, coefficients)
+    coefficients = some_moves(layers, frame)
+    expected = pre_activations(layers, coefficients, most)
     for module in _before_the_first_knot(layers)[:_TRIED]:
         try:
             layers.prefix = Prefix(module, _steps(layers, module, frame, scale, most))
-            found = _pre_activations(layers, coefficients)
-            if len(expected) == len(found) and all(map(_same, expected, found)):
+            found = pre_activations(layers, coefficients, most)
+            if same(expected, found):
                 return layers.prefix
         except Exception:  # what comes later does not take it, and says so in its own way
             continue
         finally:
             layers.prefix = None
     return None
+
+
+def some_moves(layers: Layers, frame: Tensor) -> Tensor:
+    """``(3, B)`` coefficients of moves as large as the points."""
+    scale = (layers.largest or 1.0) * (layers.dim / len(frame)) ** 0.5
+    return torch.randn(3, len(frame), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(frame) * scale
 
 
 def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float, most: int) -> Tensor:
@@ -129,18 +135,24 @@ def _before_the_first_knot(layers: Layers) -> list[nn.Module]:
     return [*reversed(returned)] if reached else []
 
 
-def _pre_activations(layers: Layers, coefficients: Tensor) -> list[Tensor]:
-    """Of all places at some points, and the output, which a network without non-linearities has all the same."""
+def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Tensor]:
+    """Of all places at some points, and the output; at most so many samples in one forward pass."""
     seen: list[Tensor] = []
 
     def keep(position: int, knots: list[Knot]) -> None:
         seen.append(knots[0][0].clone())
 
-    for i, part in enumerate(coefficients.split(1)):
+    for i in range(len(coefficients)):
         point = torch.tensor([i * (layers.points.n - 1) // (len(coefficients) - 1)])
-        output = layers.follow_frame(point, part, keep)
+        # Two samples, if ever there are several: a model may ask its input for their number.
+        output = layers.follow_frame(point, coefficients.roll(i, 0)[:2][:most], keep)
         seen += [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return seen
+
+
+def same(expected: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether these are equal, but for rounding."""
+    return len(expected) == len(found) and all(map(_same, expected, found))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

