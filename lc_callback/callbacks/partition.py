@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -23,6 +26,7 @@ from lc_callback.schedule import Schedule, is_log_step
 __all__ = ["SplinePartitionCallback"]
 
 _PER_DECADE = 3
+_SECONDS_TO_WARN = 10.0  # for a row
 
 
 class SplinePartitionCallback(ProbeCallback):
@@ -37,7 +41,7 @@ class SplinePartitionCallback(ProbeCallback):
 
     - ``partition/n_regions``: regions in the window of the first slice.
     - ``partition/n_regions_near_probes``: those with their centre within ``near`` times the window's side of one of the
-      three points.
+      three points, as far as the window holds these.
     - ``partition/n_regions_near_boundary``: the same round the points of the decision boundary nearest to them; left
       out where the window holds no boundary. The discs are of one size, so the two can be compared: region migration
       is the first falling and the second rising.
@@ -47,6 +51,9 @@ class SplinePartitionCallback(ProbeCallback):
 
     Args:
         near: radius of the discs, in parts of the window's side.
+        window: side of the window, in parts of the square that holds the three points with a margin of a fifth. The
+            number of regions, and with it the cost, goes with its square: a region costs about one forward and, for its
+            slope, one backward pass for each output, in float64.
         at: name of the module whose output is sliced instead of the input. Models of tokens: their first embedding.
         n_probes: points among which the three are found.
         schedule: ``None`` is three steps a decade, step 0 and the last step; ``"log"`` ten; a list of steps, or a
@@ -88,6 +95,7 @@ class SplinePartitionCallback(ProbeCallback):
     def __init__(
         self,
         near: float = 0.1,
+        window: float = 1.0,
         at: str | None = None,
         n_probes: int = 64,
         schedule: str | list[int] | Callable[[int], bool] | None = None,
@@ -121,11 +129,14 @@ class SplinePartitionCallback(ProbeCallback):
             self.schedule.text, self.schedule.closes = f"schedule='log, {_PER_DECADE} steps a decade'", True
         if isinstance(near, bool) or not isinstance(near, (int, float)) or not 0 < near <= 0.5:
             raise ValueError(f"`near` must be above 0 and at most 0.5, but got {near!r}.")
+        if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:
+            raise ValueError(f"`window` must be a positive number, but got {window!r}.")
         if at is not None and not isinstance(at, str):
             raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
         if chunk_size is not None:
             positive_integer("chunk_size", chunk_size)
-        self.near, self.at, self.chunk_size = near, at, chunk_size
+        self.near, self.window, self.at, self.chunk_size = near, window, at, chunk_size
+        self._warned = False
         self._three: Any = None
         self._slices: list[SlicePartition] = []
         self._source = ""
@@ -144,21 +155,33 @@ class SplinePartitionCallback(ProbeCallback):
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Regions of the first slice, and how many of them are near the points and near the decision boundary."""
+        began = time.perf_counter()
         arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn, "chunk_size": self.chunk_size}
+        arguments["extent"] = self.window
         first = slice_partition(network.module, self._three, slopes=True, **arguments)
         self._slices = [first]
         second = self._toward_boundary(network)
         if second is not None:
             self._slices.append(slice_partition(network.module, second, slopes=True, **arguments))
+        self._warn_of_cost(time.perf_counter() - began)
         radius = self.near * (first.extent[1] - first.extent[0])
-        values: dict[str, float] = {
-            "partition/n_regions": first.n_regions,
-            "partition/n_regions_near_probes": _within(first.centres, first.plane.points, radius),
-        }
+        values: dict[str, float] = {"partition/n_regions": first.n_regions}
+        shown = [point for point in first.plane.points if _is_inside(point, first.extent)]
+        if shown:
+            values["partition/n_regions_near_probes"] = _within(first.centres, np.stack(shown), radius)
         if len(first.decision_boundary):
             nearest = np.stack([_nearest(point, first.decision_boundary) for point in first.plane.points])
             values["partition/n_regions_near_boundary"] = _within(first.centres, nearest, radius)
         return values
+
+    def _warn_of_cost(self, seconds: float) -> None:
+        if seconds > _SECONDS_TO_WARN and not self._warned:
+            self._warned = True
+            regions = " and ".join(f"{one.n_regions:,}" for one in self._slices)
+            rank_zero_warn(
+                f"{type(self).__name__}: slices of {regions} regions took {seconds:.0f} s without their drawing. A "
+                f"smaller `window=` (now {self.window:g}) has fewer, by its square; `schedule=` makes fewer slices."
+            )
 
     def _toward_boundary(self, network: Network) -> Any:
         """Two of the points, and the boundary nearest to the first; ``None`` where that cannot be told."""
@@ -201,7 +224,7 @@ class SplinePartitionCallback(ProbeCallback):
 
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""
-        own = {"near": self.near, "at": self.at}
+        own = {"near": self.near, "window": None if self.window == 1 else self.window, "at": self.at}
         return {name: value for name, value in own.items() if value is not None} | super().settings()
 
 
@@ -227,6 +250,10 @@ def _within(centres: np.ndarray, points: np.ndarray, radius: float) -> int:
     """How many centres are near one of the points."""
     distances = np.linalg.norm(centres[:, None] - points, axis=-1)
     return int((distances.min(1) <= radius).sum())
+
+
+def _is_inside(point: np.ndarray, extent: Sequence[float]) -> bool:
+    return bool(extent[0] <= point[0] <= extent[1] and extent[2] <= point[1] <= extent[3])
 
 
 def _nearest(point: np.ndarray, segments: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ def local_complexity_map(
     model: nn.Module,
     points: Any,
     *,
-    extent: Sequence[float] | None = None,
+    extent: Sequence[float] | float | None = None,
     resolution: int | tuple[int, int] = 64,
     radius: float = 0.005,
     n_directions: int = 25,
@@ -190,7 +190,9 @@ def local_complexity_map(
 class _GridCounter(Counter):
     """Counts at the cells of a grid of the plane through the points, instead of at the points."""
 
-    def __init__(self, *args: Any, extent: Sequence[float] | None, sides: tuple[int, int], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, extent: Sequence[float] | float | None, sides: tuple[int, int], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._extent, self._sides = extent, sides
 

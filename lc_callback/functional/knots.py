@@ -185,7 +185,7 @@ class Recorder(TorchDispatchMode):
         before = self.handed_over
         if knotted and not self._results:
             self._hand_over(self._site(op), _KNOTS[op](*args, **kwargs))
-        result = func(*args, **kwargs)
+        result = self._execute(op, func, args, kwargs)
         if self._channels is not None:
             self._channels.executed(op, args, result)
         if knotted and self._results and not self._stack[-1].merge:
@@ -195,6 +195,9 @@ class Recorder(TorchDispatchMode):
             self._hand_over(self._site(op), [(competing, None)])
         self._executed(op, result, followed=self.handed_over > before)
         return result
+
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
     def _site(self, op: str) -> Site:
         innermost = self._stack[-1]

@@ -35,6 +35,8 @@ _MARGIN = 0.2  # of the bounding square of the points, on each side
 _BUDGET = {"cpu": 2**20, "cuda": 2**28}  # bytes of the largest tensor of a forward pass: in the cache it is faster
 _HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahead
 _FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
+_THIN_FROM = 5000  # regions
+_STEPS, _BEYOND, _HALVINGS = 50, 1.02, 60  # on the way to the decision boundary
 _CHECKED = 256  # regions on which it is checked that the network is affine
 _AFFINE = 1e-6  # of the output's range
 
@@ -86,29 +88,28 @@ class Plane:
         shape = points.shape[1:]
         return cls(points[0].double(), directions.view(2, *shape), np.concatenate([np.zeros((1, 2)), coordinates]))
 
-    def window(self, extent: Sequence[float] | None) -> Extent:
-        """The window that is asked for, by default the bounding square of the points with a margin.
+    def window(self, extent: Sequence[float] | float | None) -> Extent:
+        """The window that is asked for: the bounding square of the points with a margin, that in parts, or as it is.
 
         Raises:
-            ValueError: if ``extent`` is no ``(u0, u1, v0, v1)``.
+            ValueError: if ``extent`` is neither a positive number nor ``(u0, u1, v0, v1)``.
         """
-        if extent is None:
-            return self.square()
+        parts = 1.0 if extent is None else extent
+        if isinstance(parts, (int, float)) and not isinstance(parts, bool) and 0 < parts < math.inf:
+            low, high = self.points.min(0), self.points.max(0)
+            middle, half = (low + high) / 2, parts * (0.5 + _MARGIN) * float((high - low).max())
+            u, v = map(float, middle)
+            return u - half, u + half, v - half, v + half
         sides: tuple[float, ...]
         try:
-            sides = tuple(map(float, extent))
+            sides = tuple(map(float, extent))  # type: ignore[arg-type]
         except (TypeError, ValueError):
             sides = ()
         if len(sides) != 4 or not (-math.inf < sides[0] < sides[1] < math.inf > sides[3] > sides[2] > -math.inf):
-            raise ValueError(f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, but got {extent!r}.")
+            raise ValueError(
+                f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, or a positive number, but got {extent!r}."
+            )
         return sides
-
-    def square(self) -> Extent:
-        """The bounding square of the points, with a margin."""
-        low, high = self.points.min(0), self.points.max(0)
-        middle, half = (low + high) / 2, (0.5 + _MARGIN) * float((high - low).max())
-        u, v = map(float, middle)
-        return u - half, u + half, v - half, v + half
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class SlicePartition:
         if ax is None:
             _, ax = pyplot.subplots(figsize=(6, 6), layout="constrained")
         shade = {"facecolor": "none"} if self.slope_norm is None else {"array": self.slope_norm, "cmap": "YlGnBu"}
-        ax.add_collection(PolyCollection(self.polygons, edgecolor="black", linewidth=0.3, **shade))
+        width = 0.3 * min(1.0, (_THIN_FROM / self.n_regions) ** 0.5)  # else the edges of many hide their shades
+        ax.add_collection(PolyCollection(self.polygons, edgecolor="black", linewidth=width, **shade))
         ax.add_collection(LineCollection(list(self.decision_boundary), color="red", linewidth=1.5))
         ax.plot(*self.plane.points.T, "o", color="white", markeredgecolor="black")
         ax.set(xlim=self.extent[:2], ylim=self.extent[2:], aspect="equal", xlabel="u", ylabel="v")
@@ -211,7 +213,7 @@ def slice_partition(
     model: nn.Module,
     points: Any,
     *,
-    extent: Sequence[float] | None = None,
+    extent: Sequence[float] | float | None = None,
     slopes: bool = False,
     at: str | None = None,
     forward_fn: Callable[..., Any] | None = None,
@@ -236,7 +238,7 @@ def slice_partition(
             directions, orthonormalised, so plane coordinates are in input units. Of integer inputs (tokens) those of
             the first point are held.
         extent: ``(u0, u1, v0, v1)``, the window in plane coordinates; by default the points' bounding square with a
-            margin of a fifth.
+            margin of a fifth. One number is the side in parts of that.
         slopes: also compute ``slope_norm``: one backward pass for each output.
         at: name of the module whose output (batch first) spans the plane instead of the input. If no input is
             floating-point, this is the first ``nn.Embedding`` that is executed.
@@ -299,7 +301,7 @@ class _Slicer(Layers):
     argument, remedy = "points", ""
     needs_layers = False  # an affine network is one region
 
-    def prepare(self, extent: Sequence[float] | None, chunk_size: int | None) -> None:
+    def prepare(self, extent: Sequence[float] | float | None, chunk_size: int | None) -> None:
         if chunk_size is not None:
             positive_integer("chunk_size", chunk_size)
         self.trace(torch.float64)
@@ -471,7 +473,10 @@ def _ignore(position: int, knots: list[Knot]) -> None:
 
 
 def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Tensor | None:
-    """The decision boundary nearest to a point, as the affine map of its region has it.
+    """A point of the decision boundary near to a point.
+
+    Found by steps a little beyond where the affine map of the region has another class, until there is one, and by
+    halving the last of them.
 
     Args:
         model: a classifier with logits ``(N, C)``, or ``(N, 1)`` for two classes.
@@ -479,19 +484,42 @@ def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
 
     Returns:
-        ``(*shape)``; ``None`` if the gradient is zero there, or the output is no vector of logits.
+        ``(*shape)``; ``None`` if 50 steps do not lead there, or the output is no vector of logits.
     """
     space = Space(model, inputs, forward_fn=forward_fn)
+    first = torch.zeros(1, dtype=torch.long)
     with untouched(model, dtype=torch.float64, grad=True):
         space.locate(torch.float64)
-        x = space.all_values()[:1].clone().requires_grad_(True)
-        logits = main_output(space.output(torch.zeros(1, dtype=torch.long), x))
-        if logits.ndim > 2:
+        x = inside = space.all_values()[:1].clone()
+        own = None
+        for _ in range(_STEPS):
+            x = x.detach().requires_grad_(True)
+            logits = main_output(space.output(first, x))
+            if logits.ndim > 2:
+                return None
+            logits = torch.cat([logits.flatten(), x.new_zeros(1)]) if logits.numel() == 1 else logits.flatten()
+            own = int(logits.argmax()) if own is None else own
+            margin = _margin(logits, own)
+            if not margin > 0:
+                break
+            inside = x.detach()
+            (gradient,) = torch.autograd.grad(margin, x)
+            squared = gradient.square().sum()
+            if not (squared > 0 and bool(squared.isfinite())):
+                return None
+            x = inside - _BEYOND * margin.detach() * gradient / squared
+        else:
             return None
-        top = logits.flatten().topk(2).values if logits.numel() > 1 else torch.cat([logits.flatten(), x.new_zeros(1)])
-        margin = top[0] - top[1]
-        (gradient,) = torch.autograd.grad(margin, x)
-        squared = gradient.square().sum()
-        if not (squared > 0 and bool(squared.isfinite())):
-            return None
-        return (x - margin * gradient / squared)[0].detach()
+        outside = x.detach()
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            with torch.no_grad():
+                logits = main_output(space.output(first, middle))
+                logits = torch.cat([logits.flatten(), x.new_zeros(1)]) if logits.numel() == 1 else logits.flatten()
+                inside, outside = (middle, outside) if _margin(logits, own) > 0 else (inside, middle)
+    return inside[0]
+
+
+def _margin(logits: Tensor, own: int) -> Tensor:
+    """By how much a class leads."""
+    return logits[own] - torch.cat([logits[:own], logits[own + 1 :]]).max()

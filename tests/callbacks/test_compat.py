@@ -192,6 +192,7 @@ FILES = {
 """,
     SplinePartitionCallback: """
   near: 0.25
+  window: 0.5
   at: net.0
 """,
 }
@@ -227,7 +228,7 @@ IN_PYTHON = {
         "histogram": True,
         "max_width": 4,
     },
-    SplinePartitionCallback: {"near": 0.25, "at": "net.0"},
+    SplinePartitionCallback: {"near": 0.25, "window": 0.5, "at": "net.0"},
 }
 
 

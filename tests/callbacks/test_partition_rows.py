@@ -65,6 +65,26 @@ def test_the_points_differ() -> None:
     assert _different(Probes(both, None, "here")) == [0, 1, 2]
 
 
+def test_a_smaller_window_is_cheaper_and_may_leave_the_points_out(tmp_path: Path) -> None:
+    whole, half, tiny = small(), small(window=0.5), small(window=0.01)
+    for number, callback in enumerate((whole, half, tiny)):
+        fit(tmp_path / str(number), callback)
+    regions = [callback.history["partition/n_regions"][0] for callback in (whole, half, tiny)]
+    assert regions[0] > regions[1] > regions[2] > 0
+    assert "partition/n_regions_near_probes" in whole.history.keys
+    assert "partition/n_regions_near_probes" not in tiny.history.keys
+    assert "window=0.01" in repr(tiny)
+
+
+def test_an_expensive_row_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lc_callback.callbacks.partition._SECONDS_TO_WARN", 0.0)
+    with pytest.warns(UserWarning, match="without their drawing") as caught:
+        fit(tmp_path, small())
+    texts = [str(w.message) for w in caught if "without their drawing" in str(w.message)]
+    assert len(texts) == 1
+    assert "`window=` (now 1)" in texts[0]
+
+
 def test_the_nearest_point_of_the_boundary() -> None:
     segments = np.array([[[0.0, 0.0], [1.0, 0.0]], [[0.0, 2.0], [1.0, 2.0]]])
     assert _nearest(np.array([0.3, 0.9]), segments).tolist() == [0.3, 0.0]

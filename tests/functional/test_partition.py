@@ -548,6 +548,36 @@ def test_the_default_window_is_the_bounding_square_with_a_margin():
     assert slice_partition(nn.Linear(2, 2), points, extent=[0, 1, 2, 4]).areas.tolist() == [2]
 
 
+def test_the_window_in_parts_of_the_default():
+    whole = slice_partition(nn.Linear(2, 3), TRIANGLE).extent
+    half = slice_partition(nn.Linear(2, 3), TRIANGLE, extent=0.5).extent
+    assert np.subtract(half[1::2], half[::2]).tolist() == pytest.approx(
+        (np.subtract(whole[1::2], whole[::2]) / 2).tolist()
+    )
+    assert np.add(half[1::2], half[::2]).tolist() == pytest.approx(np.add(whole[1::2], whole[::2]).tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_the_way_to_the_boundary_ends_on_it(kind):
+    reached = 0
+    for seed in range(10):
+        net, points = made(kind, seed)
+        found = partition.toward_boundary(net, points[:1])
+        if found is not None:
+            reached += 1
+            two = net(found[None])[0].detach().topk(2).values
+            assert float(two[0] - two[1]) <= 1e-9 * float(two.abs().max())
+            assert not torch.equal(found, points[0])
+    assert reached >= 5
+
+
+def test_no_way_to_a_boundary_that_is_not_there():
+    net = seq(nn.Linear(2, 3), nn.ReLU())
+    with torch.no_grad():
+        net[0].weight.zero_()
+    assert partition.toward_boundary(net, TRIANGLE[:1]) is None
+
+
 def test_float32_models_are_measured_in_float64():
     net, points = made(conv, 8)
     net, points = net.float(), points.float()
@@ -591,7 +621,10 @@ def test_float32_points_on_one_line():
 @pytest.mark.parametrize(
     "extent",
     [
-        5,
+        0,
+        -1,
+        True,
+        float("inf"),
         "abcd",
         (0, 1, 0, "x"),
         (0, 1),

@@ -1,0 +1,114 @@
+"""Following the affine piece of a network at some points, instead of the network itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lc_callback.functional.batch_axis import BatchAxis
+from lc_callback.functional.knots import Recorder
+
+__all__ = ["AffineRecorder", "Pieces"]
+
+
+class Pieces(Protocol):
+    """What an :class:`AffineRecorder` has to know of the forward pass that it records.
+
+    Attributes:
+        here: where the samples are in the operand of the non-linearity that comes next; ``None`` leaves it as it is.
+        block: the number of points, and of the samples of each, of which the first is the point itself.
+    """
+
+    here: BatchAxis | None
+    block: tuple[int, int]
+
+
+class AffineRecorder(Recorder):
+    """A recorder that continues each kink beyond itself, on the side on which the first sample of a point is.
+
+    So the samples of a point see one affine map, that of the network at the point. What bends smoothly is left as it
+    is: for small steps it is near to its derivative.
+    """
+
+    def __init__(self, pieces: Pieces, *arguments: Any, **recording: Any) -> None:
+        super().__init__(*arguments, **recording)
+        self._pieces = pieces
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._pieces.here = None
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        here, block = self._pieces.here, self._pieces.block
+        if op in _POOLS and args[0].ndim == _POOLS[op] and len(args[0]) == math.prod(block):
+            values, winners = func(*args, **kwargs)
+            flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
+            chosen = chosen[:, :1].expand(chosen.shape)
+            return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
+        if here is None or op not in _SLOPES:
+            return func(*args, **kwargs)
+        x = args[0]
+        in_place = func._schema.is_mutable
+
+        def points_first(tensor: Tensor) -> Tensor:
+            return here.to_front(tensor, math.prod(block)).unflatten(0, block)
+
+        z = points_first(x)
+        if op == "relu":
+            slope = (z[:, :1] > 0).to(x.dtype)
+            if in_place:
+                z.mul_(slope)
+                return x
+            result = torch.empty_like(x)
+            torch.mul(z, slope, out=points_first(result))
+            return result
+        slope = points_first(_SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:, :1]
+        if op in _EXTREMES:
+            y = points_first(args[1].expand(x.shape))
+            new = slope * z + (1 - slope) * y
+        else:
+            at_point = points_first(func(x.clone() if in_place else x, *args[1:], **kwargs))[:, :1]
+            new = at_point + slope * (z - z[:, :1])
+        result = x if in_place else torch.empty_like(x)
+        points_first(result).copy_(new)
+        return result
+
+
+def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    inside = torch.ones_like(x, dtype=torch.bool) if low is None else x > low
+    return inside if high is None else inside & (x < high)
+
+
+def _outside(x: Tensor, bound: float = 0.5) -> Tensor:
+    return x.abs() > bound
+
+
+# The derivative where there is one, by the name of the aten operation.
+_SLOPES: dict[str, Callable[..., Tensor]] = {
+    "relu": lambda x: x > 0,
+    "leaky_relu": lambda x, slope=0.01: torch.where(x > 0, 1.0, slope),
+    "rrelu_with_noise": lambda x, noise, low=1 / 8, high=1 / 3, *_: torch.where(x > 0, 1.0, (low + high) / 2),
+    "prelu": lambda x, weight: torch.where(x > 0, 1.0, weight),
+    "_prelu_kernel": lambda x, weight: torch.where(x > 0, 1.0, weight),
+    "abs": torch.sign,
+    "relu6": lambda x: _between(x, 0, 6),
+    "hardtanh": lambda x, low=-1.0, high=1.0: _between(x, low, high),
+    "hardsigmoid": lambda x: _between(x, -3, 3) / 6,
+    "softshrink": _outside,
+    "hardshrink": _outside,
+    "threshold": lambda x, threshold, value: x > threshold,
+    "clamp": lambda x, min=None, max=None: _between(x, min, max),  # noqa: A006 (the argument names of aten)
+    "clamp_min": lambda x, low, *_: _between(x, low),
+    "clamp_max": lambda x, high: _between(x, None, high),
+    "maximum": torch.gt,
+    "fmax": torch.gt,
+    "minimum": torch.lt,
+    "fmin": torch.lt,
+}
+_EXTREMES = {"maximum", "fmax", "minimum", "fmin"}
+_POOLS = {"max_pool2d_with_indices": 4, "adaptive_max_pool2d": 4}  # axes of a batch
+_POOLS |= {"max_pool3d_with_indices": 5, "adaptive_max_pool3d": 5}
