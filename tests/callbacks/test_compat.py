@@ -192,7 +192,7 @@ FILES = {
 """,
     SplinePartitionCallback: """
   near: 0.25
-  window: 0.5
+  window: 0.9
   at: net.0
 """,
 }
@@ -228,7 +228,7 @@ IN_PYTHON = {
         "histogram": True,
         "max_width": 4,
     },
-    SplinePartitionCallback: {"near": 0.25, "window": 0.5, "at": "net.0"},
+    SplinePartitionCallback: {"near": 0.25, "window": 0.9, "at": "net.0"},
 }
 
 
