@@ -1,4 +1,4 @@
-"""The networks that are timed: an MLP and a pre-activation ResNet-18 as in the released code of the papers."""
+"""The networks that are timed: an MLP and a pre-activation ResNet-18 as in the released code of the papers, a GPT."""
 
 from __future__ import annotations
 
@@ -51,3 +51,38 @@ class PreActResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images to logits."""
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class Block(nn.Module):
+    """Attention and an MLP of GELU units, each behind a LayerNorm and around a shortcut."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, T, width)`` to the same."""
+        n, t, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(n, t, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(n, t, width))
+        return x + self.mlp(self.norm2(x))
+
+
+class TinyGPT(nn.Module):
+    """Tokens ``(N, T)`` to logits."""
+
+    def __init__(self, tokens: int = 65, length: int = 64, width: int = 128, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(tokens, width), nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, T)`` to ``(N, T, tokens)``."""
+        x = self.embedding(x) + self.position.weight[: x.shape[1]]
+        return self.head(self.norm(self.blocks(x)))
