@@ -219,20 +219,22 @@ class Layers(Space):
     def set_frame(self, frame: Tensor, most: int) -> None:
         """Take ``(B, D)`` directions for :meth:`follow_frame`, and find where it can enter the model.
 
-        At most so many samples are in one forward pass.
+        At most so many samples are in one forward pass. Not where integers or masks belong to the points, or where the
+        points are moved inside the model.
         """
-        self.frame = frame
-        self.prefix = None
-        self.points.channels_last = self._takes_channels_last(most)
-        self.prefix = find_prefix(self, frame, most)
+        self.frame, self.prefix = frame, None
+        if self.at_module is not None or not self.points.alone:
+            return
+        moves = some_moves(self, frame)
+        expected = pre_activations(self, moves, most)
+        self.points.channels_last = self._takes_channels_last(moves, expected, most)
+        self.prefix = find_prefix(self, frame, expected, most)
 
-    def _takes_channels_last(self, most: int) -> bool:
+    def _takes_channels_last(self, moves: Tensor, expected: list[Tensor], most: int) -> bool:
         """Whether the model computes the same on images in this layout, in which convolutions on a CPU are faster."""
         images = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
-        if self.device.type != "cpu" or self.dtype is not torch.float32 or self.at_module is not None or not images:
+        if self.device.type != "cpu" or self.dtype is not torch.float32 or not images:
             return False
-        moves = some_moves(self, self.frame)
-        expected = pre_activations(self, moves, most)
         self.points.channels_last = True
         try:
             return same(expected, pre_activations(self, moves, most))

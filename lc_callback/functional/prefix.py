@@ -68,18 +68,14 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return found[0]
 
 
-def find_prefix(layers: Layers, frame: Tensor, most: int) -> Prefix | None:
+def find_prefix(layers: Layers, frame: Tensor, expected: list[Tensor], most: int) -> Prefix | None:
     """The latest module that does, if there is one; found with at most so many samples in one forward pass.
 
     A model may use its input again later on, or compute something else before its first non-linearity: whether a module
-    does is tried out, with moves as large as the points. Where integers or masks belong to the points, or the points
-    are moved inside the model, none is looked for.
+    does is tried out, with moves as large as the points, against what whole forward passes gave, ``expected``.
     """
-    if layers.at_module is not None or not layers.points.alone:
-        return None
     scale = (layers.largest or 1.0) * layers.dim**0.5
     coefficients = some_moves(layers, frame)
-    expected = pre_activations(layers, coefficients, most)
     for module in _before_the_first_knot(layers)[:_TRIED]:
         try:
             layers.prefix = Prefix(module, _steps(layers, module, frame, scale, most))
@@ -94,9 +90,9 @@ def find_prefix(layers: Layers, frame: Tensor, most: int) -> Prefix | None:
 
 
 def some_moves(layers: Layers, frame: Tensor) -> Tensor:
-    """``(3, B)`` coefficients of moves as large as the points."""
+    """``(2, B)`` coefficients of moves as large as the points."""
     scale = (layers.largest or 1.0) * (layers.dim / len(frame)) ** 0.5
-    return torch.randn(3, len(frame), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(frame) * scale
+    return torch.randn(2, len(frame), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(frame) * scale
 
 
 def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float, most: int) -> Tensor:
@@ -142,10 +138,10 @@ def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Ten
     def keep(position: int, knots: list[Knot]) -> None:
         seen.append(knots[0][0].clone())
 
-    for i in range(len(coefficients)):
-        point = torch.tensor([i * (layers.points.n - 1) // (len(coefficients) - 1)])
-        # Two samples, if ever there are several: a model may ask its input for their number.
-        output = layers.follow_frame(point, coefficients.roll(i, 0)[:2][:most], keep)
+    points = torch.tensor([0, layers.points.n - 1]).unique()
+    # Two moves of each, if ever there are several samples: a model may ask its input for their number.
+    for some in points.split(max(1, most // 2)):
+        output = layers.follow_frame(some, coefficients[:most], keep)
         seen += [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return seen
 

@@ -166,7 +166,7 @@ def test_counts_do_not_depend_on_the_layout(monkeypatch):
     torch.manual_seed(0)
     net, x = PreActivation(), draw(6, 2, 5, 5)
     found = local_complexity(net, x, radius=0.5, n_directions=5, chunk_size=4)
-    monkeypatch.setattr(Layers, "_takes_channels_last", lambda layers, most: False)
+    monkeypatch.setattr(Layers, "_takes_channels_last", lambda *arguments: False)
     assert torch.equal(found.counts, local_complexity(net, x, radius=0.5, n_directions=5, chunk_size=4).counts)
     assert found.counts.sum() > 20
 
