@@ -139,9 +139,10 @@ def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Ten
         seen.append(knots[0][0].clone())
 
     points = torch.tensor([0, layers.points.n - 1]).unique()
-    # Two moves of each, if ever there are several samples: a model may ask its input for their number.
-    for some in points.split(max(1, most // 2)):
-        output = layers.follow_frame(some, coefficients[:most], keep)
+    # Two samples, if ever there are several: a model may ask its input for their number.
+    moves = coefficients[: min(most, 3 - len(points))]
+    for some in points.split(most):
+        output = layers.follow_frame(some, moves, keep)
         seen += [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return seen
 

@@ -102,6 +102,7 @@ NOT_FOUND = {
     "input again": (Again(), draw(4, 5), {}, None),
     "input again, without weight": (Again(0.0), draw(4, 5), {}, None),
     "batch size of the input": (Viewed(), draw(4, 2, 6, 6), {}, None),
+    "batch size of the input, one point": (Viewed(), draw(1, 2, 6, 6), {}, None),
     "at": (seq(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2), nn.ReLU()), draw(4, 5), {"at": "1"}, None),
     "tokens": (seq(nn.Embedding(3, 4), nn.Flatten(), nn.Linear(8, 9), nn.ReLU()), torch.tensor([[0, 1]]), {}, None),
     "affine": (seq(nn.Linear(5, 8), nn.Linear(8, 2)), draw(4, 5), {"layers": [nn.Linear]}, None),
