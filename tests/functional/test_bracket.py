@@ -9,6 +9,12 @@ from torch import nn
 from lc_callback.functional import bracket, cross_polytope_frame, local_complexity, slice_partition
 from lc_callback.functional.knots import Recorder
 
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 RADII = [0.02, 0.2, 1.0]
 
 
@@ -263,15 +269,20 @@ def test_the_model_is_left_as_it_was():
 
 # What has no bracket
 
-BENT = {
-    "gelu": (seq(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 5), nn.ReLU()), "'gelu' at '1' is not piecewise affine"),
-    "jump": (seq(nn.Linear(3, 5), nn.Hardshrink(), nn.Linear(5, 5), nn.ReLU()), "'hardshrink' at '1' jumps"),
-    "layer norm": (seq(nn.Linear(3, 5), nn.LayerNorm(5), nn.ReLU()), "before 'relu' at '2' something else bends"),
-    "softmax": (seq(nn.Linear(3, 5), nn.ReLU(), nn.Softmax(1), nn.ReLU()), "before 'relu' at '3' something else"),
-    "product": (seq(nn.Linear(3, 5), Call(lambda x: x * x), nn.ReLU()), "before 'relu' at '2' something else bends"),
-    "residual product": (seq(nn.Linear(3, 5), Residual(Call(torch.square), nn.ReLU())), "something else bends"),
-    "clamp": (seq(nn.Linear(3, 5), Call(lambda x: x.clamp(max=x.mean(1, keepdim=True)))), "something else bends"),
-}
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    BENT = {
+        "gelu": (seq(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 5), nn.ReLU()), "'gelu' at '1' is not piecewise affine"),
+        "jump": (seq(nn.Linear(3, 5), nn.Hardshrink(), nn.Linear(5, 5), nn.ReLU()), "'hardshrink' at '1' jumps"),
+        "layer norm": (seq(nn.Linear(3, 5), nn.LayerNorm(5), nn.ReLU()), "before 'relu' at '2' something else bends"),
+        "softmax": (seq(nn.Linear(3, 5), nn.ReLU(), nn.Softmax(1), nn.ReLU()), "before 'relu' at '3' something else"),
+        "product": (
+            seq(nn.Linear(3, 5), Call(lambda x: x * x), nn.ReLU()),
+            "before 'relu' at '2' something else bends",
+        ),
+        "residual product": (seq(nn.Linear(3, 5), Residual(Call(torch.square), nn.ReLU())), "something else bends"),
+        "clamp": (seq(nn.Linear(3, 5), Call(lambda x: x.clamp(max=x.mean(1, keepdim=True)))), "something else bends"),
+    }
 
 
 @pytest.mark.parametrize("radius", [1e-4, 0.1, 10.0])

@@ -7,6 +7,12 @@ from torch import nn
 from lc_callback.functional import cross_polytope_frame, local_complexity
 from lc_callback.functional.knots import Recorder
 
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 RADII = [0.01, 0.1, 1.0, 10.0]
 
 
@@ -123,22 +129,29 @@ class Awkward(nn.Module):
         return F.leaky_relu_(self.second(again + hidden.T), 0.2).clamp_(max=0.7)
 
 
-OTHERS = {
-    "awkward": (Awkward(), (4,)),
-    "others": (
-        seq(nn.Linear(4, 8), nn.PReLU(8), nn.Linear(8, 8), nn.Softshrink(), nn.Linear(8, 8), nn.Hardsigmoid(), Abs()),
-        (4,),
-    ),
-    "maximum": (seq(nn.Linear(4, 8), Larger(), nn.Linear(4, 8), Clamp(), nn.Linear(8, 2), nn.ReLU6()), (4,)),
-    "1d": (seq(nn.Conv1d(2, 3, 3), nn.MaxPool1d(2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 4), nn.ReLU()), (2, 6)),
-    "adaptive": (
-        seq(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 9), nn.ReLU()),
-        (1, 7, 7),
-    ),
-    "channels last": (seq(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), (2, 7, 7)),
-    "smooth": (seq(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)), (4,)),
-    "bound": (seq(nn.Linear(4, 8), Call(lambda x: x.clamp(min=torch.linspace(-1, 1, 8).to(x))), nn.Linear(8, 2)), (4,)),
-}
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    OTHERS = {
+        "awkward": (Awkward(), (4,)),
+        "others": (
+            seq(
+                nn.Linear(4, 8), nn.PReLU(8), nn.Linear(8, 8), nn.Softshrink(), nn.Linear(8, 8), nn.Hardsigmoid(), Abs()
+            ),
+            (4,),
+        ),
+        "maximum": (seq(nn.Linear(4, 8), Larger(), nn.Linear(4, 8), Clamp(), nn.Linear(8, 2), nn.ReLU6()), (4,)),
+        "1d": (seq(nn.Conv1d(2, 3, 3), nn.MaxPool1d(2), nn.ReLU(), nn.Flatten(), nn.Linear(6, 4), nn.ReLU()), (2, 6)),
+        "adaptive": (
+            seq(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 9), nn.ReLU()),
+            (1, 7, 7),
+        ),
+        "channels last": (seq(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()), (2, 7, 7)),
+        "smooth": (seq(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)), (4,)),
+        "bound": (
+            seq(nn.Linear(4, 8), Call(lambda x: x.clamp(min=torch.linspace(-1, 1, 8).to(x))), nn.Linear(8, 2)),
+            (4,),
+        ),
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
