@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lc_callback.functional.knots import Knot, Recorder
+from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, Recorder
 from lc_callback.functional.layers import Layers
 
 __all__ = ["UpperBound"]
@@ -18,7 +18,6 @@ _SYMBOLS = 32  # at first
 _BUDGET = 2**28  # bytes that the largest tensor of a forward pass may take, for the symbols of one point
 _ROUNDING = 1e-12  # of a layer's largest value
 _BENT = 1e-7  # of how far the values of a layer move
-_EXTREMES = {"maximum", "minimum", "fmax", "fmin"}
 
 
 class UpperBound(Layers):
@@ -41,7 +40,7 @@ class UpperBound(Layers):
     def pools(self) -> list[bool]:
         """Which layers are max-pooling."""
         places = zip(self.layer_of, self.sites, strict=True)
-        pools = {layer for layer, site in places if "max_pool" in site.op}
+        pools = {layer for layer, site in places if site.op in WINNERS}
         return [layer in pools for layer in range(len(self.names))]
 
     def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:
@@ -89,7 +88,7 @@ class UpperBound(Layers):
 
     def _note_pieces(self, position: int, knots: list[tuple[Tensor, float]]) -> None:
         """An elementwise non-linearity: a line from end to end of what each unit may reach."""
-        extreme = self.sites[position].op in _EXTREMES
+        extreme = self.sites[position].op in EXTREMES
         if extreme:  # the larger of x and y is y plus the larger of x - y and 0
             operand, x = None, knots[0][0]
             kinks = [torch.zeros_like(x[0])]
@@ -189,7 +188,7 @@ class _Relaxing(Recorder):
         bound.operand, bound.becomes = args[0] if args else None, None
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if bound.becomes is not None:
-            extreme = func._schema.name.removeprefix("aten::") in _EXTREMES
+            extreme = func._schema.name.removeprefix("aten::") in EXTREMES
             with _disable_current_modes():
                 bound.becomes(
                     result, lambda x: func(x, torch.zeros_like(x)) if extreme else func(x, *args[1:], **others)

@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.functional.channels import Channels
 
 __all__ = [
+    "EXTREMES",
+    "WINNERS",
     "Knot",
     "Recorder",
     "Site",
@@ -48,6 +50,9 @@ def _bounds(x: Tensor, min: Any = None, max: Any = None) -> list[Knot]:  # noqa:
     return [(x - bound, 0.0) if isinstance(bound, Tensor) else (x, float(bound)) for bound in bounds]
 
 
+#: Operations of two tensors that return the larger or the smaller.
+EXTREMES = ("maximum", "minimum", "fmax", "fmin")
+
 # Keyed by the name of the aten operation without the trailing underscore of its in-place form.
 _KNOTS: dict[str, Callable[..., list[Knot]]] = {
     # piecewise linear with the kink at zero
@@ -65,12 +70,12 @@ _KNOTS: dict[str, Callable[..., list[Knot]]] = {
     "clamp": _bounds,
     "clamp_min": _bounds,
     "clamp_max": lambda x, bound: _bounds(x, max=bound),
-    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), lambda x, y: [(x - y, 0.0)]),
+    **dict.fromkeys(EXTREMES, lambda x, y: [(x - y, 0.0)]),
     "glu": lambda x, dim=-1: [(x.chunk(2, dim)[1], 0.0)],
 }
 
-# Operations that return (values, index of the winner).
-_WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
+#: Operations that return (values, index of the winner).
+WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 
 # Squashing functions that turn logits into probabilities when they come last: nothing switches there.
 _LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
@@ -190,7 +195,7 @@ class Recorder(TorchDispatchMode):
             self._channels.executed(op, args, result)
         if knotted and self._results and not self._stack[-1].merge:
             self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
-        if self._outputs_of is None and self._max_pool and op in _WINNERS:
+        if self._outputs_of is None and self._max_pool and op in WINNERS:
             competing = result[1] if self._max_pool is True else _candidates(op, result[0], *args, **kwargs)
             self._hand_over(self._site(op), [(competing, None)])
         self._executed(op, result, followed=self.handed_over > before)

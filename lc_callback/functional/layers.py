@@ -228,7 +228,7 @@ class Layers(Space):
         moves = some_moves(self, frame)
         expected = pre_activations(self, moves, most)
         self.points.channels_last = self._takes_channels_last(moves, expected, most)
-        self.prefix = find_prefix(self, frame, expected, most)
+        self.prefix = find_prefix(self, moves, expected, most)
 
     def _takes_channels_last(self, moves: Tensor, expected: list[Tensor], most: int) -> bool:
         """Whether the model computes the same on images in this layout, in which convolutions on a CPU are faster."""

@@ -214,11 +214,11 @@ def local_complexity(
         raise ValueError("`method='linear'` follows all non-linearities: leave `layers`, `max_pool` and `bracket` out.")
     if bracket and layers is not None:
         raise ValueError("`bracket=True` bounds the pre-activations of non-linearities: leave `layers` out.")
-    counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     if method == "linear":
         linear = LinearCounter(model, inputs, at=at, forward_fn=forward_fn)
         found = linear.measure(radius, n_directions, directions, seed, chunk_size, progress)
         return replace(found, histogram=linear.histogram.cpu())
+    counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     if not bracket:
         return counter.measure(radius, n_directions, directions, seed, chunk_size, progress)
     dtype = torch.float64
@@ -227,8 +227,7 @@ def local_complexity(
     with untouched(model, dtype=dtype):
         bound.trace(dtype)
         bound.check_piecewise_affine("so there is no bracket.")
-        frame = frame_directions(bound.shape, n_directions, directions, seed, dtype, bound.device)
-        upper = bound.count(radii, frame)
+        upper = bound.count(radii, counter.frame)
     upper = upper[..., [max_pool or not pool for pool in bound.pools]]
     return replace(found, upper=upper if isinstance(radius, Sequence) else upper[0])
 

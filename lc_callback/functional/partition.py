@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.knots import Knot
+from lc_callback.functional.knots import WINNERS, Knot
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space
@@ -330,7 +330,7 @@ class _Slicer(Layers):
                 self._evaluate(before)
 
     def _is_pool(self, position: int) -> bool:
-        return "max_pool" in self.sites[position].op
+        return self.sites[position].op in WINNERS
 
     def _evaluate(self, start: int) -> None:
         """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
@@ -382,7 +382,7 @@ class _Slicer(Layers):
         """Run the model once more at all vertices, as far as this place."""
         rows = VertexRows()
         n = len(self.cells.vertices)
-        for part in np.array_split(np.arange(n), -(-n // self.chunk)):
+        for part in self._chunks(np.arange(n)):
 
             def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
                 if at == position:
@@ -399,8 +399,10 @@ class _Slicer(Layers):
         """The model's output ``(K, C)`` at coordinates, by default those of the vertices."""
         if at is None:
             return self._outputs.table()
-        parts = np.array_split(at, -(-len(at) // self.chunk))
-        return torch.cat([self._forward(part, _ignore).cpu() for part in parts]).numpy()
+        return torch.cat([self._forward(part, _ignore).cpu() for part in self._chunks(at)]).numpy()
+
+    def _chunks(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
+        return np.array_split(rows, -(-len(rows) // self.chunk))
 
     def _forward(self, coordinates: Floats, sink: Callable[[int, list[Knot]], None]) -> Tensor:
         """The model's output ``(k, C)`` at coordinates; what its places have goes to the sink."""
@@ -451,7 +453,7 @@ class _Slicer(Layers):
     def slope_norms(self, centres: Floats) -> Floats:
         """Frobenius norm of the Jacobian of the output at these coordinates."""
         norms = []
-        for part in np.array_split(centres, -(-len(centres) // self.chunk)):
+        for part in self._chunks(centres):
             output = self._run_whole(part, grad=True)
             squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
             for c in range(output.shape[1]):
@@ -494,10 +496,9 @@ def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any
         own = None
         for _ in range(_STEPS):
             x = x.detach().requires_grad_(True)
-            logits = main_output(space.output(first, x))
-            if logits.ndim > 2:
+            logits = _logits(space.output(first, x))
+            if logits is None:
                 return None
-            logits = torch.cat([logits.flatten(), x.new_zeros(1)]) if logits.numel() == 1 else logits.flatten()
             own = int(logits.argmax()) if own is None else own
             margin = _margin(logits, own)
             if not margin > 0:
@@ -514,10 +515,19 @@ def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any
         for _ in range(_HALVINGS):
             middle = (inside + outside) / 2
             with torch.no_grad():
-                logits = main_output(space.output(first, middle))
-                logits = torch.cat([logits.flatten(), x.new_zeros(1)]) if logits.numel() == 1 else logits.flatten()
+                logits = _logits(space.output(first, middle))
+                if logits is None:
+                    return None
                 inside, outside = (middle, outside) if _margin(logits, own) > 0 else (inside, middle)
     return inside[0]
+
+
+def _logits(output: Any) -> Tensor | None:
+    """``(C,)`` of one point; a single one is the first of two, the other being 0. ``None`` if these are no logits."""
+    logits = main_output(output)
+    if logits.ndim > 2:
+        return None
+    return logits.flatten() if logits.numel() > 1 else torch.cat([logits.flatten(), logits.new_zeros(1)])
 
 
 def _margin(logits: Tensor, own: int) -> Tensor:

@@ -68,18 +68,17 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return found[0]
 
 
-def find_prefix(layers: Layers, frame: Tensor, expected: list[Tensor], most: int) -> Prefix | None:
+def find_prefix(layers: Layers, moves: Tensor, expected: list[Tensor], most: int) -> Prefix | None:
     """The latest module that does, if there is one; found with at most so many samples in one forward pass.
 
     A model may use its input again later on, or compute something else before its first non-linearity: whether a module
-    does is tried out, with moves as large as the points, against what whole forward passes gave, ``expected``.
+    does is tried out, with ``moves`` as large as the points, against what whole forward passes gave, ``expected``.
     """
     scale = (layers.largest or 1.0) * layers.dim**0.5
-    coefficients = some_moves(layers, frame)
     for module in _before_the_first_knot(layers)[:_TRIED]:
         try:
-            layers.prefix = Prefix(module, _steps(layers, module, frame, scale, most))
-            found = pre_activations(layers, coefficients, most)
+            layers.prefix = Prefix(module, _steps(layers, module, layers.frame, scale, most))
+            found = pre_activations(layers, moves, most)
             if same(expected, found):
                 return layers.prefix
         except Exception:  # what comes later does not take it, and says so in its own way

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lc_callback.functional.batch_axis import BatchAxis
-from lc_callback.functional.knots import Recorder
+from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder
 
 __all__ = ["AffineRecorder", "Pieces"]
 
@@ -44,7 +44,7 @@ class AffineRecorder(Recorder):
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         here, block = self._pieces.here, self._pieces.block
-        if op in _POOLS and args[0].ndim == _POOLS[op] and len(args[0]) == math.prod(block):
+        if op in WINNERS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
             values, winners = func(*args, **kwargs)
             flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
             chosen = chosen[:, :1].expand(chosen.shape)
@@ -67,7 +67,7 @@ class AffineRecorder(Recorder):
             torch.mul(z, slope, out=points_first(result))
             return result
         slope = points_first(_SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:, :1]
-        if op in _EXTREMES:
+        if op in EXTREMES:
             y = points_first(args[1].expand(x.shape))
             new = slope * z + (1 - slope) * y
         else:
@@ -109,6 +109,3 @@ _SLOPES: dict[str, Callable[..., Tensor]] = {
     "minimum": torch.lt,
     "fmin": torch.lt,
 }
-_EXTREMES = {"maximum", "fmax", "minimum", "fmin"}
-_POOLS = {"max_pool2d_with_indices": 4, "adaptive_max_pool2d": 4}  # axes of a batch
-_POOLS |= {"max_pool3d_with_indices": 5, "adaptive_max_pool3d": 5}

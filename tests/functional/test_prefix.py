@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from test_partition import Call, seq
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity
@@ -13,19 +14,6 @@ from lc_callback.isolation import untouched
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-
-
-def seq(*layers):
-    return nn.Sequential(*layers)
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 class Again(nn.Module):
