@@ -298,7 +298,10 @@ SETUP: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         ["no floating-point tensor", "Long and Float", "convert the inputs to float"],
     ),
     "integers_that_nothing_embeds": (
-        {"train_probes": torch.ones(5, DIM, dtype=torch.long), "forward_fn": lambda module, x: module.net(x.float())},
+        {
+            "train_probes": torch.arange(5 * DIM).view(5, DIM),
+            "forward_fn": lambda module, x: module.net(x.to(module.net[0].weight)),
+        },
         Classifier,
         loader,
         ["no floating-point tensor", "nn.Embedding", "`at=`"],
@@ -461,6 +464,7 @@ OF_RANK: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
     ),
     "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
 }
+AT = ("integers_that_nothing_embeds", "at_is_no_module", "at_returns_a_tuple", "at_is_never_called", "wrong_shape")
 OF_PARTITION: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
     "smooth": (
         {},
@@ -487,14 +491,17 @@ OF_PARTITION: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         loader,
         ["three points", "of which 1 differ", "`train_probes`"],
     ),
-    "integers_that_nothing_embeds": (
-        {"train_probes": torch.arange(5 * DIM).view(5, DIM), "forward_fn": lambda module, x: module.net(x.double())},
-        Classifier,
-        loader,
-        ["no floating-point tensor", "nn.Embedding", "`at=`"],
-    ),
     "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
-    **{name: SETUP[name] for name in ("at_is_no_module", "at_returns_a_tuple", "at_is_never_called", "wrong_shape")},
+    **{
+        name: SETUP[name]
+        for name in (
+            "integers_that_nothing_embeds",
+            "at_is_no_module",
+            "at_returns_a_tuple",
+            "at_is_never_called",
+            "wrong_shape",
+        )
+    },
 }
 SET_UPS = {
     **{f"lc-{name}": ("lc", *row) for name, row in SETUP.items()},

@@ -5,19 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_local_complexity import mlp
+from test_local_complexity import points as draw
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, frame_deformation
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def mlp(*widths, act=nn.ReLU, seed=0):
-    torch.manual_seed(seed)
-    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), act())]
-    return nn.Sequential(*layers[:-1]).double()
 
 
 def linear(*weights):
