@@ -79,10 +79,10 @@ def main() -> None:
     net = mlp(784, 200, 200, 200, 10).eval()
     resnet, gpt = PreActResNet18(16).eval(), TinyGPT().eval()
     tokens = torch.randint(0, 65, (16, 64))
-    images, vectors = torch.rand(32, 3, 32, 32), gpt.embedding(tokens).detach()
+    images, vectors = torch.rand(64, 3, 32, 32), gpt.embedding(tokens).detach()
     cases = {
         "MLP": ("MLP 784-200-200-200-10, 1000 points, P=25", net, torch.rand(1000, 1, 28, 28), None, 25, nn.Linear),
-        "ResNet": ("pre-activation ResNet-18, width 16, 32 of 3x32x32, P=20", resnet, images, None, 20, nn.BatchNorm2d),
+        "ResNet": ("pre-activation ResNet-18, width 16, 64 of 3x32x32, P=20", resnet, images, None, 20, nn.BatchNorm2d),
         "GPT": ("GPT of 4 blocks, width 128, 16 of 64 tokens, P=25", gpt, vectors, tokens, 25, nn.GELU),
     }
     warm = torch.empty(7 * 2**20).fill_(0)  # as large as what a training frees: until then each allocation is slow

@@ -24,12 +24,15 @@ __all__ = [
     "Recorder",
     "Site",
     "Tracer",
+    "bends",
     "check_layers",
     "find_module",
     "first_called",
+    "knots_of",
     "known_operations",
     "module_paths",
     "select_modules",
+    "winners_of",
 ]
 
 #: A pre-activation and the value at which its non-linearity has a kink. ``None``: the tensor holds the index of the
@@ -189,15 +192,14 @@ class Recorder(TorchDispatchMode):
         knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
         before = self.handed_over
         if knotted and not self._results:
-            self._hand_over(self._site(op), _KNOTS[op](*args, **kwargs))
+            self._hand_over(self._site(op), knots_of(op, args, kwargs))
         result = self._execute(op, func, args, kwargs)
         if self._channels is not None:
             self._channels.executed(op, args, result)
         if knotted and self._results and not self._stack[-1].merge:
             self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
         if self._outputs_of is None and self._max_pool and op in WINNERS:
-            competing = result[1] if self._max_pool is True else _candidates(op, result[0], *args, **kwargs)
-            self._hand_over(self._site(op), [(competing, None)])
+            self._hand_over(self._site(op), winners_of(op, result, args, kwargs, self._max_pool))
         self._executed(op, result, followed=self.handed_over > before)
         return result
 
@@ -250,6 +252,21 @@ def _name(func: Any) -> str:
     """Of an aten operation, without the underscore of its in-place form."""
     name: str = func._schema.name
     return name.removeprefix("aten::").rstrip("_")
+
+
+def bends(op: str) -> bool:
+    """Whether an operation may have a kink."""
+    return op in _KNOTS or op in WINNERS
+
+
+def knots_of(op: str, args: Any, kwargs: Any) -> list[Knot]:
+    """What meets the knots of an operation that is about to be executed."""
+    return _KNOTS[op](*args, **kwargs)
+
+
+def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | str) -> list[Knot]:
+    """What tells where the winner changes in max-pooling that was executed; ``max_pool`` as for :class:`Recorder`."""
+    return [(result[1] if max_pool is True else _candidates(op, result[0], *args, **kwargs), None)]
 
 
 def _candidates(

@@ -16,8 +16,12 @@ from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules
 from lc_callback.functional.prefix import Prefix, find_prefix, pre_activations, same, some_moves
 from lc_callback.functional.space import Space
+from lc_callback.functional.tape import Tape, Taper
 
 __all__ = ["Layers"]
+
+# What a model is called with, how many samples that makes, and how to record it.
+Moved = tuple[Any, int, dict[str, Any]]
 
 # Relative change of a value, when a sample is added to the batch, that rounding does not explain.
 _MIXING = 1e-3
@@ -48,6 +52,7 @@ class Layers(Space):
 
     remedy = " Name the modules to follow with `layers=`, leaving this one out."
     needs_layers = True  # else a model without non-linearities is no error
+    writes_down = False  # whether to repeat operations instead of running the model; then there is no output
 
     def __init__(
         self,
@@ -65,6 +70,10 @@ class Layers(Space):
         self.max_pool, self.results = max_pool, results
         self.frame: Tensor
         self.prefix: Prefix | None = None
+        self.tape: Tape | None = None
+        self._written: tuple[Taper, Taper] | None = None
+        self.upcoming = torch.zeros(0, dtype=torch.long)  # points that are going to be followed, in ascending order
+        self.here: BatchAxis | None = None  # where the samples are in what was handed over last
         self._values = "feature" if results else "pre-activation"
 
     def trace(self, dtype: torch.dtype) -> None:
@@ -72,6 +81,7 @@ class Layers(Space):
         self.locate(dtype, perturbed=not self.results)
         of_two, before = self._traced(2)
         of_three, tracer = self._traced(3)
+        self._written = (before, tracer) if isinstance(before, Taper) and isinstance(tracer, Taper) else None
         growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
         self.bytes_per_sample = max((three - two for three, two in growth), default=0)
         if len(of_two) != len(of_three):
@@ -117,7 +127,12 @@ class Layers(Space):
             inputs = self.points.batch(first, None, n)
         else:  # samples that differ although they are one point: else the order of a folded axis could not be told
             inputs = self.points.batch(first, self._nudges(n))
-        tracer = Tracer(self.model, keep, **self._recording(functools.partial(self._nudge_output, n)))
+        recording = self._recording(functools.partial(self._nudge_output, n))
+        tracer: Tracer
+        if self.writes_down:
+            tracer = Taper(inputs, self.model, keep, **recording)
+        else:
+            tracer = Tracer(self.model, keep, **recording)
         with tracer:
             output = self.run(inputs)
         tracer.find_links(output)
@@ -198,6 +213,17 @@ class Layers(Space):
         ``sink(position, knots)`` is called for each place that was traced and depends on the samples, with tensors
         whose first axis is the ``n * k`` samples, those of a point next to each other.
         """
+        return self._followed(*self._moved(points, offsets), sink)
+
+    def follow_frame(self, points: Tensor, coefficients: Tensor, sink: Callable[[int, list[Knot]], None]) -> Any:
+        """As :meth:`follow`, with moves by ``coefficients (k, B)`` of the directions of ``frame``.
+
+        Without the output, if it was written down.
+        """
+        moved = self._moved_along(points, coefficients)
+        return self._followed(*moved, sink) if self.tape is None else self._repeated(*moved, sink)
+
+    def _moved(self, points: Tensor, offsets: Tensor | None) -> Moved:
         n, k = len(points), 1 if offsets is None else len(offsets)
 
         def move(output: Tensor) -> Tensor:
@@ -206,29 +232,55 @@ class Layers(Space):
             return moved.flatten(0, 1)
 
         inputs = self.points.batch(points, offsets if self.at_module is None else None, k)
-        return self._followed(inputs, n * k, sink, self._recording(move))
+        return inputs, n * k, self._recording(move)
 
-    def follow_frame(self, points: Tensor, coefficients: Tensor, sink: Callable[[int, list[Knot]], None]) -> Any:
-        """As :meth:`follow`, with moves by ``coefficients (k, B)`` of the directions of ``frame``."""
+    def _moved_along(self, points: Tensor, coefficients: Tensor) -> Moved:
         if self.prefix is None:
-            return self.follow(points, coefficients @ self.frame, sink)
+            return self._moved(points, coefficients @ self.frame)
         values = self.prefix.values(self, points, coefficients)
         recording = self._recording(lambda output: values) | {"at": self.prefix.module}
-        return self._followed(self.points.batch(points[:1], None), len(values), sink, recording)
+        return self.points.batch(points[:1], None), len(values), recording
 
     def set_frame(self, frame: Tensor, most: int) -> None:
-        """Take ``(B, D)`` directions for :meth:`follow_frame`, and find where it can enter the model.
+        """Take ``(B, D)`` directions for :meth:`follow_frame`, and find how to get there with least effort.
 
-        At most so many samples are in one forward pass. Not where integers or masks belong to the points, or where the
-        points are moved inside the model.
+        At most so many samples are in one forward pass. Points that integers or masks belong to, or that are moved
+        inside the model, go through all of it.
         """
-        self.frame, self.prefix = frame, None
-        if self.at_module is not None or not self.points.alone:
+        self.frame, self.prefix, self.tape = frame, None, None
+        whole = self.at_module is not None or not self.points.alone
+        if whole and self._written is None:
             return
         moves = some_moves(self, frame)
         expected = pre_activations(self, moves, most)
-        self.points.channels_last = self._takes_channels_last(moves, expected, most)
-        self.prefix = find_prefix(self, moves, expected, most)
+        self.tape = self.repeating(None)
+        if not self._gives(expected, moves, most):
+            self.tape = None
+        if not whole:
+            self.points.channels_last = self._takes_channels_last(moves, expected, most)
+            self.prefix = find_prefix(self, functools.partial(self._gives, expected, moves, most), most)
+        self._written = None
+
+    def repeating(self, module: nn.Module | None) -> Tape | None:
+        """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
+        try:
+            assert self._written is not None
+            tape = Tape(*self._written, entry=None if module is None else self._written[1].returned[module])
+        except Exception:  # whatever it is, the model itself can run
+            return None
+        return tape if module is None or not tape.reads_inputs else None
+
+    @property
+    def returned(self) -> list[nn.Module]:
+        """The modules that were seen to return something before anything bent, the latest first."""
+        return [] if self._written is None else [*reversed(self._written[1].returned)]
+
+    def _gives(self, expected: list[Tensor], moves: Tensor, most: int) -> bool:
+        """Whether :meth:`follow_frame` gives what it did."""
+        try:
+            return same(expected, pre_activations(self, moves, most))
+        except Exception:  # what comes later does not take it, and says so in its own way
+            return False
 
     def _takes_channels_last(self, moves: Tensor, expected: list[Tensor], most: int) -> bool:
         """Whether the model computes the same on images in this layout, in which convolutions on a CPU are faster."""
@@ -236,28 +288,21 @@ class Layers(Space):
         if self.device.type != "cpu" or self.dtype is not torch.float32 or not images:
             return False
         self.points.channels_last = True
-        try:
-            return same(expected, pre_activations(self, moves, most))
-        except Exception:  # a view that does not go with the layout
-            return False
-        finally:
-            self.points.channels_last = False
+        takes = self._gives(expected, moves, most)
+        self.points.channels_last = False
+        return takes
 
     def _followed(
-        self, inputs: Any, samples: int, sink: Callable[[int, list[Knot]], None], recording: dict[str, Any]
+        self, inputs: Any, samples: int, recording: dict[str, Any], sink: Callable[[int, list[Knot]], None]
     ) -> Any:
         """Run the model on ``inputs``, of which so many ``samples`` arrive at each place."""
         position = 0
+        hand_over = self._receiver(samples, sink)
 
         def receive(site: Site, knots: list[Knot]) -> None:
             nonlocal position
-            axis = self.axes[position] if position < len(self.axes) else None
-            if axis is not None:
-                try:
-                    fronts = {id(z): axis.to_front(z, samples) for z, _ in knots}
-                except ValueError as reason:
-                    raise self._cannot_follow(site, reason) from None
-                sink(position, [(fronts[id(z)], knot) for z, knot in knots])
+            if position < len(self.axes):
+                hand_over(position, knots)
             position += 1
 
         with self._recorder(receive, recording):
@@ -265,6 +310,32 @@ class Layers(Space):
         if position != len(self.axes):
             raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
         return output
+
+    def _repeated(
+        self, inputs: Any, samples: int, recording: dict[str, Any], sink: Callable[[int, list[Knot]], None]
+    ) -> None:
+        """As :meth:`_followed`, from what was written down."""
+        assert self.tape is not None
+        self.tape.run(inputs, samples, recording["move"], self._receiver(samples, sink), self._execute, self.max_pool)
+
+    def _receiver(self, samples: int, sink: Callable[[int, list[Knot]], None]) -> Callable[[int, list[Knot]], None]:
+        """Calls ``sink`` with the samples first."""
+
+        def receive(position: int, knots: list[Knot]) -> None:
+            axis = self.here = self.axes[position]
+            if axis is None:
+                return
+            try:
+                fronts = {id(z): axis.to_front(z, samples) for z, _ in knots}
+            except ValueError as reason:
+                raise self._cannot_follow(self.sites[position], reason) from None
+            sink(position, [(fronts[id(z)], knot) for z, knot in knots])
+
+        return receive
+
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Execute an operation that was written down and may have a kink."""
+        return func(*args, **kwargs)
 
     def _recorder(self, receive: Callable[[Site, list[Knot]], None], recording: dict[str, Any]) -> Recorder:
         return Recorder(self.model, receive, **recording)

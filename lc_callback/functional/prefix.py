@@ -27,7 +27,7 @@ class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass
     pass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prefix:
     """Where points that move along a frame can enter a model, since what comes before is affine.
 
@@ -38,14 +38,27 @@ class Prefix:
 
     module: nn.Module
     steps: Tensor
+    held: tuple[Tensor, Tensor] | None = None  # points, and the outputs there
 
     def values(self, layers: Layers, points: Tensor, coefficients: Tensor) -> Tensor:
         """``(n * k, *shape)``: what enters for the points ``(n,)``, each moved by ``(k, B)`` parts of the frame."""
         moved = (coefficients @ self.steps.flatten(1)).view(-1, *self.steps.shape[1:])
-        base = output_of(self.module, lambda: layers.run(layers.points.batch(points, None)))
+        base = self._outputs(layers, points, len(coefficients))
         if base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last):
             moved = moved.contiguous(memory_format=torch.channels_last)
         return (base.unsqueeze(1) + moved).flatten(0, 1)
+
+    def _outputs(self, layers: Layers, points: Tensor, k: int) -> Tensor:
+        """At the points themselves: of as many of the next ones at once as there are samples in a pass."""
+        if self.held is not None:
+            start = int(torch.searchsorted(self.held[0], points[0]))
+            if torch.equal(self.held[0][start : start + len(points)], points):
+                return self.held[1][start : start + len(points)]
+        block = layers.upcoming[: len(points) * k]
+        if not torch.equal(block[: len(points)], points):
+            block = points
+        self.held = block, output_of(self.module, lambda: layers.run(layers.points.batch(block, None)))
+        return self.held[1][: len(points)]
 
 
 def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
@@ -68,23 +81,25 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return found[0]
 
 
-def find_prefix(layers: Layers, moves: Tensor, expected: list[Tensor], most: int) -> Prefix | None:
+def find_prefix(layers: Layers, gives_the_same: Callable[[], bool], most: int) -> Prefix | None:
     """The latest module that does, if there is one; found with at most so many samples in one forward pass.
 
     A model may use its input again later on, or compute something else before its first non-linearity: whether a module
-    does is tried out, with ``moves`` as large as the points, against what whole forward passes gave, ``expected``.
+    does is tried out, by ``gives_the_same()`` with the prefix in place.
     """
     scale = (layers.largest or 1.0) * layers.dim**0.5
+    whole = layers.tape
     for module in _before_the_first_knot(layers)[:_TRIED]:
+        layers.tape = None if whole is None else layers.repeating(module)
+        if whole is not None and layers.tape is None:  # what comes later needs more
+            continue
         try:
             layers.prefix = Prefix(module, _steps(layers, module, layers.frame, scale, most))
-            found = pre_activations(layers, moves, most)
-            if same(expected, found):
-                return layers.prefix
-        except Exception:  # what comes later does not take it, and says so in its own way
+        except Exception:  # more than one tensor, say
             continue
-        finally:
-            layers.prefix = None
+        if gives_the_same():
+            return layers.prefix
+    layers.prefix, layers.tape = None, whole
     return None
 
 
@@ -106,6 +121,8 @@ def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float, most:
 
 def _before_the_first_knot(layers: Layers) -> list[nn.Module]:
     """The modules that return something before the first non-linearity, the latest first."""
+    if layers.tape is not None:
+        return layers.returned
     returned: dict[nn.Module, None] = {}
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -131,7 +148,7 @@ def _before_the_first_knot(layers: Layers) -> list[nn.Module]:
 
 
 def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Tensor]:
-    """Of all places at some points, and the output; at most so many samples in one forward pass."""
+    """Of all places at some points, and the output if it is needed; at most so many samples in one forward pass."""
     seen: list[Tensor] = []
 
     def keep(position: int, knots: list[Knot]) -> None:
@@ -141,8 +158,9 @@ def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Ten
     # Two samples, if ever there are several: a model may ask its input for their number.
     moves = coefficients[: min(most, 3 - len(points))]
     for some in points.split(most):
-        output = layers.follow_frame(some, moves, keep)
-        seen += [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        returned = layers.follow_frame(some, moves, keep)
+        if not layers.writes_down:
+            seen += [leaf.clone() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
     return seen
 
 

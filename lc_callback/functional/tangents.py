@@ -12,7 +12,7 @@ from torch import Tensor
 from lc_callback.functional.batch_axis import BatchAxis
 from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder
 
-__all__ = ["AffineRecorder", "Pieces"]
+__all__ = ["AffineRecorder", "Pieces", "execute_affine"]
 
 
 class Pieces(Protocol):
@@ -43,39 +43,44 @@ class AffineRecorder(Recorder):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        here, block = self._pieces.here, self._pieces.block
-        if op in WINNERS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
-            values, winners = func(*args, **kwargs)
-            flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
-            chosen = chosen[:, :1].expand(chosen.shape)
-            return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
-        if here is None or op not in _SLOPES:
-            return func(*args, **kwargs)
-        x = args[0]
-        in_place = func._schema.is_mutable
+        return execute_affine(self._pieces, op, func, args, kwargs)
 
-        def points_first(tensor: Tensor) -> Tensor:
-            return here.to_front(tensor, math.prod(block)).unflatten(0, block)
 
-        z = points_first(x)
-        if op == "relu":
-            slope = (z[:, :1] > 0).to(x.dtype)
-            if in_place:
-                z.mul_(slope)
-                return x
-            result = torch.empty_like(x)
-            torch.mul(z, slope, out=points_first(result))
-            return result
-        slope = points_first(_SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:, :1]
-        if op in EXTREMES:
-            y = points_first(args[1].expand(x.shape))
-            new = slope * z + (1 - slope) * y
-        else:
-            at_point = points_first(func(x.clone() if in_place else x, *args[1:], **kwargs))[:, :1]
-            new = at_point + slope * (z - z[:, :1])
-        result = x if in_place else torch.empty_like(x)
-        points_first(result).copy_(new)
+def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """Execute an operation as an :class:`AffineRecorder` does."""
+    here, block = pieces.here, pieces.block
+    if op in WINNERS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
+        values, winners = func(*args, **kwargs)
+        flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
+        chosen = chosen[:, :1].expand(chosen.shape)
+        return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
+    if here is None or op not in _SLOPES:
+        return func(*args, **kwargs)
+    x = args[0]
+    in_place = func._schema.is_mutable
+
+    def points_first(tensor: Tensor) -> Tensor:
+        return here.to_front(tensor, math.prod(block)).unflatten(0, block)
+
+    z = points_first(x)
+    if op == "relu":
+        slope = (z[:, :1] > 0).to(x.dtype)
+        if in_place:
+            z.mul_(slope)
+            return x
+        result = torch.empty_like(x)
+        torch.mul(z, slope, out=points_first(result))
         return result
+    slope = points_first(_SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:, :1]
+    if op in EXTREMES:
+        y = points_first(args[1].expand(x.shape))
+        new = slope * z + (1 - slope) * y
+    else:
+        at_point = points_first(func(x.clone() if in_place else x, *args[1:], **kwargs))[:, :1]
+        new = at_point + slope * (z - z[:, :1])
+    result = x if in_place else torch.empty_like(x)
+    points_first(result).copy_(new)
+    return result
 
 
 def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:

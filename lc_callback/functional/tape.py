@@ -1,0 +1,368 @@
+"""The operations of a model written down, so that they can be executed again without its Python code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, winners_of
+
+__all__ = ["Tape", "Taper"]
+
+# What gives values to the model's Python code, or has a shape that depends on them.
+_UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class NotRepeatable(Exception):  # noqa: N818 (no error: the model runs as it is)
+    """What was executed depends on more than the samples."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The tensor of this number."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Size:
+    """An integer that is proportional to the number of samples."""
+
+    rate: int
+
+
+@dataclass
+class _Step:
+    """An operation; without one, a tensor that is handed over, or the place where the samples are moved."""
+
+    op: str
+    func: Any
+    args: Any
+    kwargs: Any
+    outputs: list[int] = field(default_factory=list)  # -1: no tensor
+    position: int = -1  # of what is handed over
+    spent: list[int] = field(default_factory=list)  # tensors that nothing reads later
+    overwrites: Any = None  # the operation's in-place form, where nothing reads its operand later
+    idle: bool = False  # handed over, but nothing needs the result
+
+    @property
+    def tensors(self) -> list[int]:
+        """What it returns."""
+        return [number for number in self.outputs if number >= 0]
+
+    @property
+    def operands(self) -> list[int]:
+        """What it reads."""
+        return [leaf.index for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, _Slot)]
+
+
+_MOVE, _HAND_OVER = "(move)", "(hand over)"
+
+
+class Taper(Tracer):
+    """A tracer that also writes down each operation.
+
+    Args:
+        inputs: what the model is going to be called with.
+        arguments: as for :class:`Tracer`, and so is ``recording``.
+
+    Attributes:
+        steps: the operations; ``None`` if not all that the model does can be told from them.
+        tensors: by number; kept alive, so that no memory is used twice.
+        inputs: how many of them are the model's inputs.
+        returned: what each module returned at its first call, by its number, and how many steps there were before; as
+            far as nothing had bent.
+    """
+
+    def __init__(self, inputs: Any, *arguments: Any, **recording: Any) -> None:
+        super().__init__(*arguments, **recording)
+        self.steps: list[_Step] | None = []
+        self.tensors: list[Tensor] = []
+        self.returned: dict[nn.Module, tuple[int, int]] = {}
+        self._numbers: dict[Any, int] = {}
+        self._met, self._bent = -1, False
+        for leaf in tree_leaves(inputs):
+            if isinstance(leaf, Tensor):
+                self._number(leaf)
+        self.inputs = len(self.tensors)
+        move = self._move
+        if move is not None:
+            self._move = lambda output: self._moved(move, output)
+
+    def _moved(self, move: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+        with _disable_current_modes():  # what moves the samples is no part of the model
+            moved = move(output)
+        if self.steps is not None:
+            step = _Step(_MOVE, None, [self._spec(output)], {}, [self._number(moved)])
+            self.steps.append(step)
+        return moved
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.steps is not None and not self._bent and isinstance(output, Tensor) and output.is_floating_point():
+            self.returned.setdefault(module, (self._number(output), len(self.steps)))
+        return super()._leave_module(module, args, output)
+
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        self._bent = self._bent or bends(op)
+        repeatable = func.namespace == "aten" and not _UNREPEATABLE & set(func.tags)
+        if self.steps is None or not repeatable:
+            self.steps = None
+            return super()._execute(op, func, args, kwargs)
+        step = _Step(op, func, self._spec(args), self._spec(kwargs), position=self._met)
+        self._met = -1
+        result = super()._execute(op, func, args, kwargs)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            step.outputs.append(self._number(tensor) if isinstance(tensor, Tensor) else -1)
+        self.steps.append(step)
+        return result
+
+    def _hand_over(self, site: Site, knots: list[Knot]) -> None:
+        before = self.handed_over
+        super()._hand_over(site, knots)
+        if self.handed_over == before or self.steps is None:
+            return
+        if self._outputs_of is not None:
+            self.steps.append(_Step(_HAND_OVER, None, [self._spec(knots[0][0])], {}, position=before))
+        elif site.op in WINNERS:
+            self.steps[-1].position = before
+        else:
+            self._met = before
+
+    def _number(self, tensor: Tensor) -> int:
+        key = _place(tensor)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.tensors)
+            self.tensors.append(tensor)
+        return self._numbers[key]
+
+    def _spec(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            number = self._numbers.get(_place(value))
+            return value if number is None else _Slot(number)
+        if isinstance(value, (list, tuple)):
+            return [*map(self._spec, value)]
+        return {name: self._spec(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+class Tape:
+    """What a model was seen to execute with two samples, and then with three, for any number of samples.
+
+    Only what leads to a pre-activation is kept. What depends on the weights alone is not computed again.
+
+    Args:
+        two: the recorder of the pass with two samples.
+        three: of the pass with three.
+        entry: number of a tensor that is given instead of computed, and how many steps there are before it is used.
+
+    Raises:
+        NotRepeatable: if the passes differ in more than the number of samples, if values reached the model's Python
+            code, if it draws random numbers, or writes to what outlasts the pass.
+    """
+
+    def __init__(self, two: Taper, three: Taper, entry: tuple[int, int] | None = None) -> None:
+        if two.steps is None or three.steps is None:
+            raise NotRepeatable
+        if len(two.steps) != len(three.steps) or len(two.tensors) != len(three.tensors):
+            raise NotRepeatable
+        self._n = len(three.tensors)
+        self._memory = [_memory(tensor) for tensor in three.tensors]
+        self._three, self._given = three, None if entry is None else self._memory[entry[0]]
+        written = {memory for step in three.steps for memory in self._writes(step)}
+        self._known: dict[int, Tensor] = {}
+        steps = []
+        for place, (one, other) in enumerate(zip(two.steps, three.steps, strict=True)):
+            if entry is not None and entry[1] == place:
+                steps.append(_Step(_MOVE, None, [None], {}, [entry[0]]))
+            if (one.op, one.func, one.outputs, one.position) != (other.op, other.func, other.outputs, other.position):
+                raise NotRepeatable
+            step = _Step(
+                other.op,
+                other.func,
+                _merged(one.args, other.args),
+                _merged(one.kwargs, other.kwargs),
+                other.outputs,
+                other.position,
+            )
+            if not self._fold(step, written):
+                steps.append(step)
+        self._steps = self._needed(steps)
+        self._mark_spent()
+        read = {number for step in self._steps for number in step.operands}
+        #: Whether the inputs are read, and not only what takes the place of a module's output.
+        self.reads_inputs = any(number in read for number in range(three.inputs))
+        kept = {number for step in self._steps if not step.idle for number in step.tensors}
+        sizes = [_bytes(three.tensors[number]) - _bytes(two.tensors[number]) for number in kept]
+        #: Of the largest tensor that is computed, and in the mean.
+        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
+        del self._three
+
+    def _writes(self, step: _Step) -> list[int]:
+        """The memory that a step writes to."""
+        if step.func is None or not step.func._schema.is_mutable:
+            return []
+        found = []
+        for place, argument in enumerate(step.func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = step.args[place] if place < len(step.args) else step.kwargs.get(argument.name)
+                for leaf in _leaves(value):
+                    if isinstance(leaf, Tensor):
+                        raise NotRepeatable
+                    if isinstance(leaf, _Slot):
+                        found.append(self._memory[leaf.index])
+        return found
+
+    def _fold(self, step: _Step, written: set[int]) -> bool:
+        """Whether a step is the same in each pass; then its results are known from now on."""
+        leaves = _leaves((step.args, step.kwargs))
+        if step.func is None or step.position >= 0 or any(isinstance(leaf, _Size) for leaf in leaves):
+            return False
+        if not all(leaf.index in self._known for leaf in leaves if isinstance(leaf, _Slot)):
+            return False
+        memories = {self._memory[number] for number in [*step.tensors, *step.operands]}
+        if memories & written:
+            return False
+        self._known.update((number, self._three.tensors[number]) for number in step.tensors)
+        return True
+
+    def _needed(self, steps: list[_Step]) -> list[_Step]:
+        """The steps that lead to something that is handed over."""
+        needed: set[int] = set()
+        kept = []
+        for step in reversed(steps):
+            results = {self._memory[number] for number in step.tensors}
+            leads_on = bool((results | set(self._writes(step))) & needed)
+            if step.position < 0 and not leads_on:
+                continue
+            step.idle = not leads_on and step.op not in WINNERS
+            kept.append(step)
+            needed.update(self._memory[number] for number in step.operands)
+            if step.op == _MOVE and self._given is not None:
+                needed.discard(self._given)
+        return kept[::-1]
+
+    def _mark_spent(self) -> None:
+        """Note after which step each tensor is not needed any more, and which step may overwrite its operand."""
+        later: set[int] = set()
+        of_inputs = {self._memory[number] for number in range(self._three.inputs)}
+        known = {self._memory[number] for number in self._known}
+        for step in reversed(self._steps):
+            read = {self._memory[number] for number in [*step.tensors, *step.operands]}
+            ends = read - later - of_inputs
+            step.spent = [number for number, memory in enumerate(self._memory) if memory in ends]
+            operand = step.args[0] if step.args else None
+            if step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0 and isinstance(operand, _Slot):
+                memory, tensor = self._memory[operand.index], self._three.tensors[operand.index]
+                if memory not in later | of_inputs | known and torch.ops.aten.is_non_overlapping_and_dense(tensor):
+                    step.overwrites = _in_place(step.func)
+            later |= read
+
+    def run(
+        self,
+        inputs: Any,
+        samples: int,
+        move: Callable[[Any], Tensor],
+        receive: Callable[[int, list[Knot]], None],
+        execute: Callable[[str, Any, Any, Any], Any],
+        max_pool: bool | str,
+    ) -> None:
+        """Execute what leads to a pre-activation.
+
+        Args:
+            inputs: what the model would be called with.
+            samples: their number.
+            move: called with the output of the module where the samples are moved; ``None`` if it is not needed.
+            receive: called with the number of each pre-activation, and its knots.
+            execute: called for each operation that may have a kink.
+            max_pool: as for :class:`Recorder`.
+        """
+        values: list[Any] = [None] * self._n
+        leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        values[: len(leaves)] = leaves
+        for number, tensor in self._known.items():
+            values[number] = tensor
+
+        def fill(spec: Any) -> Any:
+            kind = type(spec)
+            if kind is _Slot:
+                return values[spec.index]
+            if kind is _Size:
+                return spec.rate * samples
+            return [*map(fill, spec)] if kind is list else spec
+
+        for step in self._steps:
+            args = fill(step.args)
+            kwargs = {name: fill(value) for name, value in step.kwargs.items()}
+            met, pools = step.position >= 0, step.op in WINNERS
+            result: Any = ()
+            if step.op == _MOVE:
+                result = move(*args)
+            elif step.op == _HAND_OVER:
+                receive(step.position, [(args[0], 0.0)])
+            elif met and not pools:
+                receive(step.position, knots_of(step.op, args, kwargs))
+                if not step.idle:
+                    result = execute(step.op, step.overwrites or step.func, args, kwargs)
+            elif pools:
+                result = execute(step.op, step.func, args, kwargs)
+                if met:
+                    receive(step.position, winners_of(step.op, result, args, kwargs, max_pool))
+            else:
+                result = step.func(*args, **kwargs)
+            for number, tensor in zip(step.outputs, (result,) if isinstance(result, Tensor) else result, strict=False):
+                if number >= 0:
+                    values[number] = tensor
+            del args, kwargs, result  # here the last of what is not needed any more goes
+            for number in step.spent:
+                values[number] = None
+
+
+def _merged(two: Any, three: Any) -> Any:
+    """What holds for two samples and for three."""
+    if isinstance(two, Tensor) and isinstance(three, Tensor):
+        if two is three or (two.shape == three.shape and two.dtype == three.dtype and torch.equal(two, three)):
+            return three
+        raise NotRepeatable
+    if type(two) is not type(three):
+        raise NotRepeatable
+    if isinstance(two, list) and len(two) == len(three):
+        return [_merged(*pair) for pair in zip(two, three, strict=True)]
+    if isinstance(two, dict) and two.keys() == three.keys():
+        return {name: _merged(two[name], three[name]) for name in three}
+    if two == three:
+        return three
+    if type(two) is int and 3 * two == 2 * three:
+        return _Size(three - two)
+    raise NotRepeatable
+
+
+def _leaves(spec: Any) -> list[Any]:
+    """What is not nested."""
+    if isinstance(spec, dict):
+        spec = [*spec.values()]
+    return [leaf for item in spec for leaf in _leaves(item)] if isinstance(spec, (list, tuple)) else [spec]
+
+
+def _place(tensor: Tensor) -> Any:
+    return _memory(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _in_place(func: Any) -> Any:
+    """The form of an operation that overwrites its first operand, if there is one."""
+    packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::") + "_", None)
+    form = getattr(packet, func._overloadname, None)
+    names = [argument.name for argument in func._schema.arguments]
+    return form if form is not None and [a.name for a in form._schema.arguments] == names else None

@@ -1,0 +1,220 @@
+"""Operations that are written down once and repeated: the same counts as by running the model, or not repeated."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_local_complexity import looked_at, mlp
+from test_local_complexity import points as draw
+from test_partition import Call, seq
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lc_callback.functional.local_complexity import Counter, LinearCounter
+
+COUNTERS = {"vertices": Counter, "linear": LinearCounter}
+
+
+class Residual(nn.Module):
+    """Reads what goes into its non-linearity once more, so that this must not be overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 9), nn.Linear(9, 9)
+
+    def forward(self, x):
+        z = self.first(x)
+        z = z + F.relu(z)
+        half = z[:, :5]
+        return F.relu(self.second(torch.cat([F.relu(half), z[:, 5:]], 1))) + z
+
+
+class Tokens(nn.Module):
+    """Tokens and a mask; what is perturbed is inside, and the sizes are written in terms of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(11, 8), nn.Embedding(5, 8)
+        self.attention, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 12)
+
+    def forward(self, tokens, mask):
+        n, length = tokens.shape
+        x = self.embedding(tokens) + self.position(torch.arange(length, device=tokens.device))
+        x = x + self.attention(x, x, x, key_padding_mask=mask, need_weights=False)[0]
+        x = F.gelu(self.out(x.reshape(n * length, 8)))
+        return x.view(n, length, 12).masked_fill(mask[..., None], 0).sum(1).relu()
+
+
+class Padded(nn.Module):
+    def forward(self, x):
+        zeros = torch.zeros(len(x), 2, dtype=x.dtype)
+        return F.relu(torch.cat([x, zeros], 1) - torch.tensor(0.1, dtype=x.dtype))
+
+
+def images():
+    return seq(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.LeakyReLU(0.1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+        nn.Hardtanh(),
+    )
+
+
+TOKENS = torch.randint(11, (7, 5), generator=torch.Generator().manual_seed(0))
+NETS = {
+    "mlp": (lambda: mlp(6, 9, 9, 2), draw(7, 6)),
+    "in_place": (
+        lambda: seq(nn.Linear(6, 9), nn.ReLU(inplace=True), nn.Linear(9, 4), nn.ELU(inplace=True)),
+        draw(7, 6),
+    ),
+    "reused": (lambda: seq(nn.Linear(6, 6), *[nn.ReLU(), nn.Linear(6, 6)] * 3, nn.ReLU()), draw(7, 6)),
+    "residual": (Residual, draw(7, 6)),
+    "images": (images, draw(7, 2, 8, 8)),
+    "attention": (Tokens, {"tokens": TOKENS, "mask": TOKENS > 8}),
+    "padded": (Padded, 0.1 + 0.2 * draw(7, 6)),
+    "maxout": (lambda: seq(nn.Linear(6, 8), Call(lambda x: torch.maximum(x[:, :4], x[:, 4:])), nn.PReLU()), draw(7, 6)),
+    "recurrent": (lambda: seq(nn.LSTM(3, 4, batch_first=True), Call(lambda out: out[0][:, -1])), draw(7, 4, 3)),
+    "second_first": (lambda: seq(Call(lambda x: x.transpose(0, 1)), nn.Linear(3, 4), nn.ReLU()), draw(7, 5, 3)),
+    "weight_norm": (
+        lambda: seq(nn.utils.parametrizations.weight_norm(nn.Linear(6, 9)), nn.Softplus(), nn.Linear(9, 3), nn.ReLU()),
+        draw(7, 6),
+    ),
+}
+
+
+def measured(net, inputs, method="vertices", repeat=True, chunk_size=None, directions=3, **arguments):
+    """The counts, and the counter."""
+    counter = COUNTERS[method](net, inputs, **arguments)
+    counter.writes_down = repeat
+    lc = counter.measure([0.2, 0.9], directions, None, 0, chunk_size, None)
+    return lc.counts, counter
+
+
+@pytest.mark.parametrize("method", COUNTERS)
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_counts_are_those_of_the_model_itself(name, method, dtype):
+    torch.manual_seed(0)
+    make, inputs = NETS[name]
+    net = make().to(dtype).eval()
+    for chunk_size in (None, 6, 50):
+        again, counter = measured(net, inputs, method, chunk_size=chunk_size)
+        run, plain = measured(net, inputs, method, repeat=False, chunk_size=chunk_size)
+        assert counter.tape is not None
+        assert plain.tape is None
+        assert torch.equal(again, run)
+        assert run.sum() > 10
+
+
+@pytest.mark.parametrize("arguments", [{"max_pool": True}, {"layers": ["Linear", "Conv2d"]}, {"at": "4"}])
+def test_so_they_are_with_every_choice_of_what_is_counted(arguments):
+    torch.manual_seed(0)
+    net, inputs = images().eval(), draw(7, 2, 8, 8)
+    again, counter = measured(net, inputs, directions=5, **arguments)
+    assert counter.tape is not None
+    assert torch.equal(again, measured(net, inputs, repeat=False, directions=5, **arguments)[0])
+    assert again.sum() > 20
+
+
+class Buffered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(x * self.calls)
+
+
+class Counted(nn.Module):
+    """Another network each time it is called."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(x * self.calls)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Call(lambda x: F.relu(looked_at(x))),
+        Call(lambda x: F.relu(x) if bool((x < 1e9).all()) else x),
+        Call(lambda x: F.relu(x[x[:, 0] < 1e9])),
+        Call(lambda x: F.relu(x + torch.ones(len(x) ** 2).sum())),
+        Buffered(),
+        Counted(),
+        Call(lambda x: F.relu(torch.from_numpy(x.numpy() + 1))),
+    ],
+    ids=["looks", "branches", "shape_of_values", "squared_size", "writes", "counts", "leaves_torch"],
+)
+def test_a_model_of_which_the_operations_do_not_tell_all_runs_each_time(net):
+    again, counter = measured(net, draw(4, 3))
+    assert counter.tape is None
+    assert torch.equal(again, measured(net, draw(4, 3), repeat=False)[0])
+
+
+class Executed(TorchDispatchMode):
+    """Counts the operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+def executed(net, inputs, n):
+    with Executed() as seen:
+        measured(net, inputs[:n], chunk_size=6)
+    return seen.names
+
+
+def test_nothing_behind_the_last_pre_activation_is_executed_for_each_chunk():
+    net, inputs = seq(nn.Linear(3, 4), nn.ReLU(), Call(lambda x: x.cumsum(1))), draw(20, 3)
+    few, many = (executed(net, inputs, n).count("cumsum") for n in (2, 20))
+    assert few == many > 0
+
+
+def test_what_depends_on_the_weights_alone_is_computed_once():
+    net = seq(nn.Linear(3, 4), nn.ReLU(), Call(lambda x: x @ torch.linspace(0, 1, 16).view(4, 4).cumsum(0)), nn.ReLU())
+    few, many = (executed(net, draw(20, 3), n).count("cumsum") for n in (2, 20))
+    assert few == many > 0
+
+
+def test_an_operand_that_is_not_read_again_is_overwritten():
+    names = executed(mlp(3, 4, 4, 2), draw(20, 3), 20)
+    assert names.count("relu_") > 20
+    assert executed(Residual(), draw(20, 6), 20).count("relu_") == 0  # read again, or not needed
+
+
+def test_random_numbers_are_drawn_again_in_each_pass():
+    """Of a model that draws in eval mode little can be said, but it must not be made to look steady."""
+    net = Call(lambda x: F.relu(x + torch.rand(3)))
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="random in eval mode"):
+        counts, _ = measured(net, torch.full((40, 3), -0.5), chunk_size=6)
+    assert len({tuple(row) for row in counts[0].tolist()}) > 1
+
+
+def test_a_module_whose_output_is_not_the_only_way_in_is_no_entry():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return F.relu(F.relu(self.first(x)) - x)
+
+    net = Twice()
+    again, counter = measured(net, draw(5, 3))
+    assert counter.prefix is None
+    assert counter.tape is not None
+    assert torch.equal(again, measured(net, draw(5, 3), repeat=False)[0])
