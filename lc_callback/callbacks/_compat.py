@@ -1,11 +1,13 @@
-"""One callback base for both names under which Lightning is imported."""
+"""What has to hold for both names under which Lightning is imported."""
 
 from __future__ import annotations
 
 import lightning.pytorch
 import pytorch_lightning
 
-__all__ = ["Callback"]
+__all__ = ["DDP_STRATEGIES", "Callback"]
+
+DDP_STRATEGIES = (lightning.pytorch.strategies.DDPStrategy, pytorch_lightning.strategies.DDPStrategy)
 
 
 class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]

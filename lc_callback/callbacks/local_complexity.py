@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
-from lc_callback.functional.local_complexity import LocalComplexity, check_arguments, local_complexity
+from lc_callback.functional.local_complexity import Counter, LocalComplexity, check_arguments, joined, share_of
 from lc_callback.functional.space import input_spread
 from lc_callback.phases import PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.probes import Probes
@@ -92,6 +93,7 @@ class LocalComplexityCallback(ProbeCallback):
     group = "lc"
     kinds = ("first_descent_end", "migration_start", "migration_end")
     detection_settings = PHASE_SETTINGS
+    shares_points = True
 
     def __init__(
         self,
@@ -178,22 +180,10 @@ class LocalComplexityCallback(ProbeCallback):
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Local complexity of each split."""
+        parts = self.in_shares(network, partial(self._measure_share, network, probes))
         values: dict[str, float] = {}
-        for split, points in probes.items():
-            lc = local_complexity(
-                network.module,
-                points.inputs,
-                radius=self._auto_radius if self.radius == "auto" else self.radius,  # type: ignore[arg-type]
-                n_directions=self._directions,
-                seed=self.seed,
-                layers=self.layers,
-                at=self.at,
-                max_pool=self.max_pool,
-                forward_fn=network.forward_fn,
-                chunk_size=self.chunk_size,
-                progress=self.progress(f"lc/{split}"),
-            )
-            self._latest[split] = lc
+        for split in probes:
+            lc = self._latest[split] = joined([part[split] for part in parts])
             for radius, counts in zip(_radii(lc), lc.counts if _several(lc) else [lc.counts], strict=True):
                 one = replace(lc, counts=counts, radius=radius)
                 suffix = f"_r{radius:g}" if _several(lc) else ""
@@ -204,6 +194,31 @@ class LocalComplexityCallback(ProbeCallback):
                     shares = zip(lc.layer_names, one.layer_means, strict=True)
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
         return values
+
+    def _measure_share(
+        self, network: Network, probes: Mapping[str, Probes], index: int, of: int
+    ) -> dict[str, LocalComplexity]:
+        """Local complexity of each split at one share of its points."""
+        parts: dict[str, LocalComplexity] = {}
+        for split, points in probes.items():
+            counter = Counter(
+                network.module,
+                points.inputs,
+                layers=self.layers,
+                max_pool=self.max_pool,
+                at=self.at,
+                forward_fn=network.forward_fn,
+            )
+            parts[split] = counter.measure(
+                self._auto_radius if self.radius == "auto" else self.radius,  # type: ignore[arg-type]
+                self._directions,
+                None,
+                self.seed,
+                self.chunk_size,
+                self.progress(f"lc/{split}"),
+                points=share_of(len(points), index, of),
+            )
+        return parts
 
     @staticmethod
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:

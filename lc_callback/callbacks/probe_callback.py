@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lc_callback.callbacks._compat import Callback
+from lc_callback.callbacks.processes import Processes
 from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.trainer_data import find_loader, transferred
 from lc_callback.functional.knots import find_module
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Network", "ProbeCallback"]
+
+T = TypeVar("T")
 
 _STATE_VERSION = 1
 _FEW = 8  # probes under fast_dev_run
@@ -103,6 +106,8 @@ class ProbeCallback(Callback):
     offline_by_default: ClassVar[bool] = True
     #: Whether fewer probes make a row cheaper.
     cost_grows_with_probes: ClassVar[bool] = True
+    #: Whether :meth:`measure` shares out its points over the processes of a run, see :meth:`in_shares`.
+    shares_points: ClassVar[bool] = False
     #: The splits that are drawn for a training.
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     #: The settings of :meth:`find`, and their defaults.
@@ -172,6 +177,7 @@ class ProbeCallback(Callback):
         self._fingerprints: dict[str, str] = {}
         self._restored = False
         self._active = False
+        self._processes = Processes()
         self._csv: CsvFile | None = None
         self._folder: Path | None = None  # where files go, if there are to be any
         self._looked_at = -1  # the last step for which the schedule was asked
@@ -200,6 +206,15 @@ class ProbeCallback(Callback):
             ``history.arrays``, not logged.
         """
         raise NotImplementedError(f"{type(self).__name__} must define `measure`.")
+
+    def in_shares(self, network: Network, work: Callable[[int, int], T]) -> list[T]:
+        """For :meth:`measure`, with :attr:`shares_points`: ``work(index, n)`` of each of the ``n`` processes.
+
+        Under DDP these are the processes of the run, else the one there is. All measure the network of the first, and
+        get the results of all, in the order of the ranks. Must be called equally often on all of them.
+        """
+        self._processes.equalise(network.module.buffers())  # each has its own running statistics of a BatchNorm
+        return self._processes.gather(lambda: work(self._processes.rank, self._processes.n))
 
     def histogram(self, key: str, array: torch.Tensor) -> torch.Tensor | None:
         """What of an array goes to the loggers as a histogram; by default nothing."""
@@ -264,8 +279,7 @@ class ProbeCallback(Callback):
         if not self._active:
             return
         self._begin_history(trainer)
-        network = self._network(pl_module)
-        self._probes = self._draw(trainer, Signature.of(network.module, network.forward_fn))
+        network = self._draw_probes(trainer, pl_module)
         if trainer.fast_dev_run:
             self._probes = {split: probes.head(_FEW) for split, probes in self._probes.items()}
         self._check_fingerprints()
@@ -346,6 +360,7 @@ class ProbeCallback(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
         self._probes, self._active, self._csv, self._run, self._folder = {}, False, None, None, None
+        self._processes = Processes()
 
     # State
 
@@ -510,6 +525,18 @@ class ProbeCallback(Callback):
             )
         return Network(module, forward_fn)
 
+    def _draw_probes(self, trainer: Any, pl_module: Any) -> Network:
+        """Draw the probes, the same for all processes that share them. Returns the network they are for."""
+        self._processes = Processes.that_share(trainer) if self.shares_points else Processes()
+
+        def draw() -> tuple[Network, dict[str, Probes]]:
+            network = self._network(pl_module)
+            return network, self._draw(trainer, Signature.of(network.module, network.forward_fn))
+
+        network, probes = self._processes.agree(draw)
+        self._probes = self._processes.alike(probes, _fingerprints)  # each may have its own part of the data
+        return network
+
     def _draw(self, trainer: Any, signature: Signature) -> dict[str, Probes]:
         probes: dict[str, Probes] = {}
         n = min(self.n_probes, _FEW) if trainer.fast_dev_run else self.n_probes
@@ -540,7 +567,7 @@ class ProbeCallback(Callback):
         return probes
 
     def _check_fingerprints(self) -> None:
-        now = {split: probes.fingerprint() for split, probes in self._probes.items()}
+        now = _fingerprints(self._probes)
         changed = [split for split in now if split in self._fingerprints and self._fingerprints[split] != now[split]]
         if changed:
             rank_zero_warn(
@@ -552,10 +579,14 @@ class ProbeCallback(Callback):
     def _try_out(self, network: Network, pl_module: Any) -> None:
         """Measure two points and throw the result away: what is wrong in the set-up shows now."""
         few = {split: probes.head(2) for split, probes in self._probes.items()}
-        try:
+
+        def measure() -> None:
             with self._conditions(pl_module):
                 self.prepare(network, self._probes)
                 self.measure(network, few)
+
+        try:
+            self._processes.agree(measure)
         except Exception as error:
             if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
                 raise ValueError(f"{self._name}: {error}") from error
@@ -569,8 +600,12 @@ class ProbeCallback(Callback):
     # Measuring
 
     def _due(self, after: int, step: int) -> bool:
-        due = self._guarded("asking its schedule", lambda: self.schedule.due(after, step))
-        return bool(due)
+        def ask() -> bool:
+            return self.schedule.due(after, step)
+
+        if self.schedule.is_given:  # it may say something else in each process
+            return bool(self._guarded("asking its schedule", lambda: self._processes.decide(ask)))
+        return ask()
 
     @contextmanager
     def _conditions(self, pl_module: Any) -> Any:
@@ -624,7 +659,7 @@ class ProbeCallback(Callback):
             values = {self._prefixed(key): float(value) for key, value in found.items() if key not in arrays}
             return values, {self._prefixed(key): array for key, array in arrays.items()}
 
-        measured = self._guarded(f"the measurement at step {step}", measure)
+        measured = self._guarded(f"the measurement at step {step}", lambda: self._processes.agree(measure))
         seconds = time.perf_counter() - start
         self._seconds += seconds
         if measured is None:
@@ -640,8 +675,7 @@ class ProbeCallback(Callback):
         self._active = not trainer.barebones
         if not self._active:
             return
-        network = self._network(pl_module)
-        self._probes = self._draw(trainer, Signature.of(network.module, network.forward_fn))
+        network = self._draw_probes(trainer, pl_module)
         self._active = bool(self._probes)
         if self._active:
             self._try_out(network, pl_module)
@@ -722,6 +756,10 @@ def _is_ours(error: Exception) -> bool:
     while raised is not None and raised.tb_next is not None:
         raised = raised.tb_next
     return raised is not None and Path(__file__).parents[1] in Path(raised.tb_frame.f_code.co_filename).parents
+
+
+def _fingerprints(probes: Mapping[str, Probes]) -> dict[str, str]:
+    return {split: points.fingerprint() for split, points in probes.items()}
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,16 @@ from lc_callback.functional.tangents import AffineRecorder, execute_affine
 from lc_callback.functional.tape import Tape
 from lc_callback.isolation import untouched
 
-__all__ = ["Counter", "LocalComplexity", "check_arguments", "default_chunk", "frame_directions", "local_complexity"]
+__all__ = [
+    "Counter",
+    "LocalComplexity",
+    "check_arguments",
+    "default_chunk",
+    "frame_directions",
+    "joined",
+    "local_complexity",
+    "share_of",
+]
 
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
@@ -219,8 +228,7 @@ def local_complexity(
         raise ValueError("`bracket=True` bounds the pre-activations of non-linearities: leave `layers` out.")
     if method == "linear":
         linear = LinearCounter(model, inputs, at=at, forward_fn=forward_fn)
-        found = linear.measure(radius, n_directions, directions, seed, chunk_size, progress)
-        return replace(found, histogram=linear.histogram.cpu())
+        return linear.measure(radius, n_directions, directions, seed, chunk_size, progress)
     counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     if not bracket:
         return counter.measure(radius, n_directions, directions, seed, chunk_size, progress)
@@ -235,10 +243,26 @@ def local_complexity(
     return replace(found, upper=upper if isinstance(radius, Sequence) else upper[0])
 
 
+def share_of(n: int, index: int, of: int) -> Tensor:
+    """The indices of every ``of``-th of ``n`` points, from the ``index``-th on: none, if there are not so many."""
+    return torch.arange(min(index, n), n, of)
+
+
+def joined(parts: Sequence[LocalComplexity]) -> LocalComplexity:
+    """Local complexity at all points, from that at each :func:`share_of` them, in the order of these."""
+    n = sum(part.counts.shape[-2] for part in parts)
+    counts = parts[0].counts.new_empty(*parts[0].counts.shape[:-2], n, len(parts[0].layer_names))
+    for index, part in enumerate(parts):
+        counts[..., share_of(n, index, len(parts)), :] = part.counts
+    histograms = [part.histogram for part in parts if part.histogram is not None]
+    return replace(parts[0], counts=counts, histogram=sum(histograms[1:], histograms[0]) if histograms else None)
+
+
 class Counter(Layers):
     """Counts the switching units of traced layers, chunk by chunk."""
 
     writes_down = True
+    histogram: Any = None  # of critical radii, where these are known
 
     @property
     def n(self) -> int:
@@ -254,8 +278,12 @@ class Counter(Layers):
         chunk_size: int | None,
         progress: Callable[[int, int], None] | None,
         dtype: torch.dtype | None = None,
+        points: Tensor | None = None,
     ) -> LocalComplexity:
-        """Local complexity at the points, by default in the precision that the radius takes. Arguments as checked."""
+        """Local complexity at the points, by default in the precision that the radius takes. Arguments as checked.
+
+        With ``points`` at those of these indices only; what has to be decided is decided from all.
+        """
         several = isinstance(radius, Sequence)
         radii = [float(r) for r in (radius if isinstance(radius, Sequence) else [radius])]
         dtype = dtype or compute_dtype(self.model, self.inputs)
@@ -275,7 +303,7 @@ class Counter(Layers):
                 self.set_frame(frame, chunk)
                 if self.tape is not None and chunk_size is None:
                     chunk = self._chunk_of(self.tape)
-                counts = self.count(radii, chunk, progress)
+                counts = self.count(radii, torch.arange(self.n) if points is None else points, chunk, progress)
             break
         return LocalComplexity(
             counts=counts if several else counts[0],
@@ -284,6 +312,7 @@ class Counter(Layers):
             radius=radii if several else radii[0],
             at=self.at,
             dtype=dtype,
+            histogram=self.histogram,
         )
 
     def _chunk_of(self, tape: Tape) -> int:
@@ -309,20 +338,21 @@ class Counter(Layers):
     def count(
         self,
         radii: list[float],
+        points: Tensor,
         chunk: int,
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
-        """``(R, N, L)`` counts for all points, on the CPU, with at most so many vertices in one forward pass."""
+        """``(R, n, L)`` counts for these points, on the CPU, with at most so many vertices in one forward pass."""
         counts = torch.zeros(len(radii), self.n, len(self.names), dtype=torch.int64, device=self.device)
         for row, radius in enumerate(radii):
             vertices = radius * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
             vertices = torch.cat([vertices, -vertices])
-            told = functools.partial(_tell, progress, row * self.n, len(radii) * self.n)
-            chunk = self._sweep(counts[row], torch.arange(self.n), vertices, chunk, told)
+            told = functools.partial(_tell, progress, row * len(points), len(radii) * len(points))
+            chunk = self._sweep(counts[row], points, vertices, chunk, told)
             suspects = (counts[row] < 0).any(1).nonzero().flatten().cpu()
             if len(suspects):
                 self._sweep(counts[row], suspects, vertices, chunk, exact=True)
-        return counts.cpu()
+        return counts.cpu()[:, points]
 
     def _sweep(
         self,
@@ -392,15 +422,22 @@ class LinearCounter(Counter):
         self.block = len(points), len(coefficients)
         return super().follow_frame(points, coefficients, sink)
 
-    def count(self, radii: list[float], chunk: int, progress: Callable[[int, int], None] | None) -> Tensor:
+    def count(
+        self,
+        radii: list[float],
+        points: Tensor,
+        chunk: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
         """As for vertices."""
         self._radii, self._step, self._scratch = radii, min(radii), torch.empty(0)
         self.histogram = torch.zeros(_BINS, dtype=torch.int64, device=self.device)
         counts = torch.zeros(self.n, len(radii), len(self.names), dtype=torch.int64, device=self.device)
         steps = self._step * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
-        told = functools.partial(_tell, progress, 0, self.n)
-        self._sweep(counts, torch.arange(self.n), steps, chunk, told, exact=True)
-        return counts.transpose(0, 1).cpu()
+        told = functools.partial(_tell, progress, 0, len(points))
+        self._sweep(counts, points, steps, chunk, told, exact=True)
+        self.histogram = self.histogram.cpu()
+        return counts.transpose(0, 1).cpu()[:, points]
 
     def _count_points(self, points: Tensor, vertices: Tensor, chunk: int, exact: bool) -> Tensor:
         """``(n, R, L)`` counts of a few points."""

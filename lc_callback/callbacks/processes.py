@@ -1,0 +1,124 @@
+"""The processes of a run: sharing out the work of a measurement, and staying together when it fails on one of them."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lc_callback.callbacks._compat import DDP_STRATEGIES
+
+__all__ = ["Processes", "RankError"]
+
+T = TypeVar("T")
+
+
+class RankError(RuntimeError):
+    """What failed, and on which ranks. Raised on all of them.
+
+    Attributes:
+        everywhere: whether it failed on all; the error of this rank is the cause then.
+    """
+
+    def __init__(self, errors: dict[int, str], everywhere: bool) -> None:
+        super().__init__("; ".join(f"rank {rank}: {text}" for rank, text in errors.items()))
+        self.everywhere = everywhere
+
+
+class Processes:
+    """``n`` processes that make the same calls in the same order, this one being ``rank``. One alone needs no others.
+
+    Calls may be nested. They start with what may fail on one rank only, and end with one exchange: a rank that fails
+    before an exchange tells the others at that one, whether or not it is the one it was to make.
+    """
+
+    def __init__(self, rank: int = 0, n: int = 1) -> None:
+        self.rank, self.n = rank, n
+
+    @classmethod
+    def that_share(cls, trainer: Any) -> Processes:
+        """The processes of a run, if each has the whole model and a forward that needs no other; else this one alone.
+
+        That is DDP, but not what inherits from it under another name, such as DeepSpeed, and not where weights differ
+        between the steps at which they are averaged.
+        """
+        if trainer.world_size == 1:
+            return cls()
+        strategy = trainer.strategy
+        local = isinstance(strategy, DDP_STRATEGIES) and getattr(strategy, "strategy_name", "ddp").startswith("ddp")
+        if not local or getattr(strategy, "_model_averaging_period", None) is not None:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size)
+
+    def gather(self, work: Callable[[], T]) -> list[T]:
+        """``work()`` of each process, in the order of the ranks, on each.
+
+        Raises:
+            RankError: on all ranks, if it failed on one.
+        """
+        if self.n == 1:
+            return [work()]
+        own: Exception | None = None
+        mine: tuple[Any, str | None]
+        try:
+            mine = work(), None
+        except RankError:  # the others know
+            raise
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # it may be memory that is short
+            own, mine = error, (None, f"{type(error).__name__}: {error}")
+        every: list[Any] = [None] * self.n
+        torch.distributed.all_gather_object(every, mine)
+        errors = {rank: text for rank, (_, text) in enumerate(every) if text is not None}
+        if errors:
+            raise RankError(errors, everywhere=len(errors) == self.n) from own
+        return [result for result, _ in every]
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """``work()`` of this process, once it has succeeded on all.
+
+        Raises:
+            RankError: on all ranks, if it failed on some. If it failed on all, each raises its own error.
+        """
+        done: list[T] = []
+        try:
+            self.gather(lambda: done.append(work()))
+        except RankError as error:
+            if error.everywhere and error.__cause__ is not None:
+                raise error.__cause__ from None
+            raise
+        return done[0]
+
+    def decide(self, work: Callable[[], T]) -> T:
+        """``work()`` of the first process. The others do it too, and whether they can does not matter."""
+        if self.n == 1:
+            return work()
+        try:
+            outcome: list[Any] = [(work(), None)]
+        except Exception as error:
+            outcome = [(None, {0: f"{type(error).__name__}: {error}"})]
+        torch.distributed.broadcast_object_list(outcome, src=0)
+        result, errors = outcome[0]
+        if errors:
+            raise RankError(errors, everywhere=False)
+        return result
+
+    def alike(self, value: T, key: Callable[[T], object]) -> T:
+        """``value``, but that of the first process where its key differs between processes."""
+        if self.n == 1:
+            return value
+        keys = self.gather(lambda: key(value))
+        return value if all(other == keys[0] for other in keys) else self.decide(lambda: value)
+
+    def equalise(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.n == 1:
+            return
+        self.gather(lambda: None)  # all have come so far
+        own = list(tensors)
+        firsts = self.decide(lambda: [tensor.cpu() for tensor in own])
+        for tensor, first in zip(own, firsts, strict=True):
+            tensor.copy_(first)
