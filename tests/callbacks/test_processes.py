@@ -1,0 +1,419 @@
+"""Several processes: they share out the points of local complexity under DDP, and agree when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import DIM, Classifier, loader, make_trainer, our_warnings, points, timeless
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    XLAStrategy,
+)
+from torch import distributed, nn
+
+import lc_callback
+from lc_callback import LocalComplexityCallback
+from lc_callback.callbacks.processes import Processes
+from lc_callback.functional import local_complexity
+from lc_callback.functional.local_complexity import Counter
+
+N_PROBES, STEPS = 9, 6
+RADII = [0.1, 0.5]
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def lc(kind: type[LocalComplexityCallback] = LocalComplexityCallback, **arguments: Any) -> Any:
+    few = {"radius": 0.5, "n_directions": 3, "n_probes": N_PROBES, "test_probes": points(seed=1), "schedule": [0, 4]}
+    return kind(**{**few, **arguments})
+
+
+def fit(
+    folder: Any, own: dict[str, Any], *callbacks: Any, module: Any = Classifier, data: Any = None, **arguments: Any
+) -> Any:
+    """A short training, in which all processes get the same batches, so that its weights are those of one process."""
+    settings = {"max_steps": STEPS, "use_distributed_sampler": False, **own, **arguments}
+    trainer = make_trainer(folder, *callbacks, **settings)
+    torch.manual_seed(0)
+    trainer.fit(module(), loader(data))
+    return trainer
+
+
+def rows(callback: Any) -> list[dict[str, Any]]:
+    return timeless(callback.history.rows)
+
+
+def lost(warned: list[str]) -> list[str]:
+    return [text for text in warned if text.endswith("Training goes on.")]
+
+
+class Swept:
+    """The points at which counts are taken inside the block, but those of the trial measurement."""
+
+    def __enter__(self) -> list[int]:
+        self.count, found = Counter._count_points, []
+
+        def counting(counter: Any, points: Any, *args: Any, **kwargs: Any) -> Any:
+            if counter.n > 2:
+                found.extend(points.tolist())
+            return self.count(counter, points, *args, **kwargs)
+
+        Counter._count_points = counting
+        return found
+
+    def __exit__(self, *args: Any) -> None:
+        Counter._count_points = self.count
+
+
+# What each process does
+
+
+def complete(folder: Path, own: dict[str, Any]) -> Any:
+    callback = lc(radius=RADII, per_layer=True)
+    with Swept() as swept:
+        trainer = fit(folder, own, callback)
+    weights = [parameter.tolist() for parameter in trainer.lightning_module.parameters()]
+    return {"rows": rows(callback), "swept": swept, "weights": weights, "states": torch.get_rng_state().tolist()}
+
+
+def without(folder: Path, own: dict[str, Any]) -> Any:
+    trainer = fit(folder, own)
+    weights = [parameter.tolist() for parameter in trainer.lightning_module.parameters()]
+    return {"weights": weights, "states": torch.get_rng_state().tolist()}
+
+
+class Failing(LocalComplexityCallback):
+    """The last rank fails before the counts of one row, and at those of another; the first after those of a third."""
+
+    def measure(self, network: Any, probes: Any) -> Any:
+        step = network.module.global_step
+        if step == 1 and rank() == distributed.get_world_size() - 1:
+            raise OSError("before")
+        values = super().measure(network, probes)
+        if step == 3 and rank() == 0:
+            raise OSError("after")
+        return values
+
+    def _measure_share(self, network: Any, probes: Any, index: int, of: int) -> Any:
+        if network.module.global_step == 2 and index == of - 1:
+            raise torch.OutOfMemoryError("within")
+        return super()._measure_share(network, probes, index, of)
+
+
+def failing(folder: Path, own: dict[str, Any]) -> Any:
+    callback = lc(Failing, every_n_train_steps=1, schedule=None)
+    with our_warnings("Failing") as warned:
+        trainer = fit(folder, own, callback)
+    return {"rows": rows(callback), "warned": lost(warned), "last": trainer.global_step}
+
+
+def schedules(folder: Path, own: dict[str, Any]) -> Any:
+    def schedule(step: int) -> bool:
+        if (rank(), step) in [(1, 2), (0, 5)]:
+            raise OSError(f"step {step}")
+        return step % 2 == rank() % 2
+
+    callback = lc(schedule=schedule)
+    with our_warnings() as warned:
+        trainer = fit(folder, own, callback)
+    return {"rows": rows(callback), "warned": lost(warned), "last": trainer.global_step}
+
+
+def few_points(folder: Path, own: dict[str, Any]) -> Any:
+    callback = lc(train_probes=points().tensors[0][:2], test_probes=points().tensors[0][:1])
+    fit(folder, own, callback, fast_dev_run=True)
+    return rows(callback)
+
+
+class FailsToDraw(LocalComplexityCallback):
+    def _draw(self, *args: Any) -> Any:
+        if rank() == 1:
+            raise OSError("no such file")
+        return super()._draw(*args)
+
+
+class FailsToPrepare(LocalComplexityCallback):
+    def prepare(self, *args: Any) -> None:
+        if rank() == 1:
+            raise OSError("no memory")
+
+
+def refused(folder: Path, own: dict[str, Any]) -> Any:
+    said = []
+    for callback in (lc(FailsToDraw), lc(FailsToPrepare), lc(layers=["nowhere"])):
+        try:
+            fit(folder, own, callback)
+        except Exception as error:
+            said.append([type(error).__name__, str(error)])
+    return said
+
+
+def own_data(folder: Path, own: dict[str, Any]) -> Any:
+    """Each rank has other data, and another number of them."""
+    callback = lc(radius="auto", test_probes=points(5 + rank(), seed=rank()).tensors[0])
+    fit(folder, own, callback, data=points(32 - 8 * rank(), seed=rank()), max_steps=1)
+    return rows(callback)
+
+
+def batch_norm(folder: Path, own: dict[str, Any]) -> Any:
+    """Each rank has other batches, and so other running statistics."""
+    inputs = points(N_PROBES, seed=2).tensors[0]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(DIM, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3))
+    callback = lc(train_probes=inputs, random_probes=False, schedule=[STEPS])
+    fit(folder, own, callback, module=lambda: Classifier(net), data=points(96), use_distributed_sampler=True)
+    alone = local_complexity(net, inputs, radius=0.5, n_directions=3).mean
+    return {"row": callback.history["lc/train"], "alone": alone, "statistics": net[1].running_mean.tolist()}
+
+
+def validated(folder: Path, own: dict[str, Any]) -> Any:
+    callback = lc()
+    trainer = make_trainer(folder, callback, **own)
+    torch.manual_seed(0)
+    with Swept() as swept:
+        trainer.validate(Classifier(), loader(), verbose=False)
+    values = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("lc/")}
+    return {"rows": timeless([values]), "swept": swept}
+
+
+class Sharded(Classifier):
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in self.net[::2]:
+            fully_shard(layer)
+        fully_shard(self.net)
+
+
+def sharded(folder: Path, own: dict[str, Any]) -> Any:
+    with Swept() as swept:
+        callback = lc(radius=RADII, per_layer=True)
+        trainer = fit(folder, own, callback, module=Sharded)
+    plain = fit(folder, {**own, "strategy": fully_sharded()}, module=Sharded)
+    both = [[p.full_tensor().tolist() for p in t.lightning_module.parameters()] for t in (trainer, plain)]
+    kept = [type(parameter).__name__ for parameter in trainer.lightning_module.parameters()]
+    return {"rows": rows(callback), "swept": swept, "weights": both[0], "plain": both[1], "kept": kept}
+
+
+def fully_sharded() -> Any:
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+
+
+RUNS: list[Callable[..., Any]] = [complete, without, failing, schedules, few_points, refused]
+RUNS += [own_data, batch_norm, validated]
+
+
+def all_runs(folder: str, n: int) -> None:
+    """What each of ``n`` processes does."""
+    own = {"strategy": "ddp", "devices": n, "num_nodes": 1}
+    done = {run.__name__: run(Path(folder, run.__name__), own) for run in RUNS}
+    if n == 2:
+        done["sharded"] = sharded(Path(folder, "sharded"), {**own, "strategy": fully_sharded()})
+    Path(folder, f"rank{rank()}.json").write_text(json.dumps(done))
+
+
+PROGRAM = """
+import sys
+
+sys.path[:0] = {tests!r}
+import torch
+
+torch.set_num_threads(1)
+from test_processes import all_runs
+
+all_runs({folder!r}, {n})
+"""
+
+
+def launched(folder: Path, n: int) -> list[dict[str, Any]]:
+    tests = [str(path) for path in Path(__file__).parents[:2]]
+    script = folder / "run.py"
+    script.write_text(PROGRAM.format(tests=tests, folder=str(folder), n=n))
+    root = Path(lc_callback.__file__).parents[1]
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{index}.json").read_text()) for index in range(n)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    return {n: tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2, 4)}
+
+
+@pytest.fixture(scope="module")
+def ranks(folders: dict[int, Path]) -> dict[int, list[dict[str, Any]]]:
+    """What each rank has to say, by number of processes."""
+    return {n: launched(folders[n], n) for n in (2, 4)}
+
+
+@pytest.fixture(scope="module")
+def alone(folders: dict[int, Path]) -> dict[str, Any]:
+    """What one process has to say."""
+    runs = (complete, few_points, own_data, validated)
+    return {run.__name__: run(folders[1] / run.__name__, {}) for run in runs}
+
+
+# Under DDP
+
+several = pytest.mark.parametrize("n", [2, 4])
+
+
+@several
+def test_the_rows_are_those_of_one_process(n: int, ranks: Any, alone: Any) -> None:
+    assert [row["step"] for row in alone["complete"]["rows"]] == [0, 4]
+    assert {"lc/train_r0.1", "lc/random_r0.5", "lc_layer/test_r0.5/net.3"} < alone["complete"]["rows"][0].keys()
+    for own in ranks[n]:
+        assert own["complete"]["weights"] == alone["complete"]["weights"]
+        assert own["complete"]["rows"] == alone["complete"]["rows"]
+
+
+@several
+def test_each_process_sweeps_its_share(n: int, ranks: Any) -> None:
+    for index, own in enumerate(ranks[n]):
+        share = list(range(index, N_PROBES, n))
+        assert own["complete"]["swept"] == 3 * len(RADII) * 2 * share  # splits, radii, rows
+
+
+@several
+def test_the_training_is_untouched(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert own["complete"]["weights"] == own["without"]["weights"]
+        assert own["complete"]["states"] == own["without"]["states"]
+
+
+@several
+def test_one_file_is_written(n: int, ranks: Any, folders: Any) -> None:
+    (file,) = (folders[n] / "complete").rglob("history*.csv")
+    assert [line.split(",")[0] for line in file.read_text().splitlines()] == ["step", "0", "4"]
+
+
+@several
+def test_a_failure_on_one_costs_the_row_on_all(n: int, ranks: Any, tmp_path: Path) -> None:
+    callback = lc(every_n_train_steps=1, schedule=None)
+    fit(tmp_path, {}, callback)
+    expected = [row for row in rows(callback) if row["step"] not in (1, 2, 3)]
+    assert [row["step"] for row in expected] == [0, 4, 5, 6]
+    for own in ranks[n]:
+        assert own["failing"]["last"] == STEPS
+        assert own["failing"]["rows"] == expected
+    warned = ranks[n][0]["failing"]["warned"]
+    said = [(1, n - 1, "OSError: before"), (2, n - 1, "OutOfMemoryError: within"), (3, 0, "OSError: after")]
+    assert len(warned) == len(said)
+    for text, (step, failed, why) in zip(warned, said, strict=True):
+        assert f"the measurement at step {step} failed" in text
+        assert f"rank {failed}: {why}" in text
+
+
+@several
+def test_the_first_decides_what_a_function_schedules(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert [row["step"] for row in own["schedules"]["rows"]] == [0, 2, 4, 6]
+        assert own["schedules"]["last"] == STEPS
+    (warned,) = ranks[n][0]["schedules"]["warned"]
+    assert "asking its schedule failed" in warned
+    assert "step 5" in warned
+
+
+@several
+def test_fewer_points_than_processes(n: int, ranks: Any, alone: Any) -> None:
+    assert len(alone["few_points"]) == 1
+    for own in ranks[n]:
+        assert own["few_points"] == alone["few_points"]
+
+
+@several
+def test_a_failure_of_one_at_the_start_stops_all(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        (first, drawing), (second, trial), everywhere = own["refused"]
+        assert (first, drawing) == ("RankError", "rank 1: OSError: no such file")
+        assert second == "MisconfigurationException"
+        assert "a trial measurement before training failed with RankError: rank 1: OSError: no memory" in trial
+        assert everywhere[0] == "ValueError"
+        assert everywhere[1].startswith("LocalComplexityCallback: `layers` entry 'nowhere' matches no module.")
+
+
+@several
+def test_all_measure_the_points_of_the_first(n: int, ranks: Any, alone: Any) -> None:
+    assert [row["step"] for row in alone["own_data"]] == [0]
+    for own in ranks[n]:
+        assert own["own_data"] == alone["own_data"]
+
+
+@several
+def test_all_measure_the_statistics_of_the_first(n: int, ranks: Any) -> None:
+    done = [own["batch_norm"] for own in ranks[n]]
+    assert len({str(own["statistics"]) for own in done}) == n  # and have their own after it
+    assert len({own["alone"] for own in done}) > 1  # or nothing would be shown
+    for own in done:
+        assert own["row"] == [done[0]["alone"]]
+
+
+@several
+def test_a_validation_is_shared_too(n: int, ranks: Any, alone: Any) -> None:
+    assert alone["validated"]["rows"][0].keys() == {"lc/test"}
+    for index, own in enumerate(ranks[n]):
+        assert own["validated"]["rows"] == alone["validated"]["rows"]
+        assert own["validated"]["swept"] == list(range(index, N_PROBES, n))
+
+
+# Where the forward is collective
+
+
+def test_sharded_weights_give_the_rows_of_one_process(ranks: Any, alone: Any) -> None:
+    for own in ranks[2]:
+        assert own["sharded"]["rows"] == alone["complete"]["rows"]
+        assert own["sharded"]["swept"] == alone["complete"]["swept"]  # all points on each rank
+
+
+def test_sharded_weights_are_trained_as_without(ranks: Any) -> None:
+    for own in ranks[2]:
+        assert own["sharded"]["weights"] == own["sharded"]["plain"]
+        assert set(own["sharded"]["kept"]) == {"DTensor"} or own["sharded"]["kept"] == ["Parameter"] * 6
+
+
+class Trainer:
+    """What is asked of one."""
+
+    def __init__(self, strategy: Any, world_size: int = 3) -> None:
+        self.strategy, self.world_size, self.global_rank = strategy, world_size, 1
+
+
+class Named(DDPStrategy):
+    strategy_name = "ddp_of_mine"
+
+
+@pytest.mark.parametrize("kind", [DDPStrategy, Named])
+def test_processes_with_whole_models_share(kind: Any) -> None:
+    processes = Processes.that_share(Trainer(kind()))
+    assert (processes.rank, processes.n) == (1, 3)
+
+
+def test_processes_share_under_the_other_name_of_lightning() -> None:
+    from pytorch_lightning.strategies import DDPStrategy as OldStrategy
+
+    assert Processes.that_share(Trainer(OldStrategy())).n == 3
+
+
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy])
+def test_processes_with_parts_of_a_model_do_not_share(kind: Any) -> None:
+    assert Processes.that_share(Trainer(kind.__new__(kind))).n == 1  # without what these import
+
+
+def test_processes_whose_weights_differ_do_not_share() -> None:
+    assert Processes.that_share(Trainer(DDPStrategy(model_averaging_period=4))).n == 1
+
+
+def test_one_process_shares_with_nobody() -> None:
+    assert Processes.that_share(Trainer(DDPStrategy(), world_size=1)).n == 1
