@@ -29,6 +29,9 @@ def untouched(
     the buffers (the model works on clones), parameters, ``.grad``, and the Python, NumPy, torch and CUDA random states
     are what they were, and so are the generators that the modules keep as attributes.
 
+    Where each process has a part of the weights (``fully_shard``, ``parallelize_module``), the whole ones stand in for
+    them, and torch's hooks that put the parts together are left out. All processes have to enter then.
+
     Flags are set directly, not by ``model.eval()``: an overridden ``train()`` may merge or unmerge weights.
 
     Raises:
@@ -58,6 +61,7 @@ def untouched(
         stack.enter_context(fixed_rng(seed, *model.modules()))
         stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
+        stack.enter_context(_without_sharding(model))
         stack.enter_context(_stand_in_tensors(model, dtype, detached=grad))
         stack.enter_context(_plain_kernels(model))
         stack.enter_context(torch.set_grad_enabled(grad))
@@ -146,9 +150,38 @@ def _eval_flags(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")  # DTensor has moved between versions of torch
+
+
+@contextmanager
+def _without_sharding(model: nn.Module) -> Iterator[None]:
+    """Leave out the hooks of ``torch.distributed``, which change weights, inputs and the state of the sharding."""
+    for module in model.modules():
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):  # it has moved, too
+            module.reshard()  # type: ignore[operator]  # a validation leaves some together, in reduced precision
+    originals: list[tuple[dict[str, Any], str, Any]] = []
+    sharded = any(_is_sharded(parameter) for parameter in model.parameters())
+    for module in model.modules() if sharded else ():
+        for name in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = vars(module)[name]
+            kept = {key: hook for key, hook in hooks.items() if not _is_of_torch_distributed(hook)}
+            originals.append((vars(module), name, hooks))
+            vars(module)[name] = type(hooks)(kept)
+    try:
+        yield
+    finally:
+        for attributes, name, hooks in originals:
+            attributes[name] = hooks
+
+
+def _is_of_torch_distributed(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.")
+
+
 @contextmanager
 def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: bool) -> Iterator[None]:
-    """Swap in clones of the buffers (a forward may write to them) and, if need be, parameters cast or detached."""
+    """Swap in clones of the buffers (a forward may write to them) and parameters that are whole, cast or detached."""
     originals: list[tuple[dict[str, Any], str, Any]] = []
     flat_weights: list[tuple[nn.RNNBase, list[Any]]] = []
     clones: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
@@ -156,7 +189,9 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: boo
     def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
         if id(tensor) not in clones:
             cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
-            plain = tensor.detach() if cast or detached or is_buffer else tensor
+            sharded = _is_sharded(tensor)
+            plain = tensor.detach() if cast or detached or is_buffer or sharded else tensor
+            plain = plain.full_tensor() if sharded else plain  # type: ignore[attr-defined]
             clones[id(tensor)] = plain.to(dtype) if cast else plain.clone() if is_buffer else plain
         return clones[id(tensor)]
 

@@ -46,6 +46,10 @@ class LocalComplexityCallback(ProbeCallback):
     Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so ``EarlyStopping(monitor="lc/train")``
     works), to ``callback.history``, into checkpoints, and to ``lc/history.csv`` in the log directory.
 
+    Under DDP each process measures its share of the points, every ``n``-th of ``n`` processes, of the network of the
+    first, and all get the same row; what fails on one costs the row on all. A ``forward`` must then not communicate.
+    Under other strategies all processes measure all points; weights of which each has a part are put together for it.
+
     Args:
         radius: ``r`` in input units, a list of these, or ``"auto"``: 0.005 times the root-mean-square spread of the
             train probes, which on standardised data is the paper's 0.005.

@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import (
 from torch import distributed, nn
 
 import lc_callback
-from lc_callback import LocalComplexityCallback
+from lc_callback import FeatureRankCallback, LocalComplexityCallback
 from lc_callback.callbacks.processes import Processes
 from lc_callback.functional import local_complexity
 from lc_callback.functional.local_complexity import Counter
@@ -41,13 +41,19 @@ def lc(kind: type[LocalComplexityCallback] = LocalComplexityCallback, **argument
 
 
 def fit(
-    folder: Any, own: dict[str, Any], *callbacks: Any, module: Any = Classifier, data: Any = None, **arguments: Any
+    folder: Any,
+    own: dict[str, Any],
+    *callbacks: Any,
+    module: Any = Classifier,
+    data: Any = None,
+    val_data: Any = None,
+    **arguments: Any,
 ) -> Any:
     """A short training, in which all processes get the same batches, so that its weights are those of one process."""
     settings = {"max_steps": STEPS, "use_distributed_sampler": False, **own, **arguments}
     trainer = make_trainer(folder, *callbacks, **settings)
     torch.manual_seed(0)
-    trainer.fit(module(), loader(data))
+    trainer.fit(module(), loader(data), None if val_data is None else loader(val_data))
     return trainer
 
 
@@ -188,7 +194,7 @@ def validated(folder: Path, own: dict[str, Any]) -> Any:
     return {"rows": timeless([values]), "swept": swept}
 
 
-class Sharded(Classifier):
+class InLayers(Classifier):
     def configure_model(self) -> None:
         from torch.distributed.fsdp import fully_shard
 
@@ -197,18 +203,36 @@ class Sharded(Classifier):
         fully_shard(self.net)
 
 
+class InHalfPrecision(Classifier):
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        fully_shard(self.net, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+
+
+class InTensors(Classifier):
+    def configure_model(self) -> None:
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
+
+
 def sharded(folder: Path, own: dict[str, Any]) -> Any:
+    callback = lc(radius=RADII, per_layer=True)
     with Swept() as swept:
-        callback = lc(radius=RADII, per_layer=True)
-        trainer = fit(folder, own, callback, module=Sharded)
-    plain = fit(folder, {**own, "strategy": fully_sharded()}, module=Sharded)
+        trainer = fit(folder, {**own, "strategy": ModelParallelStrategy(2, 1)}, callback, module=InLayers)
+    plain = fit(folder, {**own, "strategy": ModelParallelStrategy(2, 1)}, module=InLayers)
     both = [[p.full_tensor().tolist() for p in t.lightning_module.parameters()] for t in (trainer, plain)]
-    kept = [type(parameter).__name__ for parameter in trainer.lightning_module.parameters()]
-    return {"rows": rows(callback), "swept": swept, "weights": both[0], "plain": both[1], "kept": kept}
+    return {"rows": rows(callback), "swept": swept, "weights": both[0], "plain": both[1]}
 
 
-def fully_sharded() -> Any:
-    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+def first_row(folder: Path, own: dict[str, Any], module: Any) -> Any:
+    """In double precision, for the smallest radius needs it, and after a forward of Lightning's sanity check."""
+    callbacks = lc(radius=[1e-6, 0.5], schedule=[0]), FeatureRankCallback(n_probes=N_PROBES, schedule=[0])
+    sanity = {"num_sanity_val_steps": 1, "val_data": points(seed=1)}
+    fit(folder, own, *callbacks, module=module, max_steps=1, **sanity)
+    return [rows(callback) for callback in callbacks]
 
 
 RUNS: list[Callable[..., Any]] = [complete, without, failing, schedules, few_points, refused]
@@ -220,7 +244,10 @@ def all_runs(folder: str, n: int) -> None:
     own = {"strategy": "ddp", "devices": n, "num_nodes": 1}
     done = {run.__name__: run(Path(folder, run.__name__), own) for run in RUNS}
     if n == 2:
-        done["sharded"] = sharded(Path(folder, "sharded"), {**own, "strategy": fully_sharded()})
+        done["sharded"] = sharded(Path(folder, "sharded"), own)
+        for module, sizes in ((InHalfPrecision, (2, 1)), (InTensors, (1, 2))):
+            parallel = {**own, "strategy": ModelParallelStrategy(*sizes)}
+            done[module.__name__] = first_row(Path(folder, module.__name__), parallel, module)
     Path(folder, f"rank{rank()}.json").write_text(json.dumps(done))
 
 
@@ -380,7 +407,16 @@ def test_sharded_weights_give_the_rows_of_one_process(ranks: Any, alone: Any) ->
 def test_sharded_weights_are_trained_as_without(ranks: Any) -> None:
     for own in ranks[2]:
         assert own["sharded"]["weights"] == own["sharded"]["plain"]
-        assert set(own["sharded"]["kept"]) == {"DTensor"} or own["sharded"]["kept"] == ["Parameter"] * 6
+
+
+@pytest.mark.parametrize("kind", ["InHalfPrecision", "InTensors"])
+def test_whole_weights_are_measured_however_they_are_parted(kind: str, ranks: Any, tmp_path: Path) -> None:
+    expected = first_row(tmp_path, {}, Classifier)
+    assert expected[0][0]["lc/train_r0.5"] > 1
+    assert "weight_norm/net.2" in expected[1][0]
+    for own in ranks[2]:
+        for got, wanted in zip(own[kind], expected, strict=True):
+            assert got == wanted
 
 
 class Trainer:
