@@ -70,7 +70,7 @@ class Processes:
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # it may be memory that is short
             own, mine = error, (None, f"{type(error).__name__}: {error}")
-        every: list[Any] = [None] * self.n
+        every: list[Any] = [None] * self.n  # objects: results or errors, and parts of different sizes
         torch.distributed.all_gather_object(every, mine)
         errors = {rank: text for rank, (_, text) in enumerate(every) if text is not None}
         if errors:
@@ -100,7 +100,7 @@ class Processes:
             outcome: list[Any] = [(work(), None)]
         except Exception as error:
             outcome = [(None, {0: f"{type(error).__name__}: {error}"})]
-        torch.distributed.broadcast_object_list(outcome, src=0)
+        torch.distributed.broadcast_object_list(outcome, src=0)  # by all, for the others wait for it
         result, errors = outcome[0]
         if errors:
             raise RankError(errors, everywhere=False)

@@ -47,13 +47,14 @@ def fit(
     module: Any = Classifier,
     data: Any = None,
     val_data: Any = None,
+    resume: Any = None,
     **arguments: Any,
 ) -> Any:
     """A short training, in which all processes get the same batches, so that its weights are those of one process."""
     settings = {"max_steps": STEPS, "use_distributed_sampler": False, **own, **arguments}
     trainer = make_trainer(folder, *callbacks, **settings)
     torch.manual_seed(0)
-    trainer.fit(module(), loader(data), None if val_data is None else loader(val_data))
+    trainer.fit(module(), loader(data), None if val_data is None else loader(val_data), ckpt_path=resume)
     return trainer
 
 
@@ -100,6 +101,13 @@ def without(folder: Path, own: dict[str, Any]) -> Any:
     return {"weights": weights, "states": torch.get_rng_state().tolist()}
 
 
+def resumed(folder: Path, own: dict[str, Any]) -> Any:
+    callback = lc()
+    fit(folder / "first", own, lc(), max_steps=2).save_checkpoint(folder / "first.ckpt")
+    fit(folder, own, callback, resume=folder / "first.ckpt")
+    return rows(callback)
+
+
 class Failing(LocalComplexityCallback):
     """The last rank fails before the counts of one row, and at those of another; the first after those of a third."""
 
@@ -114,7 +122,7 @@ class Failing(LocalComplexityCallback):
 
     def _measure_share(self, network: Any, probes: Any, index: int, of: int) -> Any:
         if network.module.global_step == 2 and index == of - 1:
-            raise torch.OutOfMemoryError("within")
+            raise torch.cuda.OutOfMemoryError("within")
         return super()._measure_share(network, probes, index, of)
 
 
@@ -168,7 +176,7 @@ def refused(folder: Path, own: dict[str, Any]) -> Any:
 
 def own_data(folder: Path, own: dict[str, Any]) -> Any:
     """Each rank has other data, and another number of them."""
-    callback = lc(radius="auto", test_probes=points(5 + rank(), seed=rank()).tensors[0])
+    callback = lc(test_probes=points(5 + rank(), seed=rank()).tensors[0])
     fit(folder, own, callback, data=points(32 - 8 * rank(), seed=rank()), max_steps=1)
     return rows(callback)
 
@@ -235,7 +243,7 @@ def first_row(folder: Path, own: dict[str, Any], module: Any) -> Any:
     return [rows(callback) for callback in callbacks]
 
 
-RUNS: list[Callable[..., Any]] = [complete, without, failing, schedules, few_points, refused]
+RUNS: list[Callable[..., Any]] = [complete, without, resumed, failing, schedules, few_points, refused]
 RUNS += [own_data, batch_norm, validated]
 
 
@@ -269,7 +277,7 @@ def launched(folder: Path, n: int) -> list[dict[str, Any]]:
     script = folder / "run.py"
     script.write_text(PROGRAM.format(tests=tests, folder=str(folder), n=n))
     root = Path(lc_callback.__file__).parents[1]
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=180)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{index}.json").read_text()) for index in range(n)]
 
@@ -288,7 +296,7 @@ def ranks(folders: dict[int, Path]) -> dict[int, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def alone(folders: dict[int, Path]) -> dict[str, Any]:
     """What one process has to say."""
-    runs = (complete, few_points, own_data, validated)
+    runs = (complete, resumed, few_points, own_data, validated)
     return {run.__name__: run(folders[1] / run.__name__, {}) for run in runs}
 
 
@@ -327,6 +335,13 @@ def test_one_file_is_written(n: int, ranks: Any, folders: Any) -> None:
 
 
 @several
+def test_a_resumed_run_has_the_rows_of_one_process(n: int, ranks: Any, alone: Any) -> None:
+    assert [row["step"] for row in alone["resumed"]] == [0, 4]
+    for own in ranks[n]:
+        assert own["resumed"] == alone["resumed"]
+
+
+@several
 def test_a_failure_on_one_costs_the_row_on_all(n: int, ranks: Any, tmp_path: Path) -> None:
     callback = lc(every_n_train_steps=1, schedule=None)
     fit(tmp_path, {}, callback)
@@ -355,7 +370,7 @@ def test_the_first_decides_what_a_function_schedules(n: int, ranks: Any) -> None
 
 @several
 def test_fewer_points_than_processes(n: int, ranks: Any, alone: Any) -> None:
-    assert len(alone["few_points"]) == 1
+    assert [row["lc/train"] > 0 for row in alone["few_points"]] == [True]
     for own in ranks[n]:
         assert own["few_points"] == alone["few_points"]
 
@@ -374,6 +389,7 @@ def test_a_failure_of_one_at_the_start_stops_all(n: int, ranks: Any) -> None:
 @several
 def test_all_measure_the_points_of_the_first(n: int, ranks: Any, alone: Any) -> None:
     assert [row["step"] for row in alone["own_data"]] == [0]
+    assert alone["own_data"][0]["lc/train"] > 1
     for own in ranks[n]:
         assert own["own_data"] == alone["own_data"]
 
