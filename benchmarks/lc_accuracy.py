@@ -2,9 +2,11 @@
 
     python benchmarks/lc_accuracy.py [--points 10] [--networks random trained] [--depths 1 2 4 8 12]
     python benchmarks/lc_accuracy.py --deformation --points 500 --depths 12
+    python benchmarks/lc_accuracy.py --methods --points 500 --radii 0.005 0.05 0.5 1 5
 
-The second line asks instead how large the frame of 25 directions is when it arrives at each layer. Rows are printed
-as in docs/accuracy.md, without their heads.
+The second line asks instead how large the frame of 25 directions is when it arrives at each layer, the third how the
+linear method differs from the count by vertices, with 25 directions. Rows are printed as in docs/accuracy.md, without
+their heads.
 
 With two directions the frame is a square in a plane, and ``slice_partition`` of that square gives every unit that
 switches inside it. Networks: random, and digits MLPs trained as in ``examples/digits_grokking.py`` (1,000 steps of
@@ -91,6 +93,18 @@ def sizes(name: str, model: nn.Module, inputs: Tensor, radii: list[float]) -> No
         print(f"| {name} | {layer + 1} | " + " | ".join(cells) + " |", flush=True)
 
 
+def methods(name: str, model: nn.Module, inputs: Tensor, radii: list[float]) -> None:
+    """For each radius: the mean by vertices, how much more it is by the linear method, and how far single points are.
+
+    The last is the mean over the points of the absolute difference, over the mean.
+    """
+    vertices, linear = (local_complexity(model, inputs, radius=radii, method=m) for m in ("vertices", "linear"))
+    more = linear.mean / vertices.mean - 1
+    apart = (linear.total - vertices.total).abs().double().mean(1) / vertices.mean
+    cells = zip(vertices.mean.tolist(), more.tolist(), apart.tolist(), strict=True)
+    print(f"| {name} | " + " | ".join(f"{mean:.4g} | {m:+.1%} | {a:.1%}" for mean, m, a in cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=10)
@@ -98,11 +112,12 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", type=int, choices=DEPTHS, default=DEPTHS)
     parser.add_argument("--radii", nargs="+", type=float, default=[0.05, 0.5, 5.0])
     parser.add_argument("--deformation", action="store_true")
+    parser.add_argument("--methods", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32)[:500] / 16, torch.tensor(labels)[:500]
-    show = sizes if args.deformation else counts
+    show = sizes if args.deformation else methods if args.methods else counts
     for kind in args.networks:
         for depth, width, model in networks(kind, x, y):
             if depth in args.depths:

@@ -86,3 +86,30 @@ class TinyGPT(nn.Module):
         """``(N, T)`` to ``(N, T, tokens)``."""
         x = self.embedding(x) + self.position.weight[: x.shape[1]]
         return self.head(self.norm(self.blocks(x)))
+
+
+class BasicBlock(nn.Module):
+    """Convolution, BatchNorm, ReLU, convolution, BatchNorm, around a shortcut, and a ReLU behind it."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
+        shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        self.shortcut = shortcut if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, c_in, H, W)`` to ``(N, c_out, H / stride, W / stride)``."""
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(out + self.shortcut(x))
+
+
+def resnet18(n_classes: int = 1000) -> nn.Sequential:
+    """ResNet-18 for ``(N, 3, 224, 224)`` images."""
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    blocks = [
+        block
+        for c_in, c_out in pairwise([64, 64, 128, 256, 512])
+        for block in (BasicBlock(c_in, c_out, 1 if c_out == 64 else 2), BasicBlock(c_out, c_out, 1))
+    ]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, n_classes))

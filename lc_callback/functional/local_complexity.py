@@ -27,6 +27,8 @@ __all__ = [
     "Counter",
     "LocalComplexity",
     "check_arguments",
+    "check_method",
+    "counter_of",
     "default_chunk",
     "frame_directions",
     "joined",
@@ -220,16 +222,10 @@ def local_complexity(
         (tensor([1]), tensor([1]))
     """
     radii = check_arguments(radius, n_directions, layers, at, chunk_size)
-    if method not in ("vertices", "linear"):
-        raise ValueError(f"`method` must be 'vertices' or 'linear', but got {method!r}.")
-    if method == "linear" and (layers is not None or max_pool or bracket):
-        raise ValueError("`method='linear'` follows all non-linearities: leave `layers`, `max_pool` and `bracket` out.")
+    check_method(method, ("vertices", "linear"), layers, max_pool, bracket)
     if bracket and layers is not None:
         raise ValueError("`bracket=True` bounds the pre-activations of non-linearities: leave `layers` out.")
-    if method == "linear":
-        linear = LinearCounter(model, inputs, at=at, forward_fn=forward_fn)
-        return linear.measure(radius, n_directions, directions, seed, chunk_size, progress)
-    counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    counter = counter_of(method, model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     if not bracket:
         return counter.measure(radius, n_directions, directions, seed, chunk_size, progress)
     dtype = torch.float64
@@ -263,6 +259,7 @@ class Counter(Layers):
 
     writes_down = True
     histogram: Any = None  # of critical radii, where these are known
+    besides = 0  # samples of a point besides those of the frame
 
     @property
     def n(self) -> int:
@@ -367,13 +364,13 @@ class Counter(Layers):
         start = 0
         while start < len(points):
             self.upcoming = points[start:]
-            some = points[start : start + max(1, chunk // len(vertices))]
+            some = points[start : start + max(1, chunk // (len(vertices) + self.besides))]
             try:
                 counts[some.to(counts.device)] = self._count_points(some, vertices, chunk, exact)
             except Exception as error:
                 if chunk == 1 or not is_out_of_memory(error):
                     raise
-                smaller = max(1, min(chunk, len(some) * len(vertices)) // 2)
+                smaller = max(1, min(chunk, len(some) * (len(vertices) + self.besides)) // 2)
             else:
                 start += len(some)
                 if told is not None:
@@ -410,6 +407,7 @@ class LinearCounter(Counter):
     """Counts by critical radii, for all radii at once: the samples of a point are itself and one for each direction."""
 
     block = (0, 0)
+    besides = 1
 
     def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:
         return AffineRecorder(self, self.model, receive, **recording)
@@ -563,6 +561,22 @@ def _in_order(z: Tensor) -> tuple[Tensor, list[int]]:
     return z.permute(0, 1, *order), [0, *(1 + order.index(axis) for axis in range(2, z.ndim))]
 
 
+def counter_of(
+    method: str,
+    model: nn.Module,
+    inputs: Any,
+    *,
+    layers: Sequence[str | type] | None,
+    max_pool: bool,
+    at: str | None,
+    forward_fn: Callable[..., Any] | None,
+) -> Counter:
+    """What counts by this method. Arguments as of :func:`local_complexity`, and checked."""
+    if method == "linear":
+        return LinearCounter(model, inputs, at=at, forward_fn=forward_fn)
+    return Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+
+
 def default_chunk(device: torch.device, bytes_per_sample: int) -> int:
     """As many samples in one forward pass as fit the memory budget, at least 1."""
     return max(1, _BUDGET.get(device.type, _BUDGET["cpu"]) // max(1, bytes_per_sample))
@@ -588,6 +602,18 @@ def frame_directions(
     if not directions.isfinite().all():
         raise ValueError("`directions` must be finite, but holds NaN or infinity.")
     return directions.detach().flatten(1).to(dtype=dtype, device=device)
+
+
+def check_method(method: Any, possible: Sequence[str], layers: Any, max_pool: bool, bracket: bool = False) -> None:
+    """Check that a method is one of those possible, and goes with what is counted.
+
+    Raises:
+        ValueError: naming the argument, the value and what is possible.
+    """
+    if method not in possible:
+        raise ValueError(f"`method` must be {' or '.join(map(repr, possible))}, but got {method!r}.")
+    if method == "linear" and (layers is not None or max_pool or bracket):
+        raise ValueError("`method='linear'` follows all non-linearities: leave `layers`, `max_pool` and `bracket` out.")
 
 
 def check_arguments(radius: Any, n_directions: Any, layers: Any, at: Any, chunk_size: Any) -> list[float]:

@@ -74,7 +74,8 @@ class Taper(Tracer):
 
     Attributes:
         steps: the operations; ``None`` if not all that the model does can be told from them.
-        tensors: by number; kept alive, so that no memory is used twice.
+        tensors: by number; kept alive until :meth:`let_go`, so that no memory is used twice.
+        sizes: of the tensors, in bytes.
         inputs: how many of them are the model's inputs.
         returned: what each module returned at its first call, by its number, and how many steps there were before; as
             far as nothing had bent.
@@ -84,6 +85,7 @@ class Taper(Tracer):
         super().__init__(*arguments, **recording)
         self.steps: list[_Step] | None = []
         self.tensors: list[Tensor] = []
+        self.sizes: list[int] = []
         self.returned: dict[nn.Module, tuple[int, int]] = {}
         self._numbers: dict[Any, int] = {}
         self._met, self._bent = -1, False
@@ -139,7 +141,12 @@ class Taper(Tracer):
         if key not in self._numbers:
             self._numbers[key] = len(self.tensors)
             self.tensors.append(tensor)
+            self.sizes.append(tensor.numel() * tensor.element_size())
         return self._numbers[key]
+
+    def let_go(self) -> None:
+        """Of the tensors. What was written down can still be compared with another pass."""
+        self.tensors.clear()
 
     def _spec(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -168,7 +175,7 @@ class Tape:
     def __init__(self, two: Taper, three: Taper, entry: tuple[int, int] | None = None) -> None:
         if two.steps is None or three.steps is None:
             raise NotRepeatable
-        if len(two.steps) != len(three.steps) or len(two.tensors) != len(three.tensors):
+        if len(two.steps) != len(three.steps) or len(two.sizes) != len(three.sizes):
             raise NotRepeatable
         self._n = len(three.tensors)
         self._memory = [_memory(tensor) for tensor in three.tensors]
@@ -197,7 +204,7 @@ class Tape:
         #: Whether the inputs are read, and not only what takes the place of a module's output.
         self.reads_inputs = any(number in read for number in range(three.inputs))
         kept = {number for step in self._steps if not step.idle for number in step.tensors}
-        sizes = [_bytes(three.tensors[number]) - _bytes(two.tensors[number]) for number in kept]
+        sizes = [three.sizes[number] - two.sizes[number] for number in kept]
         #: Of the largest tensor that is computed, and in the mean.
         self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
         del self._three
@@ -354,10 +361,6 @@ def _place(tensor: Tensor) -> Any:
 
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _in_place(func: Any) -> Any:

@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lc_callback import LocalComplexityCallback
 from lc_callback.callbacks import ProbeCallback
+from lc_callback.functional import local_complexity
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-KEYS = ["lc/train", "lc_ci99/train", "lc/test", "lc_ci99/test", "lc/random", "lc_ci99/random", "lc/seconds"]
+KEYS = [f"{key}/{split}" for split in ("train", "test", "random") for key in ("lc", "lc_ci99", "lc_density")]
+KEYS += ["lc/seconds"]
 KEYS += ["lc/phase"]
 LOG_TO_TEN = [0, 1, 2, 3, 4, 5, 6, 8, 10]
 
@@ -209,6 +211,38 @@ def test_several_radii_have_keys_of_their_own(tmp_path: Any) -> None:
     ]
     assert callback.history.keys == [*expected, "lc/seconds", "lc/phase"]
     assert callback.history["lc/train_r2"] > callback.history["lc/train_r0.05"]
+
+
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+def test_rows_are_counted_by_the_method_that_is_asked_for(method: str, tmp_path: Any) -> None:
+    module, inputs = Classifier(), 3 * torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    callback = small(method=method, radius=2.0, train_probes=inputs, schedule=[4])
+    fit(tmp_path, callback, module=module, max_steps=4)
+    by = {m: local_complexity(module.net, inputs, radius=2.0, n_directions=3, method=m) for m in ("vertices", "linear")}
+    assert by["vertices"].mean != by["linear"].mean
+    assert callback.history["lc/train"] == [by[method].mean]
+    assert callback.history["lc_ci99/train"] == pytest.approx([by[method].ci99])
+    assert ("lc_density/train" in callback.history.keys) is (method == "linear")
+    if method == "linear":
+        assert callback.history["lc_density/train"] == [by["linear"].density]
+    assert f"by the {'affine piece' if method == 'linear' else 'vertices'}" in callback.describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "linear"),
+    [
+        ({}, True),
+        ({"radius": 0.005}, False),
+        ({"layers": ["Linear"]}, False),
+        ({"max_pool": True}, False),
+        ({"method": "vertices"}, False),
+        ({"radius": [0.1, 0.2], "method": "linear"}, True),
+    ],
+)
+def test_the_linear_method_is_the_default_where_the_radius_is(arguments: Any, linear: bool, tmp_path: Any) -> None:
+    callback = small(schedule=[0], **arguments)
+    fit(tmp_path, callback)
+    assert ("lc_density/train" in callback.history.keys) is linear
 
 
 def test_tensorboard_reads_the_rows_and_the_text_back(tmp_path: Any) -> None:
