@@ -1,21 +1,27 @@
 """What the default settings of the callbacks cost in a 100-epoch ResNet-18 run on CIFAR-10-sized data.
 
     python benchmarks/default_cost.py [--width 64] [--repeats 3]
+    python benchmarks/default_cost.py --whole [--width 8]
 
-Measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each measure,
+The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each measure,
 alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point, over steps
-times seconds a step.
+times seconds a step. The second trains a narrower network for so many steps that one row of each callback is its share,
+and compares the whole time, drawing the points and trying out included, with that of the same run without callbacks.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from models import PreActResNet18
 from timing import seconds
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy
@@ -24,15 +30,71 @@ from lc_callback.schedule import is_log_step
 BATCH, EPOCHS, SAMPLES = 128, 100, 50_000
 
 
+N_STEPS = EPOCHS * -(-SAMPLES // BATCH)
+N_ROWS = sum(is_log_step(s) for s in range(N_STEPS + 1)) + (not is_log_step(N_STEPS))
+
+
+def lc_row(model: nn.Module, x: Tensor, y: Tensor) -> object:
+    return local_complexity(model, x, radius=0.005, method="linear")
+
+
+class Classifier(LightningModule):
+    """What is trained in ``--whole``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = PreActResNet18(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits."""
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum."""
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def run(width: int, callbacks: list[object], steps: int) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(10_000, 3, 32, 32), torch.randint(0, 10, (10_000,))
+    loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_steps=steps, callbacks=callbacks, logger=False, **quiet)  # type: ignore[arg-type]
+    trainer.fit(Classifier(width), loader, DataLoader(TensorDataset(x[:1000], y[:1000]), BATCH))
+
+
+def whole(width: int) -> None:
+    steps = N_STEPS // N_ROWS
+    kinds = (LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback)
+    callbacks = [kind(schedule=[steps // 2]) for kind in kinds]
+    without = seconds(lambda: run(width, [], steps))
+    measured = seconds(lambda: run(width, [*callbacks], steps))
+    print(
+        f"ResNet-18 of width {width}, {steps} steps: {without:.0f} s without callbacks, {measured:.0f} s with all three"
+    )
+    for callback in callbacks:
+        (row,) = callback.history[f"{callback.group}/seconds"]
+        print(f"  one row of {type(callback).__name__}: {row:.2f} s, {row / without:.1%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.whole:
+        whole(args.width or 8)
+        return
+    width = args.width or 64
     torch.manual_seed(0)
-    model = PreActResNet18(args.width)
+    model = PreActResNet18(width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(0, 10, (BATCH,))
 
@@ -42,10 +104,8 @@ def main() -> None:
         optimizer.step()
 
     lc, robust, rank = LocalComplexityCallback(), PGDRobustnessCallback(), FeatureRankCallback()
-    n_steps = EPOCHS * -(-SAMPLES // BATCH)
-    rows = sum(is_log_step(s) for s in range(n_steps + 1)) + (not is_log_step(n_steps))
     measures = {  # points of a row, points that are timed, the measure
-        "LocalComplexityCallback": (3 * lc.n_probes, 4, lambda x, y: local_complexity(model, x)),
+        "LocalComplexityCallback": (3 * lc.n_probes, 16, partial(lc_row, model)),
         "PGDRobustnessCallback": (robust.n_probes, 16, lambda x, y: robust_accuracy(model, x, y, eps=robust.eps)),
         "FeatureRankCallback": (rank.n_probes, BATCH, lambda x, y: feature_ranks(model, x)),
     }
@@ -57,15 +117,15 @@ def main() -> None:
         steps.append(seconds(step))
         for name, (_, few, measure) in measures.items():
             points[name].append(seconds(lambda few=few, measure=measure: measure(x[:few], y[:few])) / few)
-    training = n_steps * statistics.median(steps)
+    training = N_STEPS * statistics.median(steps)
     print(
-        f"ResNet-18 of width {args.width}, {EPOCHS} epochs of {SAMPLES}: {n_steps} steps x "
+        f"ResNet-18 of width {width}, {EPOCHS} epochs of {SAMPLES}: {N_STEPS} steps x "
         f"{statistics.median(steps):.3f} s = {training / 3600:.2f} h"
     )
     for name, (n_points, _, _) in measures.items():
-        total = rows * n_points * statistics.median(points[name])
+        total = N_ROWS * n_points * statistics.median(points[name])
         print(
-            f"{name}: {rows} rows x {n_points} points x {statistics.median(points[name]):.3f} s = "
+            f"{name}: {N_ROWS} rows x {n_points} points x {statistics.median(points[name]):.3f} s = "
             f"{total / 3600:.2f} h, {total / training:.1%} of the training"
         )
 

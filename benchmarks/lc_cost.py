@@ -3,9 +3,9 @@
     python benchmarks/lc_cost.py [--threads 2] [--repeats 9]
 
 *Bare* runs the model under ``inference_mode`` on the same vertices, in chunks, with nothing recorded. *Naive* is the
-published algorithm as it is usually run: all vertices of a few points are made, hooks keep the pre-activation of every
-layer, and the signs are compared with those of the first vertex. Ours is `local_complexity` by vertices at one radius,
-and with ``method="linear"`` at one and at five radii. All alternate; a ratio is the median of the ratios of neighbours.
+published algorithm as it is written: all vertices are made, hooks keep the pre-activation of every layer, and the signs
+are compared with those of the first vertex (``--naive-points``: of so many points at once). Ours is
+`local_complexity` by vertices at one radius, and with ``method="linear"`` at one and at five radii. All alternate; a ratio is the median of the ratios of neighbours.
 Seconds differ from machine to machine.
 """
 
@@ -39,15 +39,16 @@ def bare(model: nn.Module, x: Tensor, n_directions: int, chunk: int) -> None:
             model((points[:, None] + offsets[None]).flatten(0, 1))
 
 
-def naive(model: nn.Module, x: Tensor, n_directions: int, layers: list[nn.Module], points_at_once: int = 32) -> int:
+def naive(model: nn.Module, x: Tensor, n_directions: int, layers: list[nn.Module], at_once: int | None) -> int:
     offsets, kept, total = hull(x, n_directions), [], 0
     hooks = [layer.register_forward_hook(lambda module, args, output: kept.append(output)) for layer in layers]
     with torch.no_grad():
-        for points in x.split(points_at_once):
+        hulls = x[:, None] + offsets[None]
+        for some in hulls.split(at_once or len(x)):
             kept.clear()
-            model((points[:, None] + offsets[None]).flatten(0, 1))
+            model(some.flatten(0, 1))
             for z in kept:
-                signs = torch.sign(z.reshape(len(points), len(offsets), -1))
+                signs = torch.sign(z.reshape(len(some), len(offsets), -1))
                 total += int((signs != signs[:, :1]).any(1).sum())
     for hook in hooks:
         hook.remove()
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--naive-points", type=int)
     parser.add_argument("--models", nargs="+", default=["MLP", "ResNet", "GPT"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -88,7 +90,7 @@ def main() -> None:
     warm = torch.empty(7 * 2**20).fill_(0)  # as large as what a training frees: until then each allocation is slow
     del warm
     for name in args.models:
-        compare(*cases[name], args.repeats)
+        compare(*cases[name], args.repeats, args.naive_points)
 
 
 def compare(
@@ -99,6 +101,7 @@ def compare(
     n_directions: int,
     kind: type[nn.Module],
     repeats: int,
+    at_once: int | None,
 ) -> None:
     inputs = x if tokens is None else tokens
     behind = model if tokens is None else Behind(model)  # type: ignore[arg-type]
@@ -109,7 +112,7 @@ def compare(
     settings = {"n_directions": n_directions}
     runs: dict[str, Callable[[], object]] = {
         "bare": lambda: bare(behind, x, n_directions, best),
-        "naive": lambda: naive(behind, x, n_directions, layers),
+        "naive": lambda: naive(behind, x, n_directions, layers, at_once),
         "vertices": lambda: local_complexity(model, inputs, radius=RADIUS, **settings),
         "linear": lambda: local_complexity(model, inputs, radius=RADIUS, method="linear", **settings),
         "linear, 5 radii": lambda: local_complexity(model, inputs, radius=FIVE, method="linear", **settings),

@@ -342,14 +342,20 @@ class Counter(Layers):
         """``(R, n, L)`` counts for these points, on the CPU, with at most so many vertices in one forward pass."""
         counts = torch.zeros(len(radii), self.n, len(self.names), dtype=torch.int64, device=self.device)
         for row, radius in enumerate(radii):
-            vertices = radius * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
-            vertices = torch.cat([vertices, -vertices])
             told = functools.partial(_tell, progress, row * len(points), len(radii) * len(points))
-            chunk = self._sweep(counts[row], points, vertices, chunk, told)
-            suspects = (counts[row] < 0).any(1).nonzero().flatten().cpu()
+            chunk = self._sweep(counts[row], points, self._vertices(radius), chunk, told)
+        found = counts.cpu()  # the one time that a GPU is waited for, unless something is not finite
+        for row, broken in enumerate((found < 0).any(2)):
+            suspects = broken.nonzero().flatten()
             if len(suspects):
-                self._sweep(counts[row], suspects, vertices, chunk, exact=True)
-        return counts.cpu()[:, points]
+                self._sweep(counts[row], suspects, self._vertices(radii[row]), chunk, exact=True)
+                found[row] = counts[row].cpu()
+        return found[:, points]
+
+    def _vertices(self, radius: float) -> Tensor:
+        """``(2P, P)`` coefficients of the frame."""
+        steps = radius * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
+        return torch.cat([steps, -steps])
 
     def _sweep(
         self,
@@ -366,7 +372,8 @@ class Counter(Layers):
             self.upcoming = points[start:]
             some = points[start : start + max(1, chunk // (len(vertices) + self.besides))]
             try:
-                counts[some.to(counts.device)] = self._count_points(some, vertices, chunk, exact)
+                found = self._count_points(some, vertices, chunk, exact)
+                counts[some.to(counts.device, non_blocking=True)] = found
             except Exception as error:
                 if chunk == 1 or not is_out_of_memory(error):
                     raise

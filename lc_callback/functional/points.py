@@ -75,6 +75,7 @@ class Points:
         self.channels_last = False  # how batches of images are laid out in memory
         self.n = len(tensors[0])
         self._dtype, self._device = dtype, device
+        self._cuda = device.type == "cuda"  # copies to it need not be waited for
         self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
         #: Whether nothing belongs to the points but the one tensor that moves.
         self.alone = len(tensors) == len(self.moving) == 1
@@ -100,7 +101,7 @@ class Points:
         leaves, column = [], 0
         for leaf in self._leaves:
             if isinstance(leaf, Tensor):
-                rows = leaf[points.to(leaf.device)].to(self._device)
+                rows = leaf[points.to(leaf.device, non_blocking=self._cuda)].to(self._device, non_blocking=self._cuda)
                 if leaf.is_floating_point():
                     rows = rows.to(self._dtype)
                 if leaf.is_floating_point() and offsets is not None:
