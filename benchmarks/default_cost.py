@@ -3,10 +3,10 @@
     python benchmarks/default_cost.py [--width 64] [--repeats 3]
     python benchmarks/default_cost.py --whole [--width 8]
 
-The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each measure,
-alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point, over steps
-times seconds a step. The second trains a narrower network for so many steps that one row of each callback is its share,
-and compares the whole time, drawing the points and trying out included, with that of the same run without callbacks.
+The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each
+measure, alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point,
+over steps times seconds a step. The second trains a narrower network for so many steps that one row of each callback is its
+share, and compares the whole time, drawing the points and trying out included, with that of the run without callbacks.
 """
 
 from __future__ import annotations

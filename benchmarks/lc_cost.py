@@ -5,8 +5,8 @@
 *Bare* runs the model under ``inference_mode`` on the same vertices, in chunks, with nothing recorded. *Naive* is the
 published algorithm as it is written: all vertices are made, hooks keep the pre-activation of every layer, and the signs
 are compared with those of the first vertex (``--naive-points``: of so many points at once). Ours is
-`local_complexity` by vertices at one radius, and with ``method="linear"`` at one and at five radii. All alternate; a ratio is the median of the ratios of neighbours.
-Seconds differ from machine to machine.
+`local_complexity` by vertices at one radius, and with ``method="linear"`` at one and at five radii. All alternate; a
+ratio is the median of the ratios of neighbours. Seconds differ from machine to machine.
 """
 
 from __future__ import annotations

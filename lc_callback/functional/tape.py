@@ -106,8 +106,9 @@ class Taper(Tracer):
         return moved
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self.steps is not None and not self._bent and isinstance(output, Tensor) and output.is_floating_point():
-            self.returned.setdefault(module, (self._number(output), len(self.steps)))
+        affine = self.steps is not None and not self._bent and id(module) in self._paths
+        if affine and isinstance(output, Tensor) and output.is_floating_point():
+            self.returned.setdefault(module, (self._number(output), len(self.steps or ())))
         return super()._leave_module(module, args, output)
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -169,7 +170,7 @@ class Tape:
 
     Raises:
         NotRepeatable: if the passes differ in more than the number of samples, if values reached the model's Python
-            code, if it draws random numbers, or writes to what outlasts the pass.
+            code, or if it writes to what outlasts the pass.
     """
 
     def __init__(self, two: Taper, three: Taper, entry: tuple[int, int] | None = None) -> None:
@@ -229,6 +230,8 @@ class Tape:
         leaves = _leaves((step.args, step.kwargs))
         if step.func is None or step.position >= 0 or any(isinstance(leaf, _Size) for leaf in leaves):
             return False
+        if torch.Tag.nondeterministic_seeded in step.func.tags:
+            return False
         if not all(leaf.index in self._known for leaf in leaves if isinstance(leaf, _Slot)):
             return False
         memories = {self._memory[number] for number in [*step.tensors, *step.operands]}
@@ -255,17 +258,19 @@ class Tape:
 
     def _mark_spent(self) -> None:
         """Note after which step each tensor is not needed any more, and which step may overwrite its operand."""
+        in_memory: dict[int, list[int]] = {}
+        for number, memory in enumerate(self._memory):
+            in_memory.setdefault(memory, []).append(number)
+        kept = {self._memory[number] for number in [*range(self._three.inputs), *self._known]}
         later: set[int] = set()
-        of_inputs = {self._memory[number] for number in range(self._three.inputs)}
-        known = {self._memory[number] for number in self._known}
         for step in reversed(self._steps):
             read = {self._memory[number] for number in [*step.tensors, *step.operands]}
-            ends = read - later - of_inputs
-            step.spent = [number for number, memory in enumerate(self._memory) if memory in ends]
+            step.spent = [number for memory in read - later - kept for number in in_memory[memory]]
             operand = step.args[0] if step.args else None
             if step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0 and isinstance(operand, _Slot):
-                memory, tensor = self._memory[operand.index], self._three.tensors[operand.index]
-                if memory not in later | of_inputs | known and torch.ops.aten.is_non_overlapping_and_dense(tensor):
+                tensor, memory = self._three.tensors[operand.index], self._memory[operand.index]
+                dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
+                if dense and memory not in later and memory not in kept:
                     step.overwrites = _in_place(step.func)
             later |= read
 
@@ -291,8 +296,8 @@ class Tape:
         values: list[Any] = [None] * self._n
         leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         values[: len(leaves)] = leaves
-        for number, tensor in self._known.items():
-            values[number] = tensor
+        for number, known in self._known.items():
+            values[number] = known
 
         def fill(spec: Any) -> Any:
             kind = type(spec)
