@@ -1,12 +1,12 @@
 """What the default settings of the callbacks cost in a 100-epoch ResNet-18 run on CIFAR-10-sized data.
 
     python benchmarks/default_cost.py [--width 64] [--repeats 3]
-    python benchmarks/default_cost.py --whole [--width 8]
+    python benchmarks/default_cost.py --whole [--width 16]
 
 The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each
 measure, alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point,
-over steps times seconds a step. The second trains a narrower network for so many steps that one row of each callback is its
-share, and compares the whole time, drawing the points and trying out included, with that of the run without callbacks.
+over steps times seconds a step. The second trains a narrower network for so many steps that one row of each callback is
+its share, and adds up all time spent in the callbacks: drawing the points, trying out and looking at each step included.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import statistics
 from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -63,22 +65,30 @@ def run(width: int, callbacks: list[object], steps: int) -> None:
     x, y = torch.randn(10_000, 3, 32, 32), torch.randint(0, 10, (10_000,))
     loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = Trainer(max_steps=steps, callbacks=callbacks, logger=False, **quiet)  # type: ignore[arg-type]
-    trainer.fit(Classifier(width), loader, DataLoader(TensorDataset(x[:1000], y[:1000]), BATCH))
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(default_root_dir=folder, max_steps=steps, callbacks=callbacks, logger=False, **quiet)
+        trainer.fit(Classifier(width), loader, DataLoader(TensorDataset(x[:1000], y[:1000]), BATCH))
 
 
 def whole(width: int) -> None:
     steps = N_STEPS // N_ROWS
     kinds = (LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback)
     callbacks = [kind(schedule=[steps // 2]) for kind in kinds]
-    without = seconds(lambda: run(width, [], steps))
-    measured = seconds(lambda: run(width, [*callbacks], steps))
-    print(
-        f"ResNet-18 of width {width}, {steps} steps: {without:.0f} s without callbacks, {measured:.0f} s with all three"
-    )
+    spent = {type(callback).__name__: 0.0 for callback in callbacks}
     for callback in callbacks:
-        (row,) = callback.history[f"{callback.group}/seconds"]
-        print(f"  one row of {type(callback).__name__}: {row:.2f} s, {row / without:.1%}")
+        for name in ("setup", "on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown"):
+            hook = getattr(callback, name)
+
+            def timed(*args: object, hook: Any = hook, of: str = type(callback).__name__) -> None:
+                spent[of] += seconds(lambda: hook(*args))
+
+            setattr(callback, name, timed)
+    total = seconds(lambda: run(width, [*callbacks], steps))
+    ours = sum(spent.values())
+    print(f"ResNet-18 of width {width}, {steps} steps, one row of each: {total:.0f} s")
+    for name, own in spent.items():
+        print(f"  {name}: {own:.2f} s, {own / (total - ours):.1%} of the training")
+    print(f"  together {ours / (total - ours):.1%}")
 
 
 def main() -> None:
@@ -90,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.whole:
-        whole(args.width or 8)
+        whole(args.width or 16)
         return
     width = args.width or 64
     torch.manual_seed(0)

@@ -251,13 +251,14 @@ class Layers(Space):
         """
         self.frame, self.prefix, self.tape = frame, None, None
         whole = self.at_module is not None or not self.points.alone
-        if whole and self._written is None:
+        tape = self.repeating(None)
+        if whole and tape is None:
             return
         moves = some_moves(self, frame)
         expected = pre_activations(self, moves, most)
-        self.tape = self.repeating(None)
-        if not self._gives(expected, moves, most):
-            self.tape = None
+        if tape is not None:
+            self.tape = tape
+            self.tape = tape if self._gives(expected, moves, most) else None
         if not whole:
             self.points.channels_last = self._takes_channels_last(moves, expected, most)
             self.prefix = find_prefix(self, functools.partial(self._gives, expected, moves, most), most)
