@@ -6,7 +6,7 @@
 The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each
 measure, alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point,
 over steps times seconds a step. The second trains a narrower network for so many steps that one row of each callback is
-its share, and adds up all time spent in the callbacks: drawing the points, trying out and looking at each step included.
+its share, and adds up all time in the callbacks: drawing the points, trying out and a look at each step included.
 """
 
 from __future__ import annotations
