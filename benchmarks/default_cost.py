@@ -79,8 +79,8 @@ def whole(width: int) -> None:
         for name in ("setup", "on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown"):
             hook = getattr(callback, name)
 
-            def timed(*args: object, hook: Any = hook, of: str = type(callback).__name__) -> None:
-                spent[of] += seconds(lambda: hook(*args))
+            def timed(*args: Any, hook: Any = hook, of: str = type(callback).__name__, **named: Any) -> None:
+                spent[of] += seconds(lambda: hook(*args, **named))
 
             setattr(callback, name, timed)
     total = seconds(lambda: run(width, [*callbacks], steps))

@@ -647,6 +647,7 @@ CASES = {
     ),
     "bf16_true_lstm": Case(LSTMHead, vectors(3, 3), LSTM, rounded_to_bf16(lstm_twin), {}, {"precision": "bf16-true"}),
     "bf16_mixed": Case(lambda: Lit(mlp_net()), vectors(6), MLP, mlp_twin(), {}, {"precision": "bf16-mixed"}),
+    "fp16_mixed": Case(lambda: Lit(mlp_net()), vectors(6), MLP, mlp_twin(), {}, {"precision": "16-mixed"}),
     "autoencoder_sigmoid": Case(AutoEncoder, vectors(1, 6, 6), {"encoder.1": 27, "decoder.1": 72}, autoencoder_twin),
     "frozen_batch_norm": Case(FrozenBackbone, vectors(1, 6, 6), {"backbone.2": 48, "head.2": 4}, frozen_twin),
     "experts_glu": Case(Experts, vectors(6), {f"experts.{i}.1": 4 for i in range(3)}, experts_twin),

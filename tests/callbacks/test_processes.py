@@ -102,8 +102,8 @@ def without(folder: Path, own: dict[str, Any]) -> Any:
 
 
 def resumed(folder: Path, own: dict[str, Any]) -> Any:
-    callback = lc()
-    fit(folder / "first", own, lc(), max_steps=2).save_checkpoint(folder / "first.ckpt")
+    callback = lc(radius="auto")  # and so counted by the linear method
+    fit(folder / "first", own, lc(radius="auto"), max_steps=2).save_checkpoint(folder / "first.ckpt")
     fit(folder, own, callback, resume=folder / "first.ckpt")
     return rows(callback)
 
@@ -336,7 +336,7 @@ def test_one_file_is_written(n: int, ranks: Any, folders: Any) -> None:
 
 @several
 def test_a_resumed_run_has_the_rows_of_one_process(n: int, ranks: Any, alone: Any) -> None:
-    assert [row["step"] for row in alone["resumed"]] == [0, 4]
+    assert [row["step"] for row in alone["resumed"] if row["lc_density/train"] > 0] == [0, 4]
     for own in ranks[n]:
         assert own["resumed"] == alone["resumed"]
 
