@@ -157,6 +157,9 @@ class LocalComplexityCallback(ProbeCallback):
             stop_after=stop_after,
             custom_scalars=custom_scalars,
         )
+        if isinstance(radius, str) and radius != "auto":
+            possible = "'auto', a positive number or a non-empty list of different ones"
+            raise ValueError(f"`radius` must be {possible}, not {radius!r}.")
         check_arguments(0.005 if radius == "auto" else radius, n_directions, layers, at, chunk_size)
         check_method(method, ("auto", "vertices", "linear"), layers, max_pool)
         for name, flag in (("max_pool", max_pool), ("per_layer", per_layer)):
@@ -285,7 +288,7 @@ class LocalComplexityCallback(ProbeCallback):
         several = _several(latest)
         one = replace(latest, counts=latest.counts[0], radius=_radii(latest)[0]) if several else latest
         where = "the input" if latest.at is None else f"the output of `{latest.at}`"
-        how = "by the affine piece of each point" if self._method == "linear" else "by the vertices"
+        how = "by the affine piece of each point" if latest.histogram is not None else "by the vertices"
         lines = [
             f"Radius {', '.join(f'{r:g}' for r in _radii(latest))} around {where}, {self._directions} directions, "
             f"counted {how}, computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",

@@ -80,6 +80,8 @@ _KNOTS: dict[str, Callable[..., list[Knot]]] = {
 #: Operations that return (values, index of the winner).
 WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 
+_JUMPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "heaviside"}
+
 # Squashing functions that turn logits into probabilities when they come last: nothing switches there.
 _LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
 
@@ -223,15 +225,28 @@ class Recorder(TorchDispatchMode):
 
 
 class Tracer(Recorder):
-    """A recorder that also notes what is needed once: memory, and which non-linearity only shapes the output."""
+    """A recorder that also notes what is needed once: memory, and which non-linearity only shapes the output.
+
+    Attributes:
+        reads_values: whether the model's Python code got values of a tensor, as for an ``if``.
+        jumps: operations that are constant but for jumps, and the number of values they returned.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.reads_values = False
+        self.jumps: list[tuple[str, int]] = []
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
         self._squashed: list[tuple[int, Tensor]] = []
 
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
+        return super()._execute(op, func, args, kwargs)
+
     def _executed(self, op: str, result: Any, followed: bool) -> None:
+        if op in _JUMPS and isinstance(result, Tensor) and result.is_floating_point():
+            self.jumps.append((op, result.numel()))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor):
                 self.output_bytes.append(tensor.numel() * tensor.element_size())

@@ -48,6 +48,8 @@ class Layers(Space):
         sizes: units of each layer.
         sites: the places where the model was seen to take them; each belongs to the layer ``layer_of``.
         bytes_per_sample: of the largest tensor of a forward pass.
+        reads_values: whether the model's Python code looks at values, so that batches may go different ways.
+        jumps: operations that are constant but for jumps, such as ``sign``.
     """
 
     remedy = " Name the modules to follow with `layers=`, leaving this one out."
@@ -82,6 +84,9 @@ class Layers(Space):
         of_two, before = self._traced(2)
         of_three, tracer = self._traced(3)
         self._written = (before, tracer) if isinstance(before, Taper) and isinstance(tracer, Taper) else None
+        self.reads_values = tracer.reads_values
+        of_samples = zip(before.jumps, tracer.jumps, strict=False)
+        self.jumps = sorted({op for (op, two), (_, three) in of_samples if three > two})
         growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
         self.bytes_per_sample = max((three - two for three, two in growth), default=0)
         if len(of_two) != len(of_three):
@@ -246,11 +251,11 @@ class Layers(Space):
     def set_frame(self, frame: Tensor, most: int) -> None:
         """Take ``(B, D)`` directions for :meth:`follow_frame`, and find how to get there with least effort.
 
-        At most so many samples are in one forward pass. Points that integers or masks belong to, or that are moved
-        inside the model, go through all of it.
+        At most so many samples are in one forward pass. Points that integers or masks belong to, that are moved inside
+        the model, or at the values of which it looks, go through all of it.
         """
         self.frame, self.prefix, self.tape = frame, None, None
-        whole = self.at_module is not None or not self.points.alone
+        whole = self.at_module is not None or not self.points.alone or self.reads_values
         tape = self.repeating(None)
         if whole and tape is None:
             return

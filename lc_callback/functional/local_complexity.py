@@ -109,11 +109,15 @@ class LocalComplexity:
     def critical_radius(self, share: float) -> float:
         """The radius at which this share of the units, over points and layers, has switched, within 1.6 %.
 
+        NaN if a pre-activation was not finite.
+
         Raises:
             ValueError: without ``method="linear"``, or if ``share`` is not above 0 and at most 1.
         """
         if self.histogram is None:
             raise ValueError("critical radii need `method='linear'`.")
+        if (self.counts < 0).any():
+            return math.nan
         if not 0 < share <= 1:
             raise ValueError(f"`share` must be above 0 and at most 1, but got {share!r}.")
         return _radius_of(self.histogram, share * float(self.histogram.sum()))
@@ -124,6 +128,7 @@ class LocalComplexity:
 
         This is one divided by the radius within which one unit switches at a point in the mean, but at most a tenth of
         all units: the slope of local complexity on its first bit, for which no radius has to be chosen. Within 1.6 %.
+        NaN if a pre-activation was not finite.
 
         Raises:
             ValueError: without ``method="linear"``.
@@ -185,7 +190,8 @@ def local_complexity(
         method: ``"vertices"``, or ``"linear"``: at each point the network is replaced by its own affine piece. A unit
             has the *critical radius* :math:`\rho_i = |z_i(x)| / \max_p |dz_i(x)[v_p]|` and counts where this is at most
             ``r``, so all radii come from one pass of :math:`P + 1` samples, and ``critical_radius`` and ``density`` are
-            known. Smooth operations are followed by steps of the smallest radius.
+            known. Smooth operations are followed by steps of about a thousandth of the largest input. A model that
+            jumps (``torch.sign``, ``round``, ...) is counted by vertices instead, with a warning.
         max_pool: also count the max-pooling outputs whose winning input changes.
         bracket: also bound the units that switch anywhere in the convex hull of the frame: ``counts`` are not more than
             these, for a unit that differs between vertices switches between them, and ``upper`` not fewer, for it is
@@ -295,6 +301,13 @@ class Counter(Layers):
                     )
                     dtype = torch.float64
                     continue
+                if self.reads_values:
+                    warnings.warn(
+                        f"the forward of {type(self.model).__name__} looks at values in Python (an `if`, `bool()`, "
+                        "`item()`): where it then goes is decided for a whole batch, so counts may depend on which "
+                        "samples are in one, and on `chunk_size`.",
+                        stacklevel=3,
+                    )
                 frame = frame_directions(self.shape, n_directions, directions, seed, dtype, self.device)
                 chunk = chunk_size or default_chunk(self.device, self.bytes_per_sample)
                 self.set_frame(frame, chunk)
@@ -410,11 +423,34 @@ class Counter(Layers):
         return counts.masked_fill(broken, -1).T
 
 
+class _HasJumps(Exception):  # noqa: N818 (no error: there is another method)
+    pass
+
+
 class LinearCounter(Counter):
     """Counts by critical radii, for all radii at once: the samples of a point are itself and one for each direction."""
 
     block = (0, 0)
     besides = 1
+
+    def measure(self, *arguments: Any, **named: Any) -> LocalComplexity:
+        """As for vertices, and by these if the model has no affine pieces that tell what it does nearby."""
+        try:
+            return super().measure(*arguments, **named)
+        except _HasJumps as jumps:
+            warnings.warn(
+                f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead of "
+                "`method='linear'`.",
+                stacklevel=3,
+            )
+        counter = Counter(self.model, self.inputs, at=self.at, forward_fn=self.forward_fn)
+        return counter.measure(*arguments, **named)
+
+    def trace(self, dtype: torch.dtype) -> None:
+        """As for vertices."""
+        super().trace(dtype)
+        if self.jumps:
+            raise _HasJumps(", ".join(self.jumps))
 
     def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:
         return AffineRecorder(self, self.model, receive, **recording)
@@ -435,7 +471,9 @@ class LinearCounter(Counter):
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
         """As for vertices."""
-        self._radii, self._step, self._scratch = radii, min(radii), torch.empty(0)
+        eps = torch.finfo(self.dtype).eps
+        self._radii, self._scratch = radii, torch.empty(0)
+        self._step = (self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
         self.histogram = torch.zeros(_BINS, dtype=torch.int64, device=self.device)
         counts = torch.zeros(self.n, len(radii), len(self.names), dtype=torch.int64, device=self.device)
         steps = self._step * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)

@@ -78,6 +78,8 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
             raise
     finally:
         handle.remove()
+    if not found:
+        raise ValueError(f"`model` did not run its {type(module).__name__} here, but did when traced.")
     return found[0]
 
 

@@ -57,6 +57,7 @@ CONSTRUCTOR = [
     ({"every_n_epochs": 2, "every_n_train_steps": 3}, "`every_n_epochs=2`", "`every_n_train_steps=3`", ONLY_ONE),
     ({"schedule": "log", "every_n_epochs": 2}, "`schedule='log'`", "`every_n_epochs=2`", ONLY_ONE),
     ({"layers": "fc"}, "`layers`", "got 'fc'", SOME_LAYERS),
+    ({"radius": "Auto"}, "`radius`", "not 'Auto'", "'auto'"),
     ({"layers": []}, "`layers`", "got []", SOME_LAYERS),
     ({"layers": ["fc", 3]}, "`layers`", "holds 3", SOME_LAYERS),
     ({"layers": [int]}, "`layers`", "holds <class 'int'>", SOME_LAYERS),

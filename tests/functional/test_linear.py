@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from test_local_complexity import points
 from test_partition import KINDS, Abs, Call, Clamp, Larger, made, seq
 from torch import nn
 
@@ -222,3 +225,44 @@ def test_critical_radii_need_the_linear_method():
     for share in (0, 1.1):
         with pytest.raises(ValueError, match="`share` must be above 0 and at most 1"):
             linear.critical_radius(share)
+
+
+# What has no affine piece that tells
+
+
+def test_smooth_networks_do_not_depend_on_the_other_radii():
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Linear(5, 30), nn.SiLU(), nn.Linear(30, 30), nn.Tanh(), nn.Linear(30, 9), nn.GELU()),
+        points(40, 5),
+    )
+    alone = local_complexity(net, x, radius=2.0, n_directions=5, method="linear")
+    among = local_complexity(net, x, radius=[2.0, 0.1, 1e-4], n_directions=5, method="linear")
+    assert torch.equal(among.counts[0], alone.counts)
+    assert among.density == alone.density
+    exact = local_complexity(net.double(), x, radius=2.0, n_directions=5, method="linear")  # by smaller steps
+    assert (alone.counts - exact.counts).abs().sum() <= 0.002 * exact.counts.sum()
+
+
+@pytest.mark.parametrize("jump", [torch.sign, torch.round, lambda x: x + (x.round() - x).detach()])
+def test_networks_that_jump_are_counted_by_vertices(jump):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 30), nn.ReLU(), Call(jump), nn.Linear(30, 20), nn.ReLU())
+    with pytest.warns(UserWarning, match=r"the model jumps \((sign|round)\).*counting by vertices"):
+        found = local_complexity(net, points(10, 5), radius=0.3, n_directions=5, method="linear")
+    assert torch.equal(found.counts, local_complexity(net, points(10, 5), radius=0.3, n_directions=5).counts)
+    assert found.histogram is None
+
+
+def test_rounded_sizes_are_no_jumps():
+    net = Call(lambda x: F.relu(x * torch.tensor(2.4).round()))
+    assert local_complexity(net, points(10, 5), radius=0.3, n_directions=5, method="linear").histogram is not None
+
+
+def test_a_value_that_is_not_finite_leaves_no_density():
+    net, x = nn.Sequential(nn.Linear(5, 30), nn.ReLU()), points(10, 5)
+    x[3, 2] = float("nan")
+    found = local_complexity(net, x, radius=0.3, n_directions=5, method="linear")
+    assert math.isnan(found.mean)
+    assert math.isnan(found.density)
+    assert math.isnan(found.critical_radius(0.1))

@@ -793,6 +793,35 @@ def test_a_path_that_depends_on_the_values_is_refused():
         local_complexity(Branch(), x, radius=0.1, n_directions=2)
 
 
+class FirstBranch(nn.Module):
+    """Goes one of two ways with a whole batch, and both have one non-linearity."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 32), nn.Linear(8, 32)
+
+    def forward(self, x):
+        return torch.relu(self.one(x) if x.sum() > 0 else self.other(x))
+
+
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 16, 17, 64])
+def test_a_way_that_a_whole_batch_takes_is_warned_of(method, chunk_size):
+    torch.manual_seed(0)
+    net, x = FirstBranch(), torch.randn(64, 8)
+    with pytest.warns(UserWarning, match="looks at values in Python.*`chunk_size`"):
+        lc = local_complexity(net, x, radius=0.05, n_directions=8, method=method, chunk_size=chunk_size)
+    assert 0.4 < lc.mean < 2
+    if chunk_size == 1 and method == "vertices":
+        ways = {one: net.one if one else net.other for one in (True, False)}
+        frame = 0.05 * cross_polytope_frame(8, 8)
+        count = 0
+        for point in x:
+            z = torch.stack([ways[bool(v.sum() > 0)](v) for v in (*(point + frame), *(point - frame))]) > 0
+            count += int((z.any(0) & ~z.all(0)).sum())
+        assert lc.total.sum() == count
+
+
 def test_the_model_is_given_back_as_it_was():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.ReLU(), nn.Linear(6, 1)).double()
