@@ -63,6 +63,7 @@ class _Step:
 
 
 _MOVE, _HAND_OVER = "(move)", "(hand over)"
+_PAIRS = {"add", "sub", "mul", "div"}  # of which a pre-activation may be made
 
 
 class Taper(Tracer):
@@ -266,13 +267,20 @@ class Tape:
         for step in reversed(self._steps):
             read = {self._memory[number] for number in [*step.tensors, *step.operands]}
             step.spent = [number for memory in read - later - kept for number in in_memory[memory]]
-            operand = step.args[0] if step.args else None
-            if step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0 and isinstance(operand, _Slot):
-                tensor, memory = self._three.tensors[operand.index], self._memory[operand.index]
-                dense = torch.ops.aten.is_non_overlapping_and_dense(tensor)
-                if dense and memory not in later and memory not in kept:
-                    step.overwrites = _in_place(step.func)
+            if step.op in _PAIRS or (step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0):
+                step.overwrites = self._overwriting(step, later | kept)
             later |= read
+
+    def _overwriting(self, step: _Step, read: set[int]) -> Any:
+        """The in-place form of a step, if nothing else reads its first operand: neither later nor in this step."""
+        first, tensors = step.args[0], self._three.tensors
+        if not isinstance(first, _Slot) or step.operands.count(first.index) > 1:
+            return None
+        operand, result = tensors[first.index], tensors[step.outputs[0]]
+        others = [self._memory[number] for number in step.operands if number != first.index]
+        if self._memory[first.index] in (*read, *others) or _place(operand)[2:] != _place(result)[2:]:
+            return None
+        return _in_place(step.func) if torch.ops.aten.is_non_overlapping_and_dense(operand) else None
 
     def run(
         self,
@@ -325,7 +333,7 @@ class Tape:
                 if met:
                     receive(step.position, winners_of(step.op, result, args, kwargs, max_pool))
             else:
-                result = step.func(*args, **kwargs)
+                result = (step.overwrites or step.func)(*args, **kwargs)
             for number, tensor in zip(step.outputs, (result,) if isinstance(result, Tensor) else result, strict=False):
                 if number >= 0:
                     values[number] = tensor

@@ -78,6 +78,10 @@ NETS = {
     "padded": (Padded, 0.1 + 0.2 * draw(7, 6)),
     "maxout": (lambda: seq(nn.Linear(6, 8), Call(lambda x: torch.maximum(x[:, :4], x[:, 4:])), nn.PReLU()), draw(7, 6)),
     "recurrent": (lambda: seq(nn.LSTM(3, 4, batch_first=True), Call(lambda out: out[0][:, -1])), draw(7, 4, 3)),
+    "own_view": (
+        lambda: seq(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), Call(lambda z: z * z[:, :1]), nn.ReLU()),
+        draw(7, 6),
+    ),
     "second_first": (lambda: seq(Call(lambda x: x.transpose(0, 1)), nn.Linear(3, 4), nn.ReLU()), draw(7, 5, 3)),
     "weight_norm": (
         lambda: seq(nn.utils.parametrizations.weight_norm(nn.Linear(6, 9)), nn.Softplus(), nn.Linear(9, 3), nn.ReLU()),
@@ -193,6 +197,20 @@ def test_an_operand_that_is_not_read_again_is_overwritten():
     names = executed(mlp(3, 4, 4, 2), draw(20, 3), 20)
     assert names.count("relu_") > 20
     assert executed(Residual(), draw(20, 6), 20).count("relu_") == 0  # read again, or not needed
+
+
+def test_a_product_is_written_over_what_it_alone_reads():
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            x = F.relu(self.first(x))
+            return F.relu(self.second(x) * x)
+
+    assert executed(Shortcut(), draw(20, 6), 20).count("mul_") > 20
+    assert executed(NETS["own_view"][0](), draw(20, 6), 20).count("mul_") == 0
 
 
 def test_random_numbers_are_drawn_again_in_each_pass():
