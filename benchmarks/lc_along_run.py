@@ -28,7 +28,7 @@ from lc_callback import detect_phases
 from lc_callback.functional import cross_polytope_frame, local_complexity
 from lc_callback.schedule import is_log_step
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from digits_grokking import DigitsMLP, batches, digits
 from lc_accuracy import partition
 
