@@ -1,0 +1,104 @@
+"""Train one of the experiments, each of which is a YAML file beside this one.
+
+    python examples/train.py fit --config examples/digits_mlp.yaml
+    python examples/train.py fit --config examples/digits_mlp.yaml --seed_everything 1 --model.network.init_scale 6
+    python examples/train.py fit --help
+
+Curves, `timeline.png`, the rows as CSV and the settings of the run as `config.yaml` are in `lightning_logs/`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, Literal
+
+import torch
+from data import MissingDataError
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
+
+
+class Classifier(LightningModule):
+    """Any network, trained to classify.
+
+    Args:
+        network: inputs to logits ``(N, C)``.
+        optimizer: what is called with the parameters.
+        loss: ``"mse"`` on one-hot labels, as the papers do for MNIST, or ``"cross_entropy"``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        loss: Literal["mse", "cross_entropy"] = "mse",
+    ) -> None:
+        super().__init__()
+        self.network, self.optimizer, self.loss = network, optimizer, loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        logits = self(x)
+        if self.loss == "mse":
+            loss = F.mse_loss(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype))
+        else:
+            loss = F.cross_entropy(logits, y)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Accuracy on the whole test set: at the end, for the run is one epoch."""
+        x, y = batch
+        self.log("test_acc", (self(x).argmax(1) == y).float().mean(), batch_size=len(y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.parameters())
+
+
+class CLI(LightningCLI):
+    """LightningCLI with the three callbacks under short names, so that a command can change one argument of them."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(LocalComplexityCallback, "lc")
+        parser.add_lightning_class_args(PGDRobustnessCallback, "robustness")
+        parser.add_lightning_class_args(FeatureRankCallback, "rank")
+        parser.add_argument("--threads", type=int | None, default=None, help="of torch; by default one for each core")
+
+    def before_instantiate_classes(self) -> None:
+        threads = self._get(self.config, "threads")
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.datamodule.prepare_data()  # missing data is told before the Trainer tells of devices
+        return super().instantiate_trainer(**kwargs)
+
+
+def main() -> CLI:
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # batches come from memory
+    try:
+        return CLI(
+            Classifier,
+            LightningDataModule,
+            subclass_mode_data=True,
+            trainer_defaults={
+                "callbacks": TQDMProgressBar(500),
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+            },
+        )
+    except MissingDataError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
