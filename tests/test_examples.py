@@ -165,6 +165,16 @@ def test_a_command_changes_the_optimizer_the_loss_and_a_callback(fit):
     assert next(callback for callback in cli.trainer.callbacks if callback.group == "lc").radius == 0.5
 
 
+def test_the_saved_config_runs_it_again(fit, monkeypatch):
+    first = fit("digits_mlp", *SMALL, "--seed_everything=3")
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={Path(first.trainer.log_dir, 'config.yaml')}"])
+    again = main()
+    assert again.trainer.log_dir != first.trainer.log_dir
+    pairs = zip(first.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert again.trainer.callback_metrics["lc/train"] == first.trainer.callback_metrics["lc/train"]
+
+
 # Missing data
 
 
