@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from models import PreActResNet18
 from timing import seconds
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,14 +29,8 @@ from lc_callback.functional import feature_ranks, local_complexity, robust_accur
 from lc_callback.schedule import is_log_step
 
 BATCH, EPOCHS, SAMPLES = 128, 100, 50_000
-
-
 N_STEPS = EPOCHS * -(-SAMPLES // BATCH)
 N_ROWS = sum(is_log_step(s) for s in range(N_STEPS + 1)) + (not is_log_step(N_STEPS))
-
-
-def lc_row(model: nn.Module, x: Tensor, y: Tensor) -> object:
-    return local_complexity(model, x, radius=0.005, method="linear")
 
 
 class Classifier(LightningModule):
@@ -114,8 +107,9 @@ def main() -> None:
         optimizer.step()
 
     lc, robust, rank = LocalComplexityCallback(), PGDRobustnessCallback(), FeatureRankCallback()
+    linear = {"radius": 0.005, "method": "linear"}  # as with radius="auto"
     measures = {  # points of a row, points that are timed, the measure
-        "LocalComplexityCallback": (3 * lc.n_probes, 16, partial(lc_row, model)),
+        "LocalComplexityCallback": (3 * lc.n_probes, 16, lambda x, y: local_complexity(model, x, **linear)),
         "PGDRobustnessCallback": (robust.n_probes, 16, lambda x, y: robust_accuracy(model, x, y, eps=robust.eps)),
         "FeatureRankCallback": (rank.n_probes, BATCH, lambda x, y: feature_ranks(model, x)),
     }

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import resource
-import time
 
 import torch
 from models import resnet18
+from timing import seconds
 
 from lc_callback.functional import local_complexity
 
@@ -36,16 +36,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     net, images = resnet18().eval(), torch.rand(args.points, 3, 224, 224)
-    before, start = peak(), time.perf_counter()
+    before = peak()
 
     def stop(done: int, total: int) -> None:
         if done >= args.measured:
             raise Enough
 
-    with contextlib.suppress(Enough):
-        local_complexity(net, images, radius=0.005, n_directions=25, method=args.method, progress=stop)
-    seconds = (time.perf_counter() - start) / min(args.measured, args.points)
-    print(f"{args.method}, {args.points} points: {before:.2f} GB before, peak {peak():.2f} GB, {seconds:.1f} s a point")
+    def measure() -> None:
+        with contextlib.suppress(Enough):
+            local_complexity(net, images, radius=0.005, n_directions=25, method=args.method, progress=stop)
+
+    each = seconds(measure) / min(args.measured, args.points)
+    print(f"{args.method}, {args.points} points: {before:.2f} GB before, peak {peak():.2f} GB, {each:.1f} s a point")
 
 
 if __name__ == "__main__":

@@ -261,9 +261,9 @@ class Layers(Space):
             return
         moves = some_moves(self, frame)
         expected = pre_activations(self, moves, most)
-        if tape is not None:
-            self.tape = tape
-            self.tape = tape if self._gives(expected, moves, most) else None
+        self.tape = tape
+        if tape is not None and not self._gives(expected, moves, most):
+            self.tape = None
         if not whole:
             self.points.channels_last = self._takes_channels_last(moves, expected, most)
             self.prefix = find_prefix(self, functools.partial(self._gives, expected, moves, most), most)
@@ -271,8 +271,9 @@ class Layers(Space):
 
     def repeating(self, module: nn.Module | None) -> Tape | None:
         """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
+        if self._written is None:
+            return None
         try:
-            assert self._written is not None
             tape = Tape(*self._written, entry=None if module is None else self._written[1].returned[module])
         except Exception:  # whatever it is, the model itself can run
             return None

@@ -367,8 +367,12 @@ class Counter(Layers):
 
     def _vertices(self, radius: float) -> Tensor:
         """``(2P, P)`` coefficients of the frame."""
-        steps = radius * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
+        steps = self._steps(radius)
         return torch.cat([steps, -steps])
+
+    def _steps(self, length: float) -> Tensor:
+        """``(P, P)`` coefficients of a step of this length along each direction."""
+        return length * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
 
     def _sweep(
         self,
@@ -380,17 +384,17 @@ class Counter(Layers):
         exact: bool = False,
     ) -> int:
         """Write the counts of these points to ``counts (N, L)``. Returns how many vertices fit a forward pass."""
-        start = 0
+        start, of_point = 0, len(vertices) + self.besides
         while start < len(points):
             self.upcoming = points[start:]
-            some = points[start : start + max(1, chunk // (len(vertices) + self.besides))]
+            some = points[start : start + max(1, chunk // of_point)]
             try:
                 found = self._count_points(some, vertices, chunk, exact)
                 counts[some.to(counts.device, non_blocking=True)] = found
             except Exception as error:
                 if chunk == 1 or not is_out_of_memory(error):
                     raise
-                smaller = max(1, min(chunk, len(some) * (len(vertices) + self.besides)) // 2)
+                smaller = max(1, min(chunk, len(some) * of_point) // 2)
             else:
                 start += len(some)
                 if told is not None:
@@ -476,9 +480,8 @@ class LinearCounter(Counter):
         self._step = (self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
         self.histogram = torch.zeros(_BINS, dtype=torch.int64, device=self.device)
         counts = torch.zeros(self.n, len(radii), len(self.names), dtype=torch.int64, device=self.device)
-        steps = self._step * torch.eye(self.n_directions, dtype=self.frame.dtype, device=self.frame.device)
         told = functools.partial(_tell, progress, 0, len(points))
-        self._sweep(counts, points, steps, chunk, told, exact=True)
+        self._sweep(counts, points, self._steps(self._step), chunk, told, exact=True)
         self.histogram = self.histogram.cpu()
         return counts.transpose(0, 1).cpu()[:, points]
 
