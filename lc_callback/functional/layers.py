@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections import Counter
@@ -16,7 +17,7 @@ from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules
 from lc_callback.functional.prefix import Prefix, find_prefix, pre_activations, same, some_moves
 from lc_callback.functional.space import Space
-from lc_callback.functional.tape import Tape, Taper
+from lc_callback.functional.tape import Script, Tape, Taper
 
 __all__ = ["Layers"]
 
@@ -73,7 +74,7 @@ class Layers(Space):
         self.frame: Tensor
         self.prefix: Prefix | None = None
         self.tape: Tape | None = None
-        self._written: tuple[Taper, Taper] | None = None
+        self._script: Script | None = None
         self.upcoming = torch.zeros(0, dtype=torch.long)  # points that are going to be followed, in ascending order
         self.here: BatchAxis | None = None  # where the samples are in what was handed over last
         self._values = "feature" if results else "pre-activation"
@@ -83,7 +84,10 @@ class Layers(Space):
         self.locate(dtype, perturbed=not self.results)
         of_two, before = self._traced(2)
         of_three, tracer = self._traced(3)
-        self._written = (before, tracer) if isinstance(before, Taper) and isinstance(tracer, Taper) else None
+        self._script = None
+        if isinstance(before, Taper) and isinstance(tracer, Taper):
+            with contextlib.suppress(Exception):  # whatever it is, the model itself can run
+                self._script = Script(before, tracer)
         self.reads_values = tracer.reads_values
         of_samples = zip(before.jumps, tracer.jumps, strict=False)
         self.jumps = sorted({op for (op, two), (_, three) in of_samples if three > two})
@@ -267,14 +271,14 @@ class Layers(Space):
         if not whole:
             self.points.channels_last = self._takes_channels_last(moves, expected, most)
             self.prefix = find_prefix(self, functools.partial(self._gives, expected, moves, most), most)
-        self._written = None
+        self._script = None
 
     def repeating(self, module: nn.Module | None) -> Tape | None:
         """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
-        if self._written is None:
+        if self._script is None:
             return None
         try:
-            tape = Tape(*self._written, entry=None if module is None else self._written[1].returned[module])
+            tape = Tape(self._script, entry=None if module is None else self._script.returned[module])
         except Exception:  # whatever it is, the model itself can run
             return None
         return tape if module is None or not tape.reads_inputs else None
@@ -282,7 +286,7 @@ class Layers(Space):
     @property
     def returned(self) -> list[nn.Module]:
         """The modules that were seen to return something before anything bent, the latest first."""
-        return [] if self._written is None else [*reversed(self._written[1].returned)]
+        return [] if self._script is None else [*reversed(self._script.returned)]
 
     def _gives(self, expected: list[Tensor], moves: Tensor, most: int) -> bool:
         """Whether :meth:`follow_frame` gives what it did."""

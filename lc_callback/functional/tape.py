@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, winners_of
 
-__all__ = ["Tape", "Taper"]
+__all__ = ["Script", "Tape", "Taper"]
 
 # What gives values to the model's Python code, or has a shape that depends on them.
 _UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -159,59 +159,44 @@ class Taper(Tracer):
         return {name: self._spec(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
-class Tape:
+class Script:
     """What a model was seen to execute with two samples, and then with three, for any number of samples.
-
-    Only what leads to a pre-activation is kept. What depends on the weights alone is not computed again.
 
     Args:
         two: the recorder of the pass with two samples.
         three: of the pass with three.
-        entry: number of a tensor that is given instead of computed, and how many steps there are before it is used.
+
+    Attributes:
+        steps: the operations; ``None`` in place of those that depend on the weights alone.
+        known: the results of these, by number.
+        memory: in which each tensor is.
+        tensors: of the pass with three samples, of which the first ``inputs`` are the model's.
+        growth: bytes of each tensor for a sample.
+        returned: as of :class:`Taper`.
 
     Raises:
         NotRepeatable: if the passes differ in more than the number of samples, if values reached the model's Python
             code, or if it writes to what outlasts the pass.
     """
 
-    def __init__(self, two: Taper, three: Taper, entry: tuple[int, int] | None = None) -> None:
+    def __init__(self, two: Taper, three: Taper) -> None:
         if two.steps is None or three.steps is None:
             raise NotRepeatable
         if len(two.steps) != len(three.steps) or len(two.sizes) != len(three.sizes):
             raise NotRepeatable
-        self._n = len(three.tensors)
-        self._memory = [_memory(tensor) for tensor in three.tensors]
-        self._three, self._given = three, None if entry is None else self._memory[entry[0]]
-        written = {memory for step in three.steps for memory in self._writes(step)}
-        self._known: dict[int, Tensor] = {}
-        steps = []
-        for place, (one, other) in enumerate(zip(two.steps, three.steps, strict=True)):
-            if entry is not None and entry[1] == place:
-                steps.append(_Step(_MOVE, None, [None], {}, [entry[0]]))
+        self.tensors, self.inputs, self.returned = three.tensors, three.inputs, three.returned
+        self.memory = [_memory(tensor) for tensor in three.tensors]
+        self.growth = [larger - smaller for larger, smaller in zip(three.sizes, two.sizes, strict=True)]
+        self.known: dict[int, Tensor] = {}
+        self.steps: list[_Step | None] = []
+        written = {memory for step in three.steps for memory in self.writes(step)}
+        for one, other in zip(two.steps, three.steps, strict=True):
             if (one.op, one.func, one.outputs, one.position) != (other.op, other.func, other.outputs, other.position):
                 raise NotRepeatable
-            step = _Step(
-                other.op,
-                other.func,
-                _merged(one.args, other.args),
-                _merged(one.kwargs, other.kwargs),
-                other.outputs,
-                other.position,
-            )
-            if not self._fold(step, written):
-                steps.append(step)
-        self._steps = self._needed(steps)
-        self._mark_spent()
-        read = {number for step in self._steps for number in step.operands}
-        #: Whether the inputs are read, and not only what takes the place of a module's output.
-        self.reads_inputs = any(number in read for number in range(three.inputs))
-        kept = {number for step in self._steps if not step.idle for number in step.tensors}
-        sizes = [three.sizes[number] - two.sizes[number] for number in kept]
-        #: Of the largest tensor that is computed, and in the mean.
-        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
-        del self._three
+            step = replace(other, args=_merged(one.args, other.args), kwargs=_merged(one.kwargs, other.kwargs))
+            self.steps.append(None if self._fold(step, written) else step)
 
-    def _writes(self, step: _Step) -> list[int]:
+    def writes(self, step: _Step) -> list[int]:
         """The memory that a step writes to."""
         if step.func is None or not step.func._schema.is_mutable:
             return []
@@ -223,7 +208,7 @@ class Tape:
                     if isinstance(leaf, Tensor):
                         raise NotRepeatable
                     if isinstance(leaf, _Slot):
-                        found.append(self._memory[leaf.index])
+                        found.append(self.memory[leaf.index])
         return found
 
     def _fold(self, step: _Step, written: set[int]) -> bool:
@@ -233,54 +218,39 @@ class Tape:
             return False
         if torch.Tag.nondeterministic_seeded in step.func.tags:
             return False
-        if not all(leaf.index in self._known for leaf in leaves if isinstance(leaf, _Slot)):
+        if not all(leaf.index in self.known for leaf in leaves if isinstance(leaf, _Slot)):
             return False
-        memories = {self._memory[number] for number in [*step.tensors, *step.operands]}
+        memories = {self.memory[number] for number in [*step.tensors, *step.operands]}
         if memories & written:
             return False
-        self._known.update((number, self._three.tensors[number]) for number in step.tensors)
+        self.known.update((number, self.tensors[number]) for number in step.tensors)
         return True
 
-    def _needed(self, steps: list[_Step]) -> list[_Step]:
-        """The steps that lead to something that is handed over."""
-        needed: set[int] = set()
-        kept = []
-        for step in reversed(steps):
-            results = {self._memory[number] for number in step.tensors}
-            leads_on = bool((results | set(self._writes(step))) & needed)
-            if step.position < 0 and not leads_on:
-                continue
-            step.idle = not leads_on and step.op not in WINNERS
-            kept.append(step)
-            needed.update(self._memory[number] for number in step.operands)
-            if step.op == _MOVE and self._given is not None:
-                needed.discard(self._given)
-        return kept[::-1]
 
-    def _mark_spent(self) -> None:
-        """Note after which step each tensor is not needed any more, and which step may overwrite its operand."""
-        in_memory: dict[int, list[int]] = {}
-        for number, memory in enumerate(self._memory):
-            in_memory.setdefault(memory, []).append(number)
-        kept = {self._memory[number] for number in [*range(self._three.inputs), *self._known]}
-        later: set[int] = set()
-        for step in reversed(self._steps):
-            read = {self._memory[number] for number in [*step.tensors, *step.operands]}
-            step.spent = [number for memory in read - later - kept for number in in_memory[memory]]
-            if step.op in _PAIRS or (step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0):
-                step.overwrites = self._overwriting(step, later | kept)
-            later |= read
+class Tape:
+    """Those steps of a script that lead to a pre-activation, ready to be executed.
 
-    def _overwriting(self, step: _Step, read: set[int]) -> Any:
-        """The in-place form of a step, if nothing else reads its first operand: neither later nor in this step."""
-        first, tensors = step.args[0], self._three.tensors
-        if not isinstance(first, _Slot) or step.operands.count(first.index) > 1:
-            return None
-        operand, result = tensors[first.index], tensors[step.outputs[0]]
-        others = [self._memory[number] for number in step.operands if number != first.index]
-        if self._memory[first.index] in (*read, *others) or _place(operand)[2:] != _place(result)[2:]:
-            return None
-        return _in_place(step.func) if torch.ops.aten.is_non_overlapping_and_dense(operand) else None
+    Args:
+        script: what the model executes.
+        entry: number of a tensor that is given instead of computed, and how many steps there are before it is used.
+    """
+
+    def __init__(self, script: Script, entry: tuple[int, int] | None = None) -> None:
+        self._n, self._known = len(script.tensors), script.known
+        steps = list(script.steps)
+        if entry is not None:
+            steps.insert(entry[1], _Step(_MOVE, None, [None], {}, [entry[0]]))
+        # Copies, for another tape may need more of them.
+        own = [replace(step) for step in steps if step is not None]
+        self._steps = _needed(own, script, None if entry is None else script.memory[entry[0]])
+        _mark_spent(self._steps, script)
+        read = {number for step in self._steps for number in step.operands}
+        #: Whether the inputs are read, and not only what takes the place of a module's output.
+        self.reads_inputs = any(number in read for number in range(script.inputs))
+        kept = {number for step in self._steps if not step.idle for number in step.tensors}
+        sizes = [script.growth[number] for number in kept]
+        #: Of the largest tensor that is computed, and in the mean.
+        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
 
     def run(
         self,
@@ -340,6 +310,50 @@ class Tape:
             del args, kwargs, result  # here the last of what is not needed any more goes
             for number in step.spent:
                 values[number] = None
+
+
+def _needed(steps: list[_Step], script: Script, given: int | None) -> list[_Step]:
+    """The steps that lead to something that is handed over, if a memory is given instead of computed."""
+    needed: set[int] = set()
+    kept = []
+    for step in reversed(steps):
+        results = {script.memory[number] for number in step.tensors}
+        leads_on = bool((results | set(script.writes(step))) & needed)
+        if step.position < 0 and not leads_on:
+            continue
+        step.idle = not leads_on and step.op not in WINNERS
+        kept.append(step)
+        needed.update(script.memory[number] for number in step.operands)
+        if step.op == _MOVE and given is not None:
+            needed.discard(given)
+    return kept[::-1]
+
+
+def _mark_spent(steps: list[_Step], script: Script) -> None:
+    """Note after which step each tensor is not needed any more, and which step may overwrite its operand."""
+    in_memory: dict[int, list[int]] = {}
+    for number, memory in enumerate(script.memory):
+        in_memory.setdefault(memory, []).append(number)
+    kept = {script.memory[number] for number in [*range(script.inputs), *script.known]}
+    later: set[int] = set()
+    for step in reversed(steps):
+        read = {script.memory[number] for number in [*step.tensors, *step.operands]}
+        step.spent = [number for memory in read - later - kept for number in in_memory[memory]]
+        if step.op in _PAIRS or (step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0):
+            step.overwrites = _overwriting(step, script, later | kept)
+        later |= read
+
+
+def _overwriting(step: _Step, script: Script, read: set[int]) -> Any:
+    """The in-place form of a step, if nothing else reads its first operand: neither later nor in this step."""
+    first, tensors = step.args[0], script.tensors
+    if not isinstance(first, _Slot) or step.operands.count(first.index) > 1:
+        return None
+    operand, result = tensors[first.index], tensors[step.outputs[0]]
+    others = [script.memory[number] for number in step.operands if number != first.index]
+    if script.memory[first.index] in (*read, *others) or _place(operand)[2:] != _place(result)[2:]:
+        return None
+    return _in_place(step.func) if torch.ops.aten.is_non_overlapping_and_dense(operand) else None
 
 
 def _merged(two: Any, three: Any) -> Any:
