@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from data import MissingDataError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, OptimizerCallable
+from penalties import RegionPenalty
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +33,7 @@ class Classifier(LightningModule):
         network: inputs to logits ``(N, C)``.
         optimizer: what is called with the parameters.
         loss: ``"mse"`` on one-hot labels, as the papers do for MNIST, or ``"cross_entropy"``.
+        penalty: a term of the loss for regions near the training points.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class Classifier(LightningModule):
         network: nn.Module,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         loss: Literal["mse", "cross_entropy"] = "mse",
+        penalty: RegionPenalty | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.optimizer, self.loss = network, optimizer, loss
+        self.network, self.optimizer, self.loss, self.penalty = network, optimizer, loss, penalty
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -52,13 +56,25 @@ class Classifier(LightningModule):
             loss = F.mse_loss(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype))
         else:
             loss = F.cross_entropy(logits, y)
-        self.log("train_loss", loss)
-        return loss
+        if not batch_idx or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # `log` takes a tenth of a step
+            self.log("train_loss", loss)
+        return loss if self.penalty is None else loss + self.penalty(self.network, x)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy on the whole test set: at the end, for the run is one epoch."""
         x, y = batch
         self.log("test_acc", (self(x).argmax(1) == y).float().mean(), batch_size=len(y))
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        if hasattr(optimizer, "first_step") and optimizer_closure is not None:
+            optimizer_closure()  # SAM of pytorch_optimizer expects gradients, and calls the closure for the second ones
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.parameters())

@@ -1,0 +1,67 @@
+"""A term of the loss that pushes the linear regions of a network away from the training points, or holds them there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RegionPenalty:
+    r"""Distance of a smooth local complexity at training points from a target: ``weight * (complexity - target)^2``.
+
+    A unit with pre-activation ``z`` switches between ``x - r v`` and ``x + r v`` if the two values ``z-`` and ``z+``
+    differ in sign. Where ``z`` is affine between them, ``|z- + z+| / |z+ - z-|`` is its distance to the point, in units
+    of ``r``, ``|z| / (r |dz/dv|)``, and ``max(0, 1 - distance)`` is 1 at the point and 0 from ``r`` on. The complexity
+    is the sum of that over all units, of each the largest over the directions, and the mean over the points. It can be
+    differentiated, and is at most the number of units that :func:`lc_callback.functional.local_complexity` counts with
+    these directions.
+
+    Args:
+        target: of the complexity. 0 pushes regions away; the value that a network has while it memorises holds it.
+        weight: of the term; 0 leaves training as it is.
+        radius: ``r``, in units of the input.
+        n_points: of a batch, from its beginning.
+        n_directions: orthonormal, drawn anew for each step.
+        hold: only a complexity below the target costs.
+        seed: of the directions.
+    """
+
+    def __init__(
+        self,
+        target: float = 0.0,
+        weight: float = 1e-4,
+        radius: float = 0.1,
+        n_points: int = 50,
+        n_directions: int = 2,
+        hold: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.target, self.weight, self.radius, self.hold = target, weight, radius, hold
+        self.n_points, self.n_directions = n_points, n_directions
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The term of the loss for a batch ``(N, ...)``, a scalar."""
+        complexity = self.complexity(network, x[: self.n_points])
+        missed = complexity - self.target
+        return self.weight * (missed.clamp(max=0) if self.hold else missed).square()
+
+    def complexity(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The smooth local complexity at points ``(N, ...)``, a scalar."""
+        gaussian = torch.randn(x[0].numel(), self.n_directions, generator=self.generator)
+        frame = self.radius * torch.linalg.qr(gaussian).Q.T.reshape(self.n_directions, 1, *x.shape[1:]).to(x)
+        vertices = torch.stack([x - frame, x + frame])  # (2, P, N, ...)
+        counts: list[Tensor] = []
+
+        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            below, above = inputs[0].unflatten(0, vertices.shape[:3])
+            distance = (below + above).abs() / (above - below).abs().clamp(min=torch.finfo(x.dtype).tiny)
+            counts.append((1 - distance).clamp(min=0).amax(0).flatten(1).sum(1).mean())
+
+        hooks = [m.register_forward_pre_hook(count) for m in network.modules() if isinstance(m, nn.ReLU)]
+        try:
+            network(vertices.flatten(0, 2))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(counts).sum()

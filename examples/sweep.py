@@ -1,0 +1,548 @@
+"""Run an experiment of docs/results.md over its variants and seeds, then make its rows, its table and its picture.
+
+    python examples/sweep.py depth                 # runs what is missing in lightning_logs/sweeps, two at a time
+    python examples/sweep.py depth --from-rows     # table and picture again, from docs/results/depth.csv
+    python examples/sweep.py --list
+
+A run is one of ``train.py`` with the arguments named here. Sweeps share runs, and a run that was stopped begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import numpy as np
+
+from lc_callback.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accuracy_milestones, find_rank_turns
+from lc_callback.phases import detect_phases
+from lc_callback.reporting.figure import save
+from lc_callback.timeline import Panel, Part, read_rows
+
+EXAMPLES = Path(__file__).parent
+RESULTS = EXAMPLES.parent / "docs" / "results"
+RUNS = Path("lightning_logs") / "sweeps"
+
+Row = dict[str, float]
+Rows = list[Row]
+#: Rows of each seed of each variant.
+Results = dict[str, dict[int, Rows]]
+Measure = Callable[[Rows], float | None]
+
+LC, TEST, TRAIN = "lc/train", "clean_acc/test", "clean_acc/train"
+PGD, WEAK_PGD, RAW = "robust_acc/test_eps0.1", "robust_acc/test_eps0.03", "robust_acc_raw/test_eps0.1"
+PENALTY = "--model.penalty RegionPenalty --model.penalty.weight 1e-4 --model.penalty.n_points 25"
+
+
+# What a table says of one run
+
+
+def last(key: str) -> Measure:
+    """Median of the last three values."""
+    return lambda rows: median([row[key] for row in rows if key in row][-3:])
+
+
+def highest(key: str) -> Measure:
+    return lambda rows: max(row[key] for row in rows)
+
+
+def half_rise(key: str) -> Measure:
+    """The step at which an accuracy has made half of its rise for good, as ``robustness_onset`` is defined."""
+
+    def of(rows: Rows) -> float | None:
+        curves = {"robust_acc/test_eps0": curve(rows, key)}  # which is what a clean accuracy is
+        found = find_accuracy_milestones(curves, ACCURACY_SETTINGS)
+        return next((turn.step for turn in found if turn.kind == "robustness_onset"), None)
+
+    return of
+
+
+def phase(kind: str, key: str = LC) -> Measure:
+    """The step of a transition of ``detect_phases``."""
+
+    def of(rows: Rows) -> float | None:
+        steps, values = curve(rows, key)
+        found = detect_phases([int(step) for step in steps], values.tolist())
+        return next((transition.step for transition in found if transition.kind == kind), None)
+
+    return of
+
+
+def step_of_highest(key: str) -> Measure:
+    return lambda rows: max(rows, key=lambda row: row[key])["step"]
+
+
+def surge(key: str) -> Measure:
+    """The step at which a second surge of an accuracy begins."""
+
+    def of(rows: Rows) -> float | None:
+        found = find_accuracy_milestones({"clean_acc/test": curve(rows, key)}, ACCURACY_SETTINGS)
+        return next((turn.step for turn in found if turn.kind == "multi_stage_generalization"), None)
+
+    return of
+
+
+def rank_turn(kind: str, key: str = "rank/last") -> Measure:
+    """The step of a transition of the feature rank."""
+
+    def of(rows: Rows) -> float | None:
+        found = find_rank_turns(key, *curve(rows, key), RANK_SETTINGS)
+        return next((turn.step for turn in found if turn.kind == kind), None)
+
+    return of
+
+
+def at_half_rise(key: str, relative: bool = False) -> Measure:
+    """The value where test accuracy has made half of its rise; relative to that of the first row."""
+
+    def of(rows: Rows) -> float | None:
+        step = half_rise(TEST)(rows)
+        if step is None:
+            return None
+        steps, values = curve(rows, key)
+        value = float(np.interp(np.log1p(step), np.log1p(steps), values))
+        return value / values[0] if relative else value
+
+    return of
+
+
+def curve(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+    kept = [(row["step"], row[key]) for row in rows if key in row]
+    steps, values = np.array(kept, float).reshape(-1, 2).T
+    return steps, values
+
+
+# Experiments
+
+STANDARD_KEYS = {
+    "lc": [LC, "lc/test", "lc/random"],
+    "robust_acc": [TRAIN, TEST, WEAK_PGD, PGD],
+    "rank": [r"rank/.*\d=last", "weight_norm/total"],
+}
+STANDARD_COLUMNS: dict[str, Measure] = {
+    "first descent ends": phase("first_descent_end"),
+    "highest LC": highest(LC),
+    "at": step_of_highest(LC),
+    "migration starts": phase("migration_start"),
+    "last LC": last(LC),
+    "test acc., half": half_rise(TEST),
+    "test acc.": last(TEST),
+    "PGD(0.1), half": half_rise(PGD),
+    "PGD(0.1)": last(PGD),
+}
+STANDARD_PANELS = {"LC, train points": LC, "test accuracy": TEST, "accuracy, PGD(0.1)": PGD}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Variants of a run, and what to say of them.
+
+    Args:
+        config: name of the YAML file, without its suffix.
+        variants: arguments of ``train.py`` for each, by the name in table and legend.
+        steps: of each run.
+        seeds: number of seeds, from 0.
+        few: variants that take longer, and how many seeds they have.
+        keys: what of the rows is kept, by callback. A pattern with ``=last`` is the last of the keys that match.
+        columns: of the table.
+        panels: of the picture: key by label.
+    """
+
+    config: str
+    variants: Mapping[str, str]
+    steps: int
+    seeds: int = 5
+    few: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, Sequence[str]] = field(default_factory=lambda: STANDARD_KEYS)
+    columns: Mapping[str, Measure] = field(default_factory=lambda: STANDARD_COLUMNS)
+    panels: Mapping[str, str] = field(default_factory=lambda: STANDARD_PANELS)
+
+    def runs(self) -> Iterable[tuple[str, int, Run]]:
+        for name, arguments in self.variants.items():
+            for seed in range(self.few.get(name, self.seeds)):
+                yield name, seed, Run(self.config, arguments, seed, self.steps)
+
+
+def network(name: str, *values: object) -> dict[str, str]:
+    """Variants of one setting of the network."""
+    return {f"{name} {value}": f"--model.network.{name} {value}" for value in values}
+
+
+def short(variants: Mapping[str, str], config: str = "digits_mlp", **arguments: Any) -> Experiment:
+    """Runs that see the migration of the MLP begin (2,512 to 4,467 with the standard initialisation), on 200 points."""
+    cheaper = {name: f"--lc.n_probes 200 {text}".strip() for name, text in variants.items()}
+    return Experiment(config, cheaper, 10_000, **arguments)
+
+
+EXPERIMENTS = {
+    "scale": Experiment(
+        "digits_mlp",
+        {"scale 1": "", **{f"scale {n}": f"--model.network.init_scale {n}" for n in (2, 4, 6, 8)}},
+        32_000,
+    ),
+    "depth": short({**network("depth", 2, 3), "depth 4": "", **network("depth", 5, 6)}),
+    "width": short({**network("width", 20, 50), "width 200": "", **network("width", 1000)}, few={"width 1000": 3}),
+    "batch": short({f"batch {n}": f"--data.batch_size {n}" if n != 200 else "" for n in (16, 50, 200, 500)}),
+    "weight_decay": short(
+        {
+            f"decay {text}": f"--model.optimizer.weight_decay {text}" if text != "0.1" else ""
+            for text in ("0", "1e-4", "0.01", "0.1", "1")
+        }
+    ),
+    "optimizer": short(
+        {
+            "AdamW": "",
+            "SAM (AdamW)": "--model.optimizer pytorch_optimizer.SAM --model.optimizer.base_optimizer torch.optim.AdamW "
+            "--model.optimizer.dict_kwargs.lr 0.001 --model.optimizer.dict_kwargs.weight_decay 0.1 "
+            "--model.optimizer.dict_kwargs.fused true",
+            "SGD, momentum 0.9": "--model.optimizer torch.optim.SGD --model.optimizer.lr 0.1 "
+            "--model.optimizer.momentum 0.9 --model.optimizer.weight_decay 0.001",
+        }
+    ),
+    "init": short(
+        {"torch": "", **{name: f"--model.network.init {name}" for name in ("xavier", "kaiming", "orthogonal")}}
+    ),
+    "random_labels": short({f"{n} images": f"--data.n_train {n}" for n in (125, 500, 1000)}, "digits_random_labels"),
+    "data_size": short({f"{n} images": f"--data.n_train {n}" if n != 500 else "" for n in (125, 500, 1000)}),
+    "batchnorm": short({"without": "", "BatchNorm": "--model.network.batch_norm true"}),
+    "batchnorm_scale6": Experiment(
+        "digits_mlp",
+        {
+            "without": "--model.network.init_scale 6",
+            "BatchNorm": "--model.network.init_scale 6 --model.network.batch_norm true",
+        },
+        32_000,
+        seeds=3,
+    ),
+    "causal": Experiment(
+        "digits_mlp",
+        {
+            "no penalty": "--model.network.init_scale 6",
+            "pushed away": f"--model.network.init_scale 6 {PENALTY} --model.penalty.target 0",
+            "held": f"--model.network.init_scale 6 {PENALTY} --model.penalty.target 9 --model.penalty.hold true",
+        },
+        25_200,
+        seeds=3,
+    ),
+    "cnn": Experiment("digits_cnn", {"CNN": "", "CNN, BatchNorm": "--model.network.batch_norm true"}, 10_000, seeds=3),
+    "resnet": Experiment(
+        "digits_resnet", {"ResNet-18": "", "ResNet-18, BatchNorm": "--model.network.batch_norm true"}, 10_000, seeds=3
+    ),
+    "modular": Experiment(
+        "modular_addition",
+        {"40 % of the pairs": ""},
+        10_000,
+        seeds=3,
+        keys={
+            "lc": [LC, "lc/test"],
+            "robust_acc": [TRAIN, TEST, "robust_acc/.*_eps.*"],
+            "rank": [r"rank/.*\d=last", "weight_norm/total"],
+        },
+        columns={
+            "train acc., half": half_rise(TRAIN),
+            "test acc., half": half_rise(TEST),
+            "highest LC": highest(LC),
+            "at": step_of_highest(LC),
+            "migration starts": phase("migration_start"),
+            "last LC": last(LC),
+            "PGD(0.003), half": half_rise("robust_acc/test_eps0.003"),
+            "PGD(0.003)": last("robust_acc/test_eps0.003"),
+            "PGD(0.01), half": half_rise("robust_acc/test_eps0.01"),
+            "PGD(0.01)": last("robust_acc/test_eps0.01"),
+        },
+        panels={
+            "LC, train points": LC,
+            "train accuracy": TRAIN,
+            "test accuracy": TEST,
+            "accuracy, PGD(0.003)": "robust_acc/test_eps0.003",
+        },
+    ),
+    "deep_grokking": Experiment(
+        "deep_grokking",
+        {**network("depth", 4, 8, 12), "depth 8, 300 images": "--model.network.depth 8 --data.n_train 300"},
+        12_000,
+        seeds=3,
+        keys={
+            "lc": [LC],
+            "robust_acc": [TRAIN, TEST, PGD],
+            "rank": [r"rank/.*\d", r"rank/.*\d=last", r"linear_probe/.*\d=last", "tunnel_length", "weight_norm/total"],
+        },
+        columns={
+            "train acc., half": half_rise(TRAIN),
+            "test acc., half": half_rise(TEST),
+            "second surge": surge(TEST),
+            "test acc.": last(TEST),
+            "rank falls": rank_turn("rank_descent"),
+            "falls again": rank_turn("second_rank_descent"),
+            "tunnel": last("tunnel_length"),
+            "rank there": at_half_rise("rank/last"),
+            "norm there": at_half_rise("weight_norm/total", relative=True),
+        },
+        panels={
+            "rank, last hidden layer": "rank/last",
+            "weight norm": "weight_norm/total",
+            "train accuracy": TRAIN,
+            "test accuracy": TEST,
+            "linear probe, last hidden layer": "linear_probe/last",
+        },
+    ),
+    "robustness_real": Experiment(
+        "robustness_real",
+        {"no weight decay": ""},
+        32_000,
+        seeds=3,
+        keys={
+            "lc": [LC],
+            "robust_acc": [TRAIN, TEST, "robust_acc(_raw)?/.*_eps.*"],
+            "autoattack_robust_acc": ["autoattack/robust_acc(_raw)?/.*_eps.*"],
+        },
+        columns={
+            "test acc.": last(TEST),
+            "PGD(0.1), raw": last(RAW),
+            "PGD(0.1)": last(PGD),
+            "AutoAttack(0.1), raw": last(f"autoattack/{RAW}"),
+            "AutoAttack(0.1)": last(f"autoattack/{PGD}"),
+            "PGD(0.1), highest": highest(PGD),
+            "raw, half": half_rise(RAW),
+            "highest LC": highest(LC),
+            "last LC": last(LC),
+        },
+        panels={
+            "LC, train points": LC,
+            "PGD(0.1) on raw logits": RAW,
+            "PGD(0.1)": PGD,
+            "AutoAttack(0.1)": f"autoattack/{PGD}",
+        },
+    ),
+}
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ``train.py``. Its folder is named after its arguments, so that experiments share it."""
+
+    config: str
+    arguments: str
+    seed: int
+    steps: int
+
+    @property
+    def folder(self) -> Path:
+        name = re.sub(r"--(?:[\w.]+\.)?(\w+) ", r"\1=", self.arguments).replace(" ", ",")
+        return RUNS / self.config / (name or "default") / f"seed_{self.seed}"
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended, here or further."""
+        return self.seconds is not None
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of the run, to its end."""
+        path = self.folder / "seconds.txt"
+        if not path.exists():
+            return None
+        steps, seconds = path.read_text().split()
+        return float(seconds) if int(steps) >= self.steps else None
+
+    def take(self) -> None:
+        """Train, in this process."""
+        from train import main
+
+        shutil.rmtree(self.folder, ignore_errors=True)
+        where = {"save_dir": self.folder.parent, "name": "", "version": self.folder.name}
+        sys.argv = [
+            *("train.py", "fit", f"--config={EXAMPLES / self.config}.yaml", f"--seed_everything={self.seed}"),
+            f"--trainer.max_steps={self.steps}",
+            *(f"--trainer.logger.init_args.{key}={value}" for key, value in where.items()),
+            *self.arguments.split(),
+        ]
+        self.folder.mkdir(parents=True)
+        start = time.perf_counter()
+        with (self.folder / "output.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            main()
+        (self.folder / "seconds.txt").write_text(f"{self.steps} {time.perf_counter() - start:.1f}\n")
+
+    def rows(self, keys: Mapping[str, Sequence[str]]) -> Rows:
+        """Of all callbacks, joined by step, to the last step of the experiment."""
+        joined: dict[float, Row] = {}
+        for group, wanted in keys.items():
+            for row in read_rows(self.folder / group / "history.csv"):
+                if row["step"] <= self.steps:
+                    joined.setdefault(row["step"], {"step": row["step"]}).update(_chosen(row, wanted))
+        rows = [joined[step] for step in sorted(joined)]
+        rows[0]["seconds"] = self.seconds or 0.0
+        return rows
+
+
+def _chosen(row: Row, wanted: Sequence[str]) -> Row:
+    chosen = {}
+    for key in wanted:
+        if key.endswith("=last"):
+            matching = [name for name in row if re.fullmatch(key.removesuffix("=last"), name)]
+            if matching:
+                chosen[f"{key.partition('/')[0]}/last"] = row[matching[-1]]
+        else:
+            chosen |= {name: value for name, value in row.items() if re.fullmatch(key, name)}
+    return chosen
+
+
+def train_all(runs: Sequence[Run], jobs: int) -> None:
+    """Take these runs, in fresh processes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting = {pool.submit(run.take): run for run in runs}
+        for n, future in enumerate(as_completed(waiting), start=1):
+            run = waiting[future]
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
+                raise RuntimeError(f"{run.folder} failed; see its output.txt") from future.exception()
+            print(f"{n} of {len(runs)}: {run.folder.relative_to(RUNS)}, {run.seconds:.0f} s", flush=True)
+
+
+# Rows, table, picture
+
+
+def write_rows(path: Path, results: Results) -> None:
+    every = (row for seeds in results.values() for rows in seeds.values() for row in rows)
+    keys = list(dict.fromkeys(key for row in every for key in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["variant", "seed", *keys])
+        for variant, seeds in results.items():
+            for seed, rows in seeds.items():
+                for row in rows:
+                    writer.writerow([variant, seed, *(f"{row[key]:.5g}" if key in row else "" for key in keys)])
+
+
+def read_results(path: Path) -> Results:
+    results: Results = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            seeds = results.setdefault(row.pop("variant"), {})
+            rows = seeds.setdefault(int(row.pop("seed")), [])
+            rows.append({key: float(value) for key, value in row.items() if value})
+    return results
+
+
+def table(results: Results, columns: Mapping[str, Measure]) -> str:
+    """Markdown: of each column the median over the seeds, the lowest and the highest, and how many seeds have it."""
+    lines = ["| | seeds | " + " | ".join(name.strip() for name in columns) + " |", "|---|---:|" + "---|" * len(columns)]
+    for variant, seeds in results.items():
+        cells = [_cell([measure(rows) for rows in seeds.values()]) for measure in columns.values()]
+        lines.append(f"| {variant} | {len(seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    there = sorted(value for value in values if value is not None)
+    if not there:
+        return "none"
+    of = "" if len(there) == len(values) else f", {len(there)} of {len(values)}"
+    low, middle, high = (_number(value) for value in (there[0], median(there), there[-1]))
+    return f"{middle} [{low}, {high}]{of}" if len(there) > 1 else f"{middle}{of}"
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def picture(path: Path, results: Results, panels: Mapping[str, str]) -> None:
+    """The timelines of all variants over each other: means over the seeds, with their standard deviations."""
+    combined: dict[float, Row] = {}
+    for variant, seeds in results.items():
+        by_step: dict[float, list[Row]] = {}
+        for rows in seeds.values():
+            for row in rows:
+                by_step.setdefault(row["step"], []).append(row)
+        for step, same in by_step.items():
+            if len(same) < len(seeds):
+                continue
+            row = combined.setdefault(step, {"step": step})
+            for key in panels.values():
+                values = [one[key] for one in same if key in one]
+                if values:
+                    row[f"{variant} {key}"] = mean(values)
+                    row[f"{variant} {key} sd"] = stdev(values) if len(values) > 1 else 0.0
+    drawn = [
+        Panel(
+            label,
+            {variant: f"{variant} {key}" for variant in results},
+            bands={f"{variant} {key}": f"{variant} {key} sd" for variant in results},
+            limits=(0, 1) if "_acc/" in key else (0, None),
+        )
+        for label, key in panels.items()
+    ]
+    save([Part([combined[step] for step in sorted(combined)], drawn, [])], path)
+
+
+def report(name: str) -> None:
+    """Table and picture of the rows in docs/results; the table goes where docs/results.md has the experiment's name."""
+    experiment, results = EXPERIMENTS[name], read_results(RESULTS / f"{name}.csv")
+    picture(RESULTS / f"{name}.png", results, experiment.panels)
+    text = f"{table(results, experiment.columns)}\n\n{cost(name, results)}"
+    print(f"{text}\n")
+    page = RESULTS.with_suffix(".md")
+    page.write_text(placed(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+
+
+def placed(page: str, name: str, text: str) -> str:
+    """The page with this text between the marks of that name."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    return re.sub(f"{start}.*?{end}", lambda _: f"{start}{text}\n{end}", page, flags=re.DOTALL)
+
+
+def cost(name: str, results: Results) -> str:
+    """What made these numbers, and how long a run took."""
+    seconds = [rows[0]["seconds"] for seeds in results.values() for rows in seeds.values()]
+    return (
+        f"`python examples/sweep.py {name}`: {len(seconds)} runs of {EXPERIMENTS[name].steps:,} steps, "
+        f"{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes each, two at a time."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME", help="experiments")
+    parser.add_argument("--list", action="store_true", help="the experiments and their runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--from-rows", action="store_true", help="do not train: table and picture of docs/results")
+    args = parser.parse_args()
+    if args.list:
+        for name, experiment in EXPERIMENTS.items():
+            print(f"{name}: {experiment.config}.yaml, {experiment.steps:,} steps, {', '.join(experiment.variants)}")
+    if not args.from_rows:
+        missing = [run for name in args.names for _, _, run in EXPERIMENTS[name].runs() if not run.done]
+        longest = {run.folder: run for run in sorted(missing, key=lambda run: run.steps)}
+        train_all(list(longest.values()), args.jobs)
+    for name in args.names:
+        experiment = EXPERIMENTS[name]
+        path = RESULTS / f"{name}.csv"
+        if not args.from_rows:
+            results: Results = {}
+            for variant, seed, run in experiment.runs():
+                results.setdefault(variant, {})[seed] = run.rows(experiment.keys)
+            write_rows(path, results)
+        report(name)
+
+
+if __name__ == "__main__":
+    main()

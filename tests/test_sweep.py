@@ -1,0 +1,250 @@
+"""The experiments of docs/results.md: what is run, what is read off the rows, and that the page says what they say."""
+
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import sweep
+import torch
+from penalties import RegionPenalty
+from sweep import EXPERIMENTS, RESULTS, Experiment, read_results
+from torch import nn
+from train import Classifier
+
+from lc_callback.functional import local_complexity
+
+PAGE = RESULTS.with_suffix(".md")
+ROWS = sorted(RESULTS.glob("*.csv"))
+
+
+# The page
+
+
+def test_every_experiment_has_its_rows_its_picture_and_its_place_on_the_page():
+    text = PAGE.read_text()
+    for name in EXPERIMENTS:
+        assert (RESULTS / f"{name}.csv").exists(), name
+        assert f"(results/{name}.png)" in text, name
+        assert f"<!-- {name} -->" in text, name
+    assert {path.stem for path in ROWS} == {*EXPERIMENTS}
+    assert {path.stem for path in RESULTS.glob("*.png")} == {*EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_rows_are_those_of_all_runs_and_the_page_has_their_table(path):
+    experiment, results = EXPERIMENTS[path.stem], read_results(path)
+    runs = {(variant, seed) for variant, seed, _ in experiment.runs()}
+    assert {(variant, seed) for variant, seeds in results.items() for seed in seeds} == runs
+    for seeds in results.values():
+        assert len(seeds) >= 3
+        for rows in seeds.values():
+            assert rows[0]["step"] == 0
+            assert rows[-1]["step"] > experiment.steps / 1.3  # the last but one of the schedule, of a longer run
+    text = f"{sweep.table(results, experiment.columns)}\n\n{sweep.cost(path.stem, results)}"
+    assert sweep.placed(PAGE.read_text(), path.stem, text) == PAGE.read_text()
+
+
+def test_every_section_has_a_verdict():
+    sections = re.split(r"\n## ", PAGE.read_text())
+    experiments = [section for section in sections if re.match(r"\d+\. ", section)]
+    assert [int(section.split(".")[0]) for section in experiments] == list(range(1, 11))
+    for section in experiments:
+        assert re.search(r"\*\*(Reproduced|Partly|Not reproduced|Cannot tell)", section), section.splitlines()[0]
+        assert "python examples/sweep.py" in section
+
+
+def test_the_page_is_written_between_its_marks():
+    page = "a\n<!-- x -->\nold\n<!-- end of x -->\nb\n<!-- y -->\nkept\n<!-- end of y -->\n"
+    assert sweep.placed(page, "x", r"new \1") == page.replace("old", r"new \1")
+
+
+# What is read off the rows
+
+
+def rows_of(key, values):
+    return [{"step": step, key: value} for step, value in zip(STEPS, values, strict=True)]
+
+
+STEPS = [0, *sorted({round(10 ** (k / 10)) for k in range(41)})]
+
+
+def test_half_rise_is_where_an_accuracy_has_made_half_of_its_rise():
+    late = [0.1 if step < 1000 else 0.9 for step in STEPS]
+    assert sweep.half_rise("clean_acc/test")(rows_of("clean_acc/test", late)) == 1000
+    assert sweep.half_rise("clean_acc/test")(rows_of("clean_acc/test", [0.1] * len(STEPS))) is None
+
+
+def test_values_at_half_rise_are_between_rows():
+    rows = [{"step": step, "clean_acc/test": 0.1 if step < 1000 else 0.9, "norm": 10.0 - step / 1000} for step in STEPS]
+    assert sweep.at_half_rise("norm")(rows) == pytest.approx(9)
+    assert sweep.at_half_rise("norm", relative=True)(rows) == pytest.approx(0.9)
+
+
+def test_last_skips_rows_without_the_key_and_one_odd_row():
+    rows = [*rows_of("a", range(len(STEPS)))[-5:-1], {"step": 1e6, "a": 1000.0}, {"step": 2e6, "b": 1.0}]
+    assert sweep.last("a")(rows) == len(STEPS) - 2
+    assert sweep.highest("a")(rows[:3]) == len(STEPS) - 3
+    assert sweep.step_of_highest("a")(rows[:-1]) == 1e6
+
+
+def test_a_cell_has_median_range_and_how_many_seeds_have_it():
+    assert sweep._cell([3.0, 1.0, 2.0]) == "2 [1, 3]"
+    assert sweep._cell([None, 1234.0, 2000.0]) == "1,617 [1,234, 2,000], 2 of 3"
+    assert sweep._cell([None, 0.12345, None]) == "0.123, 1 of 3"
+    assert sweep._cell([None, None]) == "none"
+
+
+def test_rows_come_back_from_their_file(tmp_path):
+    results = {
+        "a": {0: [{"step": 0.0, "x": 1.0, "seconds": 3.0}, {"step": 10.0, "y": 0.25}]},
+        "b": {2: [{"step": 1.0}]},
+    }
+    sweep.write_rows(tmp_path / "rows.csv", results)
+    assert read_results(tmp_path / "rows.csv") == results
+
+
+def test_of_the_layers_the_last_is_kept():
+    row = {"rank/net.2": 5.0, "rank/net.10": 3.0, "rank/seconds": 0.1, "effective_rank/net.2": 2.0}
+    assert sweep._chosen(row, [r"rank/.*\d=last"]) == {"rank/last": 3.0}
+    assert sweep._chosen(row, [r"rank/.*\d"]) == {"rank/net.2": 5.0, "rank/net.10": 3.0}
+
+
+# Runs
+
+
+def test_folders_tell_runs_apart():
+    runs = {(run.folder, run.config, run.arguments, run.seed) for e in EXPERIMENTS.values() for _, _, run in e.runs()}
+    assert len({folder for folder, *_ in runs}) == len(runs)
+
+
+def test_a_sweep_trains_what_is_missing_and_makes_rows_table_and_picture(tmp_path, monkeypatch, capsys):
+    small = "--lc.n_probes 3 --robustness.n_probes 3 --robustness.steps 2 --rank.n_probes 12"
+    variants = {"width 5": f"{small} --model.network.width 5", "width 6": f"{small} --model.network.width 6"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
+    monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment("digits_mlp", variants, steps=10, seeds=2))
+    # In this process: a fresh one would not know of the experiment.
+    taken = []
+    monkeypatch.setattr(sweep, "train_all", lambda runs, jobs: [taken.append(run) or run.take() for run in runs])
+    page = tmp_path / "results.md"
+    page.write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments])
+        sweep.main()
+
+    command("tiny")
+    assert len(taken) == 4
+    assert (tmp_path / "results" / "tiny.png").read_bytes()[1:4] == b"PNG"
+    results = read_results(tmp_path / "results" / "tiny.csv")
+    assert [[*seeds] for seeds in results.values()] == [[0, 1], [0, 1]]
+    assert [row["step"] for row in results["width 6"][1]] == [0, 1, 2, 3, 4, 5, 6, 8, 10]
+    assert "rank/last" in results["width 6"][1][0]
+    assert results["width 5"][0] != results["width 5"][1]
+    assert "| width 5 | 2 | " in page.read_text()
+    before = page.read_text()
+    command("tiny")  # all is there
+    page.write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
+    command("tiny", "--from-rows")
+    assert page.read_text() == before
+    assert len(taken) == 4
+    monkeypatch.setitem(EXPERIMENTS, "tiny", replace(EXPERIMENTS["tiny"], steps=5))  # a longer run has it all
+    command("tiny")
+    assert len(taken) == 4
+    assert read_results(tmp_path / "results" / "tiny.csv")["width 5"][0][-1]["step"] == 5
+    capsys.readouterr()
+
+
+# The penalty
+
+
+def test_the_smooth_complexity_is_below_the_count_and_above_nothing():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3))
+    x = torch.randn(40, 6)
+    smooth = RegionPenalty(radius=0.5, n_directions=6).complexity(network, x).item()
+    counted = local_complexity(network, x, radius=0.5, n_directions=6).counts.sum(1).float().mean().item()
+    assert 0.2 * counted < smooth < counted  # with all six directions both frames see nearly the same units
+
+
+def test_one_unit_by_hand():
+    unit = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    with torch.no_grad():
+        unit[0].weight.fill_(2.0)
+        unit[0].bias.fill_(-1.0)  # its knot is at 0.5
+    penalty = RegionPenalty(radius=0.1, n_directions=1)
+    for x, expected in ((0.5, 1.0), (0.475, 0.75), (0.55, 0.5), (0.6, 0.0), (0.9, 0.0)):
+        assert penalty.complexity(unit, torch.tensor([[x]])).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("arguments", "pushed"), [({"target": 0.0}, -1), ({"target": 30.0, "hold": True}, 1)])
+def test_its_gradient_moves_regions_to_the_target(arguments, pushed):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))
+    x = torch.randn(50, 6)
+    penalty = RegionPenalty(weight=1.0, radius=0.3, **arguments)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    before = local_complexity(network, x, radius=0.15, n_directions=6).counts.sum(1).float().mean()
+    for _ in range(100):
+        optimizer.zero_grad()
+        penalty(network, x).backward()
+        optimizer.step()
+    after = local_complexity(network, x, radius=0.15, n_directions=6).counts.sum(1).float().mean()
+    assert pushed * (after - before) > 0.2 * before
+
+
+def test_holding_costs_nothing_above_the_target_and_a_weight_of_zero_nothing_at_all():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3)), torch.randn(50, 6)
+    assert RegionPenalty(target=0.1, hold=True, radius=1.0)(network, x) == 0
+    assert RegionPenalty(target=0.0, weight=0.0, radius=1.0)(network, x) == 0
+    assert RegionPenalty(target=0.0, radius=1.0)(network, x) > 0
+
+
+def test_it_leaves_no_hooks_and_draws_from_a_generator_of_its_own():
+    network, x = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3)), torch.randn(50, 6)
+    before = torch.get_rng_state()
+    first, second = (RegionPenalty(radius=1.0, seed=seed)(network, x) for seed in (0, 0))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not network[1]._forward_pre_hooks
+
+
+# SAM
+
+
+def test_sam_gets_the_gradients_it_perturbs_by():
+    """Two steps of Lightning are two steps of a plain loop."""
+    from lightning.pytorch import Trainer
+    from pytorch_optimizer import SAM
+    from torch.utils.data import DataLoader, TensorDataset
+
+    x, y = torch.randn(20, 4), torch.arange(20) % 3
+
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def sam(parameters):
+        return SAM(parameters, torch.optim.SGD, rho=0.5, lr=0.1)
+
+    plain = network()
+    optimizer = sam(plain.parameters())
+    for batch, labels in ((x[:10], y[:10]), (x[10:], y[10:])):
+
+        def closure(batch=batch, labels=labels):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(plain(batch), labels)
+            loss.backward()
+            return loss
+
+        closure()
+        optimizer.step(closure)
+
+    module = Classifier(network(), sam, loss="cross_entropy")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, enable_model_summary=False, **quiet)
+    trainer.fit(module, DataLoader(TensorDataset(x, y), 10))
+    assert trainer.global_step == 2
+    assert all(torch.equal(a, b) for a, b in zip(module.network.parameters(), plain.parameters(), strict=True))
