@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from lc_callback.callbacks.probe_callback import ProbeCallback
 
 __all__ = ["RunReport"]
+
+_REST = 20.0  # times what a drawing took, before the next: in a run of a minute they would be a fifth of it
 
 
 class RunReport:
@@ -37,6 +40,7 @@ class RunReport:
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._file: EventsFile | None = None
         self._has_layout = False
+        self._is_stale, self._rest_until = False, 0.0
         if trainer.is_global_zero and not trainer.fast_dev_run:
             order = sorted((event for callback in callbacks for event in callback.events), key=lambda event: event.at)
             resumed = any(len(callback.history) for callback in callbacks)
@@ -68,7 +72,9 @@ class RunReport:
             if lines:
                 tag = f"{callback.log_key_prefix}{callback.group}/events"
                 log_text(trainer, tag, "\n\n".join(lines), step, callback.warn_of)
-        if last or any(event.what != "updated" for event in events):
+        self._is_stale |= any(event.what != "updated" for event in events)
+        if last or (self._is_stale and time.perf_counter() >= self._rest_until):
+            self._is_stale = False
             self._guarded("drawing the timeline", lambda: self._draw(trainer, step))
         if last and any(callback.kinds for callback in self._callbacks):
             known = [found for callback in self._callbacks for found in callback.transitions]
@@ -81,10 +87,13 @@ class RunReport:
         parts = [callback.part() for callback in ordered]
         if not any(part.panels for part in parts) or trainer.fast_dev_run:
             return
+        start = time.perf_counter()
         pixels, png = image(parts)
         log_image(trainer, "timeline", pixels, step, self._callbacks[-1].warn_of)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "timeline.png").write_bytes(png)
+        now = time.perf_counter()
+        self._rest_until = now + _REST * (now - start)
 
     def _log_layout(self, trainer: Any) -> None:
         asked = [callback for callback in self._callbacks if callback.custom_scalars]

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("run"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_report, "_REST", 0.0)
+        return Run(tmp_path_factory.mktemp("run"))
 
 
 SPLITS, LAYERS = ("train", "test", "random"), ("net.1", "net.3")
@@ -180,6 +183,16 @@ def test_the_picture_is_redrawn_at_every_event_and_at_the_end(run: Run) -> None:
     np.testing.assert_array_equal(last[..., :3], on_disk[..., :3])
     first = imread(io.BytesIO(images[0].encoded_image_string))
     assert not np.array_equal(first[..., :3], last[..., :3])
+
+
+def test_a_picture_that_takes_long_is_not_drawn_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_report, "_REST", math.inf)
+    run = Run(tmp_path)
+    steps = [e.at for callback in run.callbacks.values() for e in callback.events if e.what != "updated"]
+    images = run.files.Images("timeline")
+    assert sorted({image.step for image in images}) == [min(steps), STEPS]
+    last, on_disk = imread(io.BytesIO(images[-1].encoded_image_string)), imread(run.folder / "timeline.png")
+    np.testing.assert_array_equal(last[..., :3], on_disk[..., :3])
 
 
 def test_the_layout_has_a_chart_for_each_kind_of_curve(run: Run) -> None:
@@ -378,7 +391,10 @@ class Bystander(pl.Callback):
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_the_timeline_is_told_once_a_step_when_all_rows_are_taken(order: tuple[int, ...], tmp_path: Path) -> None:
+def test_the_timeline_is_told_once_a_step_when_all_rows_are_taken(
+    order: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_report, "_REST", 0.0)
     schedules = [None, lambda step: True, lambda step: is_log_step(step) and step != 40]
     callbacks = [made_up(kind, schedule=schedule) for kind, schedule in zip(MADE_UP, schedules, strict=True)]
     logger = Recorder()
