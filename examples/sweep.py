@@ -69,6 +69,17 @@ def half_rise(key: str) -> Measure:
     return of
 
 
+def reaches(key: str, level: float) -> Measure:
+    """The first of two rows in succession that are at least ``level``."""
+
+    def of(rows: Rows) -> float | None:
+        steps, values = curve(rows, key)
+        there = np.flatnonzero((values[:-1] >= level) & (values[1:] >= level))
+        return float(steps[there[0]]) if len(there) else None
+
+    return of
+
+
 def phase(kind: str, key: str = LC) -> Measure:
     """The step of a transition of ``detect_phases``."""
 
@@ -244,8 +255,9 @@ EXPERIMENTS = {
             "PGD(0.03), half": half_rise(WEAK_PGD),
             "PGD(0.03)": last(WEAK_PGD),
             "PGD(0.1), half": half_rise(PGD),
-            "PGD(0.1), highest": highest(PGD),
-            "PGD(0.1)": last(PGD),
+            "PGD(0.1) reaches 0.3": reaches(PGD, 0.3),
+            "highest": highest(PGD),
+            "last ": last(PGD),
         },
         panels={
             "LC, train points": LC,

@@ -75,6 +75,12 @@ def test_half_rise_is_where_an_accuracy_has_made_half_of_its_rise():
     assert sweep.half_rise("clean_acc/test")(rows_of("clean_acc/test", [0.1] * len(STEPS))) is None
 
 
+def test_a_level_is_reached_by_two_rows_in_succession():
+    rows = rows_of("a", [0.5 if step in (10, 100, 126) else 0.1 for step in STEPS])
+    assert sweep.reaches("a", 0.5)(rows) == 100
+    assert sweep.reaches("a", 0.6)(rows) is None
+
+
 def test_values_at_half_rise_are_between_rows():
     rows = [{"step": step, "clean_acc/test": 0.1 if step < 1000 else 0.9, "norm": 10.0 - step / 1000} for step in STEPS]
     assert sweep.at_half_rise("norm")(rows) == pytest.approx(9)
