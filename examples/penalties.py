@@ -14,7 +14,8 @@ class RegionPenalty:
     of ``r``, ``|z| / (r |dz/dv|)``, and ``max(0, 1 - distance)`` is 1 at the point and 0 from ``r`` on. The complexity
     is the sum of that over all units, of each the largest over the directions, and the mean over the points. It can be
     differentiated, and is at most the number of units that :func:`lc_callback.functional.local_complexity` counts with
-    these directions.
+    these directions. Units are those in front of the ``nn.ReLU`` modules of the network. A network with BatchNorm sees
+    the shifted points as a batch of their own.
 
     Args:
         target: of the complexity. 0 pushes regions away; the value that a network has while it memorises holds it.
@@ -58,6 +59,8 @@ class RegionPenalty:
             distance = (below + above).abs() / (above - below).abs().clamp(min=torch.finfo(x.dtype).tiny)
             counts.append((1 - distance).clamp(min=0).amax(0).flatten(1).sum(1).mean())
 
+        if not any(isinstance(module, nn.ReLU) for module in network.modules()):
+            raise ValueError("`penalty` counts units in front of nn.ReLU modules, but the network has none.")
         hooks = [m.register_forward_pre_hook(count) for m in network.modules() if isinstance(m, nn.ReLU)]
         try:
             network(vertices.flatten(0, 2))

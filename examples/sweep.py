@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import math
 import multiprocessing
+import os
 import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,6 +29,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
+import yaml
 
 from lc_callback.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accuracy_milestones, find_rank_turns
 from lc_callback.phases import detect_phases
@@ -33,7 +38,7 @@ from lc_callback.timeline import Panel, Part, read_rows
 
 EXAMPLES = Path(__file__).parent
 RESULTS = EXAMPLES.parent / "docs" / "results"
-RUNS = Path("lightning_logs") / "sweeps"
+RUNS = EXAMPLES.parent / "lightning_logs" / "sweeps"
 
 Row = dict[str, float]
 Rows = list[Row]
@@ -51,11 +56,16 @@ PENALTY = "--model.penalty RegionPenalty --model.penalty.weight 1e-4 --model.pen
 
 def last(key: str) -> Measure:
     """Median of the last three values."""
-    return lambda rows: median([row[key] for row in rows if key in row][-3:])
+    return lambda rows: median(values[-3:]) if len(values := curve(rows, key)[1]) else None
+
+
+def at_end(key: str) -> Measure:
+    """The last value."""
+    return lambda rows: float(values[-1]) if len(values := curve(rows, key)[1]) else None
 
 
 def highest(key: str) -> Measure:
-    return lambda rows: max(row[key] for row in rows)
+    return lambda rows: float(curve(rows, key)[1].max())
 
 
 def half_rise(key: str) -> Measure:
@@ -92,7 +102,11 @@ def phase(kind: str, key: str = LC) -> Measure:
 
 
 def step_of_highest(key: str) -> Measure:
-    return lambda rows: max(rows, key=lambda row: row[key])["step"]
+    def of(rows: Rows) -> float:
+        steps, values = curve(rows, key)
+        return float(steps[values.argmax()])
+
+    return of
 
 
 def surge(key: str) -> Measure:
@@ -120,17 +134,14 @@ def at_half_rise(key: str, relative: bool = False) -> Measure:
 
     def of(rows: Rows) -> float | None:
         step = half_rise(TEST)(rows)
-        if step is None:
-            return None
-        steps, values = curve(rows, key)
-        value = float(np.interp(np.log1p(step), np.log1p(steps), values))
-        return value / values[0] if relative else value
+        value = next((row.get(key) for row in rows if row["step"] == step), None)
+        return value / rows[0][key] if relative and value is not None else value
 
     return of
 
 
 def curve(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
-    kept = [(row["step"], row[key]) for row in rows if key in row]
+    kept = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
     steps, values = np.array(kept, float).reshape(-1, 2).T
     return steps, values
 
@@ -225,7 +236,21 @@ EXPERIMENTS = {
     "init": short(
         {"torch": "", **{name: f"--model.network.init {name}" for name in ("xavier", "kaiming", "orthogonal")}}
     ),
-    "random_labels": short({f"{n} images": f"--data.n_train {n}" for n in (125, 500, 1000)}, "digits_random_labels"),
+    "random_labels": short(
+        {f"{n} images": f"--data.n_train {n}" for n in (125, 500, 1000)},
+        "digits_random_labels",
+        columns={
+            "first descent ends": phase("first_descent_end"),
+            "highest LC": highest(LC),
+            "at": step_of_highest(LC),
+            "migration starts": phase("migration_start"),
+            "last LC": last(LC),
+            "at random points": last("lc/random"),
+            "train acc., half": half_rise(TRAIN),
+            "train acc.": last(TRAIN),
+        },
+        panels={"LC, train points": LC, "LC, random points": "lc/random", "train accuracy": TRAIN},
+    ),
     "data_size": short({f"{n} images": f"--data.n_train {n}" if n != 500 else "" for n in (125, 500, 1000)}),
     "batchnorm": short({"without": "", "BatchNorm": "--model.network.batch_norm true"}),
     "batchnorm_scale6": Experiment(
@@ -235,7 +260,6 @@ EXPERIMENTS = {
             "BatchNorm": "--model.network.init_scale 6 --model.network.batch_norm true",
         },
         32_000,
-        seeds=3,
     ),
     "causal": Experiment(
         "digits_mlp",
@@ -244,20 +268,20 @@ EXPERIMENTS = {
             "pushed away": f"--model.network.init_scale 6 {PENALTY} --model.penalty.target 0",
             "held": f"--model.network.init_scale 6 {PENALTY} --model.penalty.target 9 --model.penalty.hold true",
         },
-        25_200,
+        25_119,
         seeds=3,
         columns={
-            "LC, highest": highest(LC),
-            "last": last(LC),
-            "LC at test points, last": last("lc/test"),
+            "highest LC": highest(LC),
+            "last LC": last(LC),
+            "last LC, test points": last("lc/test"),
             "test acc., half": half_rise(TEST),
             "test acc.": last(TEST),
             "PGD(0.03), half": half_rise(WEAK_PGD),
             "PGD(0.03)": last(WEAK_PGD),
             "PGD(0.1), half": half_rise(PGD),
             "PGD(0.1) reaches 0.3": reaches(PGD, 0.3),
-            "highest": highest(PGD),
-            "last ": last(PGD),
+            "PGD(0.1), highest": highest(PGD),
+            "PGD(0.1)": last(PGD),
         },
         panels={
             "LC, train points": LC,
@@ -301,9 +325,9 @@ EXPERIMENTS = {
     ),
     "deep_grokking": Experiment(
         "deep_grokking",
-        {**network("depth", 4, 8, 12), "depth 8, 300 images": "--model.network.depth 8 --data.n_train 300"},
+        {**network("depth", 4, 8, 12), "depth 4, 500 images": "--model.network.depth 4 --data.n_train 500"},
         12_000,
-        seeds=3,
+        few={"depth 12": 3},
         keys={
             "lc": [LC],
             "robust_acc": [TRAIN, TEST, PGD],
@@ -339,11 +363,11 @@ EXPERIMENTS = {
             "autoattack_robust_acc": ["autoattack/robust_acc(_raw)?/.*_eps.*"],
         },
         columns={
-            "test acc.": last(TEST),
-            "PGD(0.1), raw": last(RAW),
-            "PGD(0.1)": last(PGD),
-            "AutoAttack(0.1), raw": last(f"autoattack/{RAW}"),
-            "AutoAttack(0.1)": last(f"autoattack/{PGD}"),
+            "test acc.": at_end(TEST),
+            "PGD(0.1), raw": at_end(RAW),
+            "PGD(0.1)": at_end(PGD),
+            "AutoAttack(0.1), raw": at_end(f"autoattack/{RAW}"),
+            "AutoAttack(0.1)": at_end(f"autoattack/{PGD}"),
             "PGD(0.1), highest": highest(PGD),
             "raw, half": half_rise(RAW),
             "highest LC": highest(LC),
@@ -377,36 +401,47 @@ class Run:
         return RUNS / self.config / (name or "default") / f"seed_{self.seed}"
 
     @property
-    def done(self) -> bool:
-        """Whether it ended, here or further."""
-        return self.seconds is not None
+    def settings(self) -> Any:
+        """What the YAML file says now."""
+        return yaml.safe_load((EXAMPLES / f"{self.config}.yaml").read_text(encoding="utf-8"))
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of the run, to its end."""
-        path = self.folder / "seconds.txt"
+        """Wall time of the run that is there; ``None`` if there is none as long with these settings."""
+        path = self.folder / "done.json"
         if not path.exists():
             return None
-        steps, seconds = path.read_text().split()
-        return float(seconds) if int(steps) >= self.steps else None
+        done = json.loads(path.read_text(encoding="utf-8"))
+        return done["seconds"] if done["steps"] >= self.steps and done["settings"] == self.settings else None
 
     def take(self) -> None:
-        """Train, in this process."""
+        """Train, in this process, unless another one has meanwhile. The folder has its name when the run is over."""
         from train import main
 
-        shutil.rmtree(self.folder, ignore_errors=True)
-        where = {"save_dir": self.folder.parent, "name": "", "version": self.folder.name}
+        if self.seconds is not None:
+            return
+        settings, start = self.settings, time.perf_counter()
+        folder = self.folder.with_name(f"{self.folder.name}.unfinished_{os.getpid()}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        where = {"save_dir": folder.parent, "name": "", "version": folder.name}
         sys.argv = [
             *("train.py", "fit", f"--config={EXAMPLES / self.config}.yaml", f"--seed_everything={self.seed}"),
             f"--trainer.max_steps={self.steps}",
+            *(f"--{callback}.raise_on_error=true" for callback in ("lc", "robustness", "rank")),
             *(f"--trainer.logger.init_args.{key}={value}" for key, value in where.items()),
             *self.arguments.split(),
         ]
-        self.folder.mkdir(parents=True)
-        start = time.perf_counter()
-        with (self.folder / "output.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
-            main()
-        (self.folder / "seconds.txt").write_text(f"{self.steps} {time.perf_counter() - start:.1f}\n")
+        with (folder / "output.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            try:
+                main()
+            except BaseException:
+                traceback.print_exc(file=file)
+                raise
+        done = {"steps": self.steps, "seconds": round(time.perf_counter() - start, 1), "settings": settings}
+        (folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        folder.rename(self.folder)
 
     def rows(self, keys: Mapping[str, Sequence[str]]) -> Rows:
         """Of all callbacks, joined by step, to the last step of the experiment."""
@@ -416,7 +451,7 @@ class Run:
                 if row["step"] <= self.steps:
                     joined.setdefault(row["step"], {"step": row["step"]}).update(_chosen(row, wanted))
         rows = [joined[step] for step in sorted(joined)]
-        rows[0]["seconds"] = self.seconds or 0.0
+        rows[0]["seconds"] = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
         return rows
 
 
@@ -433,16 +468,21 @@ def _chosen(row: Row, wanted: Sequence[str]) -> Row:
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> None:
-    """Take these runs, in fresh processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting = {pool.submit(run.take): run for run in runs}
+    """Take these runs, in processes of their own."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    waiting = {pool.submit(run.take): run for run in runs}
+    try:
         for n, future in enumerate(as_completed(waiting), start=1):
             run = waiting[future]
             if future.exception():
-                pool.shutdown(cancel_futures=True)
-                raise RuntimeError(f"{run.folder} failed; see its output.txt") from future.exception()
+                raise RuntimeError(f"{run} failed") from future.exception()
             print(f"{n} of {len(runs)}: {run.folder.relative_to(RUNS)}, {run.seconds:.0f} s", flush=True)
+    except BaseException:  # the others would train to the end, whatever the user wants
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
 
 
 # Rows, table, picture
@@ -458,7 +498,8 @@ def write_rows(path: Path, results: Results) -> None:
         for variant, seeds in results.items():
             for seed, rows in seeds.items():
                 for row in rows:
-                    writer.writerow([variant, seed, *(f"{row[key]:.5g}" if key in row else "" for key in keys)])
+                    values = (f"{row[key]:.{9 if key == 'step' else 5}g}" if key in row else "" for key in keys)
+                    writer.writerow([variant, seed, *values])
 
 
 def read_results(path: Path) -> Results:
@@ -472,8 +513,8 @@ def read_results(path: Path) -> Results:
 
 
 def table(results: Results, columns: Mapping[str, Measure]) -> str:
-    """Markdown: of each column the median over the seeds, the lowest and the highest, and how many seeds have it."""
-    lines = ["| | seeds | " + " | ".join(name.strip() for name in columns) + " |", "|---|---:|" + "---|" * len(columns)]
+    """Markdown: of each column the median over the seeds, the lowest and the highest; what is not there is latest."""
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---|---:|" + "---|" * len(columns)]
     for variant, seeds in results.items():
         cells = [_cell([measure(rows) for rows in seeds.values()]) for measure in columns.values()]
         lines.append(f"| {variant} | {len(seeds)} | " + " | ".join(cells) + " |")
@@ -481,18 +522,15 @@ def table(results: Results, columns: Mapping[str, Measure]) -> str:
 
 
 def _cell(values: Sequence[float | None]) -> str:
-    there = sorted(value for value in values if value is not None)
-    if not there:
-        return "none"
-    of = "" if len(there) == len(values) else f", {len(there)} of {len(values)}"
-    low, middle, high = (_number(value) for value in (there[0], median(there), there[-1]))
-    return f"{middle} [{low}, {high}]{of}" if len(there) > 1 else f"{middle}{of}"
+    ordered = sorted(math.inf if value is None else value for value in values)
+    low, middle, high = (_number(value) for value in (ordered[0], median(ordered), ordered[-1]))
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def _number(value: float) -> str:
-    if value >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    if math.isinf(value):
+        return "none"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def picture(path: Path, results: Results, panels: Mapping[str, str]) -> None:
@@ -537,40 +575,45 @@ def report(name: str) -> None:
 def placed(page: str, name: str, text: str) -> str:
     """The page with this text between the marks of that name."""
     start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    return re.sub(f"{start}.*?{end}", lambda _: f"{start}{text}\n{end}", page, flags=re.DOTALL)
+    page, n = re.subn(f"{start}.*?{end}", lambda _: f"{start}{text}\n{end}", page, flags=re.DOTALL)
+    if n != 1:
+        raise ValueError(f"docs/results.md has {n} places for {name}; it needs one, from {start.strip()} to {end}.")
+    return page
 
 
 def cost(name: str, results: Results) -> str:
     """What made these numbers, and how long a run took."""
     seconds = [rows[0]["seconds"] for seeds in results.values() for rows in seeds.values()]
     return (
-        f"`python examples/sweep.py {name}`: {len(seconds)} runs of {EXPERIMENTS[name].steps:,} steps, "
-        f"{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes each, two at a time."
+        f"`python examples/sweep.py {name}`: {len(seconds)} runs of {EXPERIMENTS[name].steps:,} steps or more, "
+        f"{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes each, two at a time on two cores."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME", help="experiments")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments")
     parser.add_argument("--list", action="store_true", help="the experiments and their runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument("--from-rows", action="store_true", help="do not train: table and picture of docs/results")
     args = parser.parse_args()
+    unknown = [name for name in args.names if name not in EXPERIMENTS]
+    if unknown or not (args.names or args.list):
+        parser.error(f"no experiment {', '.join(unknown) or 'named'}; there are {', '.join(EXPERIMENTS)}")
     if args.list:
         for name, experiment in EXPERIMENTS.items():
             print(f"{name}: {experiment.config}.yaml, {experiment.steps:,} steps, {', '.join(experiment.variants)}")
     if not args.from_rows:
-        missing = [run for name in args.names for _, _, run in EXPERIMENTS[name].runs() if not run.done]
+        missing = [run for name in args.names for _, _, run in EXPERIMENTS[name].runs() if run.seconds is None]
         longest = {run.folder: run for run in sorted(missing, key=lambda run: run.steps)}
         train_all(list(longest.values()), args.jobs)
     for name in args.names:
         experiment = EXPERIMENTS[name]
-        path = RESULTS / f"{name}.csv"
         if not args.from_rows:
             results: Results = {}
             for variant, seed, run in experiment.runs():
                 results.setdefault(variant, {})[seed] = run.rows(experiment.keys)
-            write_rows(path, results)
+            write_rows(RESULTS / f"{name}.csv", results)
         report(name)
 
 

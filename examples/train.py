@@ -56,7 +56,8 @@ class Classifier(LightningModule):
             loss = F.mse_loss(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype))
         else:
             loss = F.cross_entropy(logits, y)
-        if not batch_idx or (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # `log` takes a tenth of a step
+        # A call of `log` takes a tenth of a step. That of the first batch is for runs shorter than the interval.
+        if not batch_idx or (batch_idx + 1) % (self.trainer.log_every_n_steps or 1) == 0:
             self.log("train_loss", loss)
         return loss if self.penalty is None else loss + self.penalty(self.network, x)
 

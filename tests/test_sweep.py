@@ -1,6 +1,8 @@
 """The experiments of docs/results.md: what is run, what is read off the rows, and that the page says what they say."""
 
+import math
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -40,7 +42,8 @@ def test_rows_are_those_of_all_runs_and_the_page_has_their_table(path):
         assert len(seeds) >= 3
         for rows in seeds.values():
             assert rows[0]["step"] == 0
-            assert rows[-1]["step"] > experiment.steps / 1.3  # the last but one of the schedule, of a longer run
+            assert rows[-1]["step"] == experiment.steps
+            assert rows[0]["seconds"] > 10
     text = f"{sweep.table(results, experiment.columns)}\n\n{sweep.cost(path.stem, results)}"
     assert sweep.placed(PAGE.read_text(), path.stem, text) == PAGE.read_text()
 
@@ -57,6 +60,9 @@ def test_every_section_has_a_verdict():
 def test_the_page_is_written_between_its_marks():
     page = "a\n<!-- x -->\nold\n<!-- end of x -->\nb\n<!-- y -->\nkept\n<!-- end of y -->\n"
     assert sweep.placed(page, "x", r"new \1") == page.replace("old", r"new \1")
+    for name in ("z", "y"):  # no place, or one that does not end
+        with pytest.raises(ValueError, match=f"0 places for {name}"):
+            sweep.placed(page.replace("<!-- end of y -->", ""), name, "new")
 
 
 # What is read off the rows
@@ -81,31 +87,41 @@ def test_a_level_is_reached_by_two_rows_in_succession():
     assert sweep.reaches("a", 0.6)(rows) is None
 
 
-def test_values_at_half_rise_are_between_rows():
+def test_values_at_half_rise_are_those_of_its_row():
     rows = [{"step": step, "clean_acc/test": 0.1 if step < 1000 else 0.9, "norm": 10.0 - step / 1000} for step in STEPS]
     assert sweep.at_half_rise("norm")(rows) == pytest.approx(9)
     assert sweep.at_half_rise("norm", relative=True)(rows) == pytest.approx(0.9)
+    assert sweep.at_half_rise("norm")(rows[:20]) is None
+    assert sweep.at_half_rise("other")(rows) is None
 
 
-def test_last_skips_rows_without_the_key_and_one_odd_row():
-    rows = [*rows_of("a", range(len(STEPS)))[-5:-1], {"step": 1e6, "a": 1000.0}, {"step": 2e6, "b": 1.0}]
-    assert sweep.last("a")(rows) == len(STEPS) - 2
-    assert sweep.highest("a")(rows[:3]) == len(STEPS) - 3
-    assert sweep.step_of_highest("a")(rows[:-1]) == 1e6
+def test_rows_without_the_key_and_what_is_not_finite_are_left_out():
+    rows = [
+        *({"step": step, "a": float(step)} for step in (1, 2, 3, 4)),
+        {"step": 5, "a": 1000.0},
+        {"step": 6, "b": 1.0},
+        {"step": 7, "a": math.nan},
+    ]
+    assert sweep.last("a")(rows) == 4  # of 3, 4 and 1000
+    assert sweep.at_end("a")(rows) == 1000
+    assert sweep.highest("a")(rows) == 1000
+    assert sweep.step_of_highest("a")(rows) == 5
+    assert sweep.last("b")(rows) == sweep.at_end("b")(rows) == 1
+    assert sweep.last("c")(rows) is sweep.at_end("c")(rows) is None
 
 
-def test_a_cell_has_median_range_and_how_many_seeds_have_it():
+def test_a_cell_has_median_and_range_and_none_is_later_than_all():
     assert sweep._cell([3.0, 1.0, 2.0]) == "2 [1, 3]"
-    assert sweep._cell([None, 1234.0, 2000.0]) == "1,617 [1,234, 2,000], 2 of 3"
-    assert sweep._cell([None, 0.12345, None]) == "0.123, 1 of 3"
+    assert sweep._cell([None, 1234.0, 2000.0]) == "2,000 [1,234, none]"
+    assert sweep._cell([None, 0.12345, None]) == "none [0.123, none]"
     assert sweep._cell([None, None]) == "none"
+    assert sweep._cell([0.0, 0.0, 0.0]) == "0"
+    assert sweep._cell([999.7, 999.4, 12345.0]) == "1,000 [999, 12,345]"
 
 
 def test_rows_come_back_from_their_file(tmp_path):
-    results = {
-        "a": {0: [{"step": 0.0, "x": 1.0, "seconds": 3.0}, {"step": 10.0, "y": 0.25}]},
-        "b": {2: [{"step": 1.0}]},
-    }
+    first = {0: [{"step": 0.0, "x": 1.0, "seconds": 3.0}, {"step": 1234567.0, "y": 0.25}]}
+    results = {"a": first, "b": {2: [{"step": 1.0}]}}
     sweep.write_rows(tmp_path / "rows.csv", results)
     assert read_results(tmp_path / "rows.csv") == results
 
@@ -124,42 +140,88 @@ def test_folders_tell_runs_apart():
     assert len({folder for folder, *_ in runs}) == len(runs)
 
 
-def test_a_sweep_trains_what_is_missing_and_makes_rows_table_and_picture(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A command for an experiment of 2 x 2 runs of 10 steps, which are taken in this process; and what was taken."""
     small = "--lc.n_probes 3 --robustness.n_probes 3 --robustness.steps 2 --rank.n_probes 12"
-    variants = {"width 5": f"{small} --model.network.width 5", "width 6": f"{small} --model.network.width 6"}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment("digits_mlp", variants, steps=10, seeds=2))
-    # In this process: a fresh one would not know of the experiment.
+    variants = {f"width {n}": f"{small} --model.network.width {n}" for n in (5, 6)}
     taken = []
-    monkeypatch.setattr(sweep, "train_all", lambda runs, jobs: [taken.append(run) or run.take() for run in runs])
-    page = tmp_path / "results.md"
-    page.write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
+
+    def take_all(runs, jobs):
+        for run in runs:
+            taken.append(run)
+            run.take()
+
+    monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(sweep, "train_all", take_all)  # another process would not know of the experiment
+    monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment("digits_mlp", variants, steps=10, seeds=2))
+    (tmp_path / "results.md").write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "tiny", *arguments])
         sweep.main()
+        return (tmp_path / "results.md").read_text()
 
-    command("tiny")
+    return command, taken
+
+
+def test_a_sweep_trains_what_is_missing_and_makes_rows_table_and_picture(tiny, tmp_path, monkeypatch):
+    command, taken = tiny
+    page = command()
     assert len(taken) == 4
+    assert "| width 5 | 2 | " in page
     assert (tmp_path / "results" / "tiny.png").read_bytes()[1:4] == b"PNG"
     results = read_results(tmp_path / "results" / "tiny.csv")
     assert [[*seeds] for seeds in results.values()] == [[0, 1], [0, 1]]
     assert [row["step"] for row in results["width 6"][1]] == [0, 1, 2, 3, 4, 5, 6, 8, 10]
     assert "rank/last" in results["width 6"][1][0]
     assert results["width 5"][0] != results["width 5"][1]
-    assert "| width 5 | 2 | " in page.read_text()
-    before = page.read_text()
-    command("tiny")  # all is there
-    page.write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
-    command("tiny", "--from-rows")
-    assert page.read_text() == before
-    assert len(taken) == 4
-    monkeypatch.setitem(EXPERIMENTS, "tiny", replace(EXPERIMENTS["tiny"], steps=5))  # a longer run has it all
-    command("tiny")
+    (tmp_path / "results.md").write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
+    assert command() == command("--from-rows") == page  # all is there
+    monkeypatch.setitem(EXPERIMENTS, "tiny", replace(EXPERIMENTS["tiny"], steps=5))
+    command()  # a longer run has it all
     assert len(taken) == 4
     assert read_results(tmp_path / "results" / "tiny.csv")["width 5"][0][-1]["step"] == 5
-    capsys.readouterr()
+
+
+def test_a_run_of_other_settings_is_missing(tiny, tmp_path, monkeypatch):
+    command, taken = tiny
+    command()
+    run = taken[0]
+    assert run.seconds is not None
+    assert replace(run, steps=11).seconds is None
+    monkeypatch.setattr(sweep, "EXAMPLES", tmp_path)  # where the YAML file says something else
+    (tmp_path / "digits_mlp.yaml").write_text("seed_everything: 1\n")
+    assert run.seconds is None
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_fails_is_missing_and_says_why():
+    failing = replace(next(iter(EXPERIMENTS["tiny"].runs()))[2], arguments="--data.n_train 5000")
+    with pytest.raises(ValueError, match="n_train"):
+        failing.take()
+    assert failing.seconds is None
+    assert not failing.folder.exists()
+    (left,) = failing.folder.parent.iterdir()
+    assert "`n_train` must be from 1 to 1097" in (left / "output.txt").read_text()
+
+
+def test_a_failing_run_ends_the_sweep():
+    failing = sweep.Run("digits_mlp", "--data.n_train 5000", 0, 3)
+    with pytest.raises(RuntimeError, match=r"n_train 5000.* failed"):
+        sweep.train_all([failing], jobs=1)
+    shutil.rmtree(failing.folder.parent)  # in a process of its own it is beside the other runs
+
+
+@pytest.mark.parametrize("arguments", [(), ("depths",), ("depth", "x")])
+def test_an_unknown_name_is_told_with_those_there_are(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *arguments])
+    with pytest.raises(SystemExit):
+        sweep.main()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert (arguments[-1] if arguments else "named") in error
+    assert "there are scale, depth, width" in error
 
 
 # The penalty
@@ -206,6 +268,11 @@ def test_holding_costs_nothing_above_the_target_and_a_weight_of_zero_nothing_at_
     assert RegionPenalty(target=0.1, hold=True, radius=1.0)(network, x) == 0
     assert RegionPenalty(target=0.0, weight=0.0, radius=1.0)(network, x) == 0
     assert RegionPenalty(target=0.0, radius=1.0)(network, x) > 0
+
+
+def test_a_network_without_such_units_is_refused():
+    with pytest.raises(ValueError, match=r"nn\.ReLU modules, but the network has none"):
+        RegionPenalty()(nn.Sequential(nn.Linear(6, 3), nn.GELU()), torch.randn(5, 6))
 
 
 def test_it_leaves_no_hooks_and_draws_from_a_generator_of_its_own():
