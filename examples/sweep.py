@@ -45,6 +45,7 @@ Rows = list[Row]
 #: Rows of each seed of each variant.
 Results = dict[str, dict[int, Rows]]
 Measure = Callable[[Rows], float | None]
+Curves = str | Mapping[str, str]
 
 LC, TEST, TRAIN = "lc/train", "clean_acc/test", "clean_acc/train"
 PGD, WEAK_PGD, RAW = "robust_acc/test_eps0.1", "robust_acc/test_eps0.03", "robust_acc_raw/test_eps0.1"
@@ -179,7 +180,7 @@ class Experiment:
         few: variants that take longer, and how many seeds they have.
         keys: what of the rows is kept, by callback. A pattern with ``=last`` is the last of the keys that match.
         columns: of the table.
-        panels: of the picture: key by label.
+        panels: of the picture: by label a key, which is drawn for each variant, or several keys by name.
     """
 
     config: str
@@ -189,7 +190,7 @@ class Experiment:
     few: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, Sequence[str]] = field(default_factory=lambda: STANDARD_KEYS)
     columns: Mapping[str, Measure] = field(default_factory=lambda: STANDARD_COLUMNS)
-    panels: Mapping[str, str] = field(default_factory=lambda: STANDARD_PANELS)
+    panels: Mapping[str, Curves] = field(default_factory=lambda: STANDARD_PANELS)
 
     def runs(self) -> Iterable[tuple[str, int, Run]]:
         for name, arguments in self.variants.items():
@@ -317,10 +318,13 @@ EXPERIMENTS = {
             "PGD(0.01)": last("robust_acc/test_eps0.01"),
         },
         panels={
-            "LC, train points": LC,
-            "train accuracy": TRAIN,
-            "test accuracy": TEST,
-            "accuracy, PGD(0.003)": "robust_acc/test_eps0.003",
+            "LC": {"train": LC, "test": "lc/test"},
+            "accuracy": {
+                "train": TRAIN,
+                "test": TEST,
+                "PGD(0.003)": "robust_acc/test_eps0.003",
+                "PGD(0.01)": "robust_acc/test_eps0.01",
+            },
         },
     ),
     "deep_grokking": Experiment(
@@ -374,10 +378,13 @@ EXPERIMENTS = {
             "last LC": last(LC),
         },
         panels={
-            "LC, train points": LC,
-            "PGD(0.1) on raw logits": RAW,
-            "PGD(0.1)": PGD,
-            "AutoAttack(0.1)": f"autoattack/{PGD}",
+            "LC": {"train": LC},
+            "accuracy": {
+                "test": TEST,
+                "PGD(0.1), raw logits": RAW,
+                "PGD(0.1)": PGD,
+                "AutoAttack(0.1)": f"autoattack/{PGD}",
+            },
         },
     ),
 }
@@ -533,33 +540,42 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
-def picture(path: Path, results: Results, panels: Mapping[str, str]) -> None:
+def picture(path: Path, results: Results, panels: Mapping[str, Curves]) -> None:
     """The timelines of all variants over each other: means over the seeds, with their standard deviations."""
-    combined: dict[float, Row] = {}
-    for variant, seeds in results.items():
-        by_step: dict[float, list[Row]] = {}
-        for rows in seeds.values():
-            for row in rows:
-                by_step.setdefault(row["step"], []).append(row)
-        for step, same in by_step.items():
-            if len(same) < len(seeds):
-                continue
-            row = combined.setdefault(step, {"step": step})
-            for key in panels.values():
-                values = [one[key] for one in same if key in one]
-                if values:
-                    row[f"{variant} {key}"] = mean(values)
-                    row[f"{variant} {key} sd"] = stdev(values) if len(values) > 1 else 0.0
-    drawn = [
-        Panel(
-            label,
-            {variant: f"{variant} {key}" for variant in results},
-            bands={f"{variant} {key}": f"{variant} {key} sd" for variant in results},
-            limits=(0, 1) if "_acc/" in key else (0, None),
-        )
-        for label, key in panels.items()
-    ]
-    save([Part([combined[step] for step in sorted(combined)], drawn, [])], path)
+    drawn, joined = [], _Joined()
+    for label, curves in panels.items():
+        named = {"": curves} if isinstance(curves, str) else curves
+        lines = {
+            ", ".join(filter(None, [name, variant if len(results) > 1 or not name else ""])): (variant, key)
+            for variant in results
+            for name, key in named.items()
+        }
+        for name, (variant, key) in lines.items():
+            joined.add(f"{label} {name}", results[variant].values(), key)
+        keys = {name: f"{label} {name}" for name in lines}
+        limits = (0, 1) if all("acc" in key for key in named.values()) else (0, None)
+        drawn.append(Panel(label, keys, bands={key: f"{key} sd" for key in keys.values()}, limits=limits))
+    save([Part(joined.rows, drawn, [])], path)
+
+
+class _Joined:
+    """Rows of means and standard deviations, by step."""
+
+    def __init__(self) -> None:
+        self._by_step: dict[float, Row] = {}
+
+    def add(self, name: str, seeds: Iterable[Rows], key: str) -> None:
+        curves = [dict(zip(*curve(rows, key), strict=True)) for rows in seeds]
+        for step in set.intersection(*(set(of_seed) for of_seed in curves)):
+            values = [float(of_seed[step]) for of_seed in curves]
+            spread = stdev(values) if len(values) > 1 else 0.0
+            self._by_step.setdefault(float(step), {"step": float(step)}).update(
+                {name: mean(values), f"{name} sd": spread}
+            )
+
+    @property
+    def rows(self) -> Rows:
+        return [self._by_step[step] for step in sorted(self._by_step)]
 
 
 def report(name: str) -> None:
