@@ -291,10 +291,8 @@ EXPERIMENTS = {
             "accuracy, PGD(0.1)": PGD,
         },
     ),
-    "cnn": Experiment("digits_cnn", {"CNN": "", "CNN, BatchNorm": "--model.network.batch_norm true"}, 10_000, seeds=3),
-    "resnet": Experiment(
-        "digits_resnet", {"ResNet-18": "", "ResNet-18, BatchNorm": "--model.network.batch_norm true"}, 10_000, seeds=3
-    ),
+    "cnn": Experiment("digits_cnn", {"CNN": "", "CNN, BatchNorm": "--model.network.batch_norm true"}, 10_000),
+    "resnet": Experiment("digits_resnet", {"ResNet-18": ""}, 10_000),
     "modular": Experiment(
         "modular_addition",
         {"40 % of the pairs": ""},

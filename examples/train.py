@@ -56,10 +56,13 @@ class Classifier(LightningModule):
             loss = F.mse_loss(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype))
         else:
             loss = F.cross_entropy(logits, y)
+        total = loss if self.penalty is None else loss + (penalty := self.penalty(self.network, x))
         # A call of `log` takes a tenth of a step. That of the first batch is for runs shorter than the interval.
         if not batch_idx or (batch_idx + 1) % (self.trainer.log_every_n_steps or 1) == 0:
             self.log("train_loss", loss)
-        return loss if self.penalty is None else loss + self.penalty(self.network, x)
+            if self.penalty is not None:
+                self.log("region_penalty", penalty)
+        return total
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy on the whole test set: at the end, for the run is one epoch."""
@@ -97,7 +100,10 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.datamodule.prepare_data()  # missing data is told before the Trainer tells of devices
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        # A line for each of thousands of short steps would take longer than they do.
+        trainer.callbacks = [TQDMProgressBar(500) if isinstance(c, TQDMProgressBar) else c for c in trainer.callbacks]
+        return trainer
 
 
 def main() -> CLI:
@@ -107,11 +113,7 @@ def main() -> CLI:
             Classifier,
             LightningDataModule,
             subclass_mode_data=True,
-            trainer_defaults={
-                "callbacks": TQDMProgressBar(500),
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-            },
+            trainer_defaults={"enable_checkpointing": False, "enable_model_summary": False},
         )
     except MissingDataError as error:
         sys.exit(f"error: {error}")

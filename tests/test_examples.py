@@ -165,6 +165,23 @@ def test_a_command_changes_the_optimizer_the_loss_and_a_callback(fit):
     assert next(callback for callback in cli.trainer.callbacks if callback.group == "lc").radius == 0.5
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_progress_bar_is_slow_or_away(shown, fit):
+    cli = fit("digits_mlp", *SMALL, f"--trainer.enable_progress_bar={str(shown).lower()}")
+    bar = cli.trainer.progress_bar_callback
+    assert bar.refresh_rate == 500 if shown else bar is None
+
+
+def test_the_penalty_is_part_of_the_loss_and_logged(fit):
+    with_, without = (
+        fit("digits_region_penalty", *SMALL, f"--model.penalty.init_args.weight={weight}") for weight in (1.0, 0.0)
+    )
+    assert with_.trainer.callback_metrics["region_penalty"] > 0.1
+    assert without.trainer.callback_metrics["region_penalty"] == 0
+    assert with_.trainer.callback_metrics["train_loss"] == without.trainer.callback_metrics["train_loss"]  # the first
+    assert with_.trainer.callback_metrics["lc/train"] != without.trainer.callback_metrics["lc/train"]
+
+
 def test_the_saved_config_runs_it_again(fit, monkeypatch):
     first = fit("digits_mlp", *SMALL, "--seed_everything=3")
     monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={Path(first.trainer.log_dir, 'config.yaml')}"])
