@@ -216,7 +216,7 @@ EXPERIMENTS = {
         32_000,
     ),
     "depth": short({**network("depth", 2), "depth 4": "", **network("depth", 6)}),
-    "width": short({**network("width", 20), "width 200": ""}),
+    "width": short({**network("width", 20), "width 200": "", **network("width", 500)}),
     "batch": short({f"batch {n}": f"--data.batch_size {n}" if n != 200 else "" for n in (16, 50, 200, 500)}),
     "weight_decay": short(
         {
