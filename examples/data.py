@@ -28,6 +28,12 @@ class MissingDataError(FileNotFoundError):
     """Files that are not where they should be; the text is one line that says which, and how to get them."""
 
 
+def batches(dataset: TensorDataset, batch_size: int, n_batches: int) -> DataLoader:
+    """Random batches, indexed by lists: collating 200 single samples would take longer than a small network's step."""
+    sampler = RandomSampler(dataset, replacement=True, num_samples=batch_size * n_batches)
+    return DataLoader(dataset, sampler=BatchSampler(sampler, batch_size, drop_last=False), batch_size=None)
+
+
 class InMemory(LightningDataModule):
     """Base: ``train`` and ``test`` are datasets that can be indexed by lists.
 
@@ -48,13 +54,10 @@ class InMemory(LightningDataModule):
         self.train, self.test = self.load()
 
     def train_dataloader(self) -> DataLoader:
-        """Batches indexed by lists: collating 200 single samples would take longer than a step of a small network."""
         steps = self.trainer.max_steps if self.trainer else 1
         if steps < 1:
             raise ValueError(f"`trainer.max_steps` must be at least 1, but got {steps}: the runs are counted in steps.")
-        sampler = RandomSampler(self.train, replacement=True, num_samples=self.batch_size * steps)
-        batches = BatchSampler(sampler, self.batch_size, drop_last=False)
-        return DataLoader(self.train, sampler=batches, batch_size=None)
+        return batches(self.train, self.batch_size, steps)
 
     def val_dataloader(self) -> DataLoader:
         """The test samples: the callbacks draw their test points from here."""

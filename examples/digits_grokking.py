@@ -18,13 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from data import Digits, batches
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import TensorDataset
 
 from lc_callback import (
     FeatureRankCallback,
@@ -61,16 +61,9 @@ class DigitsMLP(LightningModule):
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    images, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    x, y = torch.tensor(images, dtype=torch.float32)[order] / 16, torch.tensor(labels)[order]
-    return TensorDataset(x[:500], y[:500]), TensorDataset(x[500:1200], y[500:1200])
-
-
-def batches(dataset: TensorDataset, batch_size: int, n_batches: int) -> DataLoader:
-    """Random batches, indexed by lists: collating 200 single samples would take longer than the step."""
-    sampler = RandomSampler(dataset, replacement=True, num_samples=batch_size * n_batches)
-    return DataLoader(dataset, sampler=BatchSampler(sampler, batch_size, drop_last=False), batch_size=None)
+    """500 for training, 700 for testing, as vectors of 64 pixels."""
+    train, test = (TensorDataset(x.flatten(1), y) for x, y in (split.tensors for split in Digits().load()))
+    return train, test
 
 
 def table(lc: History, acc: History, rank: History) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import math
 import multiprocessing
@@ -35,6 +36,7 @@ from lc_callback.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accura
 from lc_callback.phases import detect_phases
 from lc_callback.reporting.figure import save
 from lc_callback.timeline import Panel, Part, read_rows
+from lc_callback.transitions import Transition, Turn
 
 EXAMPLES = Path(__file__).parent
 RESULTS = EXAMPLES.parent / "docs" / "results"
@@ -74,8 +76,7 @@ def half_rise(key: str) -> Measure:
 
     def of(rows: Rows) -> float | None:
         curves = {"robust_acc/test_eps0": curve(rows, key)}  # which is what a clean accuracy is
-        found = find_accuracy_milestones(curves, ACCURACY_SETTINGS)
-        return next((turn.step for turn in found if turn.kind == "robustness_onset"), None)
+        return _step_of("robustness_onset", find_accuracy_milestones(curves, ACCURACY_SETTINGS))
 
     return of
 
@@ -91,15 +92,18 @@ def reaches(key: str, level: float) -> Measure:
     return of
 
 
-def phase(kind: str, key: str = LC) -> Measure:
-    """The step of a transition of ``detect_phases``."""
+def phase(kind: str) -> Measure:
+    """The step of a transition of local complexity at training points."""
+    return lambda rows: _step_of(kind, _phases(*(tuple(axis) for axis in curve(rows, LC))))
 
-    def of(rows: Rows) -> float | None:
-        steps, values = curve(rows, key)
-        found = detect_phases([int(step) for step in steps], values.tolist())
-        return next((transition.step for transition in found if transition.kind == kind), None)
 
-    return of
+@functools.cache  # a table asks for several kinds, and experiments share runs
+def _phases(steps: Sequence[float], values: Sequence[float]) -> list[Transition]:
+    return detect_phases([int(step) for step in steps], values)
+
+
+def _step_of(kind: str, found: Iterable[Turn | Transition]) -> int | None:
+    return next((one.step for one in found if one.kind == kind), None)
 
 
 def step_of_highest(key: str) -> Measure:
@@ -110,24 +114,16 @@ def step_of_highest(key: str) -> Measure:
     return of
 
 
-def surge(key: str) -> Measure:
-    """The step at which a second surge of an accuracy begins."""
-
-    def of(rows: Rows) -> float | None:
-        found = find_accuracy_milestones({"clean_acc/test": curve(rows, key)}, ACCURACY_SETTINGS)
-        return next((turn.step for turn in found if turn.kind == "multi_stage_generalization"), None)
-
-    return of
+def second_surge(rows: Rows) -> float | None:
+    """The step at which a second surge of test accuracy begins."""
+    return _step_of(
+        "multi_stage_generalization", find_accuracy_milestones({TEST: curve(rows, TEST)}, ACCURACY_SETTINGS)
+    )
 
 
-def rank_turn(kind: str, key: str = "rank/last") -> Measure:
-    """The step of a transition of the feature rank."""
-
-    def of(rows: Rows) -> float | None:
-        found = find_rank_turns(key, *curve(rows, key), RANK_SETTINGS)
-        return next((turn.step for turn in found if turn.kind == kind), None)
-
-    return of
+def rank_turn(kind: str) -> Measure:
+    """The step of a transition of the rank of the last layer."""
+    return lambda rows: _step_of(kind, find_rank_turns("rank/last", *curve(rows, "rank/last"), RANK_SETTINGS))
 
 
 def at_half_rise(key: str, relative: bool = False) -> Measure:
@@ -154,12 +150,15 @@ STANDARD_KEYS = {
     "robust_acc": [TRAIN, TEST, WEAK_PGD, PGD],
     "rank": [r"rank/.*\d=last", "weight_norm/total"],
 }
-STANDARD_COLUMNS: dict[str, Measure] = {
+LC_COLUMNS: dict[str, Measure] = {
     "first descent ends": phase("first_descent_end"),
     "highest LC": highest(LC),
     "at": step_of_highest(LC),
     "migration starts": phase("migration_start"),
     "last LC": last(LC),
+}
+STANDARD_COLUMNS = {
+    **LC_COLUMNS,
     "test acc., half": half_rise(TEST),
     "test acc.": last(TEST),
     "PGD(0.1), half": half_rise(PGD),
@@ -198,9 +197,9 @@ class Experiment:
                 yield name, seed, Run(self.config, arguments, seed, self.steps)
 
 
-def network(name: str, *values: object) -> dict[str, str]:
-    """Variants of one setting of the network."""
-    return {f"{name} {value}": f"--model.network.{name} {value}" for value in values}
+def varied(setting: str, name: str, *values: object, default: object = None) -> dict[str, str]:
+    """Variants of one setting; that of the YAML file needs no argument, so that experiments share its runs."""
+    return {name.format(value): "" if value == default else f"--{setting} {value}" for value in values}
 
 
 def short(variants: Mapping[str, str], config: str = "digits_mlp", **arguments: Any) -> Experiment:
@@ -210,20 +209,11 @@ def short(variants: Mapping[str, str], config: str = "digits_mlp", **arguments: 
 
 
 EXPERIMENTS = {
-    "scale": Experiment(
-        "digits_mlp",
-        {"scale 1": "", **{f"scale {n}": f"--model.network.init_scale {n}" for n in (2, 4, 6, 8)}},
-        32_000,
-    ),
-    "depth": short({**network("depth", 2), "depth 4": "", **network("depth", 6)}),
-    "width": short({**network("width", 20), "width 200": "", **network("width", 500)}),
-    "batch": short({f"batch {n}": f"--data.batch_size {n}" if n != 200 else "" for n in (16, 50, 200, 500)}),
-    "weight_decay": short(
-        {
-            f"decay {text}": f"--model.optimizer.weight_decay {text}" if text != "0.1" else ""
-            for text in ("0", "1e-4", "0.1", "1")
-        }
-    ),
+    "scale": Experiment("digits_mlp", varied("model.network.init_scale", "scale {}", 1, 2, 4, 6, 8, default=1), 32_000),
+    "depth": short(varied("model.network.depth", "depth {}", 2, 4, 6, default=4)),
+    "width": short(varied("model.network.width", "width {}", 20, 200, 500, default=200)),
+    "batch": short(varied("data.batch_size", "batch {}", 16, 50, 200, 500, default=200)),
+    "weight_decay": short(varied("model.optimizer.weight_decay", "decay {}", "0", "1e-4", "0.1", "1", default="0.1")),
     "optimizer": short(
         {
             "AdamW": "",
@@ -234,23 +224,19 @@ EXPERIMENTS = {
             "--model.optimizer.momentum 0.9 --model.optimizer.weight_decay 0.001",
         }
     ),
-    "init": short({"torch": "", **{name: f"--model.network.init {name}" for name in ("kaiming", "orthogonal")}}),
+    "init": short(varied("model.network.init", "{}", "torch", "kaiming", "orthogonal", default="torch")),
     "random_labels": short(
-        {f"{n} images": f"--data.n_train {n}" for n in (125, 1000)},
+        varied("data.n_train", "{} images", 125, 1000),
         "digits_random_labels",
         columns={
-            "first descent ends": phase("first_descent_end"),
-            "highest LC": highest(LC),
-            "at": step_of_highest(LC),
-            "migration starts": phase("migration_start"),
-            "last LC": last(LC),
+            **LC_COLUMNS,
             "at random points": last("lc/random"),
             "train acc., half": half_rise(TRAIN),
             "train acc.": last(TRAIN),
         },
         panels={"LC, train points": LC, "LC, random points": "lc/random", "train accuracy": TRAIN},
     ),
-    "data_size": short({f"{n} images": f"--data.n_train {n}" if n != 500 else "" for n in (125, 500, 1000)}),
+    "data_size": short(varied("data.n_train", "{} images", 125, 500, 1000, default=500)),
     "batchnorm": short({"without": "", "BatchNorm": "--model.network.batch_norm true"}),
     "batchnorm_scale6": Experiment(
         "digits_mlp",
@@ -325,7 +311,10 @@ EXPERIMENTS = {
     ),
     "deep_grokking": Experiment(
         "deep_grokking",
-        {**network("depth", 4, 8, 12), "depth 4, 500 images": "--model.network.depth 4 --data.n_train 500"},
+        {
+            **varied("model.network.depth", "depth {}", 4, 8, 12),
+            "depth 4, 500 images": "--model.network.depth 4 --data.n_train 500",
+        },
         12_000,
         few={"depth 12": 3},
         keys={
@@ -336,7 +325,7 @@ EXPERIMENTS = {
         columns={
             "train acc., half": half_rise(TRAIN),
             "test acc., half": half_rise(TEST),
-            "second surge": surge(TEST),
+            "second surge": second_surge,
             "test acc.": last(TEST),
             "rank falls": rank_turn("rank_descent"),
             "falls again": rank_turn("second_rank_descent"),
@@ -454,7 +443,7 @@ class Run:
                 if row["step"] <= self.steps:
                     joined.setdefault(row["step"], {"step": row["step"]}).update(_chosen(row, wanted))
         rows = [joined[step] for step in sorted(joined)]
-        rows[0]["seconds"] = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))["seconds"]
+        rows[0]["seconds"] = self.seconds
         return rows
 
 
@@ -538,40 +527,27 @@ def _number(value: float) -> str:
 
 def picture(path: Path, results: Results, panels: Mapping[str, Curves]) -> None:
     """The timelines of all variants over each other: means over the seeds, with their standard deviations."""
-    drawn, joined = [], _Joined()
+    drawn, joined = [], dict[float, Row]()
     for label, curves in panels.items():
         named = {"": curves} if isinstance(curves, str) else curves
-        lines = {
-            ", ".join(filter(None, [name, variant if len(results) > 1 or not name else ""])): (variant, key)
-            for variant in results
-            for name, key in named.items()
-        }
-        for name, (variant, key) in lines.items():
-            joined.add(f"{label} {name}", results[variant].values(), key)
-        keys = {name: f"{label} {name}" for name in lines}
+        keys = {}
+        for variant, seeds in results.items():
+            for name, key in named.items():
+                line = ", ".join(filter(None, [name, variant if len(results) > 1 or not name else ""]))
+                keys[line] = f"{label} {line}"
+                for step, values in _common(seeds.values(), key).items():
+                    spread = stdev(values) if len(values) > 1 else 0.0
+                    row = {keys[line]: mean(values), f"{keys[line]} sd": spread}
+                    joined.setdefault(step, {"step": step}).update(row)
         limits = (0, 1) if all("acc" in key for key in named.values()) else (0, None)
         drawn.append(Panel(label, keys, bands={key: f"{key} sd" for key in keys.values()}, limits=limits))
-    save([Part(joined.rows, drawn, [])], path)
+    save([Part([joined[step] for step in sorted(joined)], drawn, [])], path)
 
 
-class _Joined:
-    """Rows of means and standard deviations, by step."""
-
-    def __init__(self) -> None:
-        self._by_step: dict[float, Row] = {}
-
-    def add(self, name: str, seeds: Iterable[Rows], key: str) -> None:
-        curves = [dict(zip(*curve(rows, key), strict=True)) for rows in seeds]
-        for step in set.intersection(*(set(of_seed) for of_seed in curves)):
-            values = [float(of_seed[step]) for of_seed in curves]
-            spread = stdev(values) if len(values) > 1 else 0.0
-            self._by_step.setdefault(float(step), {"step": float(step)}).update(
-                {name: mean(values), f"{name} sd": spread}
-            )
-
-    @property
-    def rows(self) -> Rows:
-        return [self._by_step[step] for step in sorted(self._by_step)]
+def _common(seeds: Iterable[Rows], key: str) -> dict[float, list[float]]:
+    """The values of all seeds, at the steps that all have."""
+    curves = [{float(step): float(value) for step, value in zip(*curve(rows, key), strict=True)} for rows in seeds]
+    return {step: [of_seed[step] for of_seed in curves] for step in set.intersection(*map(set, curves))}
 
 
 def report(name: str) -> None:

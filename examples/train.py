@@ -56,13 +56,13 @@ class Classifier(LightningModule):
             loss = F.mse_loss(logits, F.one_hot(y, logits.shape[1]).to(logits.dtype))
         else:
             loss = F.cross_entropy(logits, y)
-        total = loss if self.penalty is None else loss + (penalty := self.penalty(self.network, x))
+        terms = {"train_loss": loss}
+        if self.penalty is not None:
+            terms["region_penalty"] = self.penalty(self.network, x)
         # A call of `log` takes a tenth of a step. That of the first batch is for runs shorter than the interval.
         if not batch_idx or (batch_idx + 1) % (self.trainer.log_every_n_steps or 1) == 0:
-            self.log("train_loss", loss)
-            if self.penalty is not None:
-                self.log("region_penalty", penalty)
-        return total
+            self.log_dict(terms)
+        return sum(terms.values())
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Accuracy on the whole test set: at the end, for the run is one epoch."""
