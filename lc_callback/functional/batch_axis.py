@@ -32,7 +32,7 @@ class BatchAxis:
         """
         if self.axis >= tensor.ndim or tensor.shape[self.axis] != n_samples * self.per_sample:
             raise ValueError(f"shape {tuple(tensor.shape)} does not hold {n_samples} samples on axis {self.axis}")
-        front = tensor.movedim(self.axis, 0)
+        front = tensor.movedim(self.axis, 0) if self.axis else tensor
         if self.per_sample == 1:
             return front
         if self.sample_first:

@@ -195,6 +195,7 @@ class _GridCounter(Counter):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._extent, self._sides = extent, sides
+        self._first = torch.zeros(1, dtype=torch.long)
 
     @property
     def n(self) -> int:
@@ -215,11 +216,15 @@ class _GridCounter(Counter):
         super().set_frame(torch.cat([self.plane.directions.flatten(1).to(frame), frame]), most)
         self.n_directions = len(frame)
 
+    def starts(self, points: Tensor) -> Tensor:
+        """The first point, from which all cells are reached."""
+        return self._first
+
     def follow_vertices(self, points: Tensor, vertices: Tensor, sink: Callable[[int, list[Knot]], None]) -> None:
         """Run the model at the vertices of the frames of these cells."""
-        cells = self._uv[points].to(vertices).repeat_interleave(len(vertices), dim=0)
-        coefficients = torch.cat([cells, vertices.repeat(len(points), 1)], dim=1)
-        self.follow_frame(torch.zeros(1, dtype=torch.long), coefficients, sink)
+        cells = self._uv[points].to(vertices).repeat(len(vertices), 1)
+        coefficients = torch.cat([cells, vertices.repeat_interleave(len(points), dim=0)], dim=1)
+        self.follow_frame(self._first, coefficients, sink)
 
 
 def _middles(extent: Extent, height: int, width: int) -> Floats:

@@ -30,8 +30,10 @@ __all__ = [
     "first_called",
     "knots_of",
     "known_operations",
+    "memory_order",
     "module_paths",
     "select_modules",
+    "viewed",
     "winners_of",
 ]
 
@@ -277,6 +279,19 @@ def bends(op: str) -> bool:
 def knots_of(op: str, args: Any, kwargs: Any) -> list[Knot]:
     """What meets the knots of an operation that is about to be executed."""
     return _KNOTS[op](*args, **kwargs)
+
+
+def memory_order(tensor: Tensor, first: int) -> list[int]:
+    """The axes, those from the ``first`` on as they are in the memory."""
+    return [*range(first), *sorted(range(first, tensor.ndim), key=tensor.stride, reverse=True)]
+
+
+def viewed(knots: list[Knot], view: Callable[[Tensor], Tensor]) -> list[Knot]:
+    """The knots with views of their tensors: one, where several are of the same tensor."""
+    views: list[Knot] = []
+    for i, (z, knot) in enumerate(knots):
+        views.append((views[-1][0] if i and z is knots[i - 1][0] else view(z), knot))
+    return views
 
 
 def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | str) -> list[Knot]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules
+from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules, viewed
 from lc_callback.functional.prefix import Prefix, find_prefix, pre_activations, same, some_moves
 from lc_callback.functional.space import Space
 from lc_callback.functional.tape import Script, Tape, Taper
@@ -74,8 +74,8 @@ class Layers(Space):
         self.frame: Tensor
         self.prefix: Prefix | None = None
         self.tape: Tape | None = None
+        self.by_rules = False  # derivatives are taken operation by operation, where any are
         self._script: Script | None = None
-        self.upcoming = torch.zeros(0, dtype=torch.long)  # points that are going to be followed, in ascending order
         self.here: BatchAxis | None = None  # where the samples are in what was handed over last
         self._values = "feature" if results else "pre-activation"
 
@@ -222,7 +222,7 @@ class Layers(Space):
         """Run the model on the points ``(n,)``, each moved by the ``(k, D)`` offsets. Returns its output.
 
         ``sink(position, knots)`` is called for each place that was traced and depends on the samples, with tensors
-        whose first axis is the ``n * k`` samples, those of a point next to each other.
+        whose first axis is the ``k * n`` samples: all points, moved by the first offset, then by the next one.
         """
         return self._followed(*self._moved(points, offsets), sink)
 
@@ -231,26 +231,25 @@ class Layers(Space):
 
         Without the output, if it was written down.
         """
-        moved = self._moved_along(points, coefficients)
-        return self._followed(*moved, sink) if self.tape is None else self._repeated(*moved, sink)
+        if self.prefix is None:
+            moved = self._moved(points, coefficients @ self.frame)
+            return self._followed(*moved, sink) if self.tape is None else self._repeated(*moved, sink)
+        values = self.prefix.values(self, points, coefficients)
+        recording = self._recording(lambda output: values) | {"at": self.prefix.module}
+        if self.tape is None:
+            return self._followed(self.points.batch(points[:1], None), len(values), recording, sink)
+        return self._repeated(None, len(values), recording, sink)
 
     def _moved(self, points: Tensor, offsets: Tensor | None) -> Moved:
         n, k = len(points), 1 if offsets is None else len(offsets)
 
         def move(output: Tensor) -> Tensor:
             assert offsets is not None
-            moved = output.unflatten(0, (n, k)) + offsets.view(k, *output.shape[1:])
+            moved = output.unflatten(0, (k, n)) + offsets.view(k, 1, *output.shape[1:])
             return moved.flatten(0, 1)
 
         inputs = self.points.batch(points, offsets if self.at_module is None else None, k)
         return inputs, n * k, self._recording(move)
-
-    def _moved_along(self, points: Tensor, coefficients: Tensor) -> Moved:
-        if self.prefix is None:
-            return self._moved(points, coefficients @ self.frame)
-        values = self.prefix.values(self, points, coefficients)
-        recording = self._recording(lambda output: values) | {"at": self.prefix.module}
-        return self.points.batch(points[:1], None), len(values), recording
 
     def set_frame(self, frame: Tensor, most: int) -> None:
         """Take ``(B, D)`` directions for :meth:`follow_frame`, and find how to get there with least effort.
@@ -258,20 +257,44 @@ class Layers(Space):
         At most so many samples are in one forward pass. Points that integers or masks belong to, that are moved inside
         the model, or at the values of which it looks, go through all of it.
         """
-        self.frame, self.prefix, self.tape = frame, None, None
+        self.frame = frame
         whole = self.at_module is not None or not self.points.alone or self.reads_values
-        tape = self.repeating(None)
-        if whole and tape is None:
+        self._plainly()
+        if whole and self._script is None:
             return
         moves = some_moves(self, frame)
-        expected = pre_activations(self, moves, most)
-        self.tape = tape
-        if tape is not None and not self._gives(expected, moves, most):
+        gives = functools.partial(self._gives, self.observed(moves, most), moves, most)
+        # What is likely, with one pass to confirm it, and else one by one.
+        self.by_rules = True
+        if not whole and self._script is not None:
+            self.points.channels_last = self._has_images()
+            self.prefix = find_prefix(self, lambda: True, most, repeats=True)
+        if self.prefix is None:
+            self.tape = self.repeating(None)
+        if self.tape is None or not gives():
+            self._plainly()
+            self._find_each(whole, gives, most)
+        self._script = None
+
+    def _plainly(self) -> None:
+        """Follow by running the model on all samples."""
+        self.prefix, self.tape, self.by_rules, self.points.channels_last = None, None, False, False
+
+    def _find_each(self, whole: bool, gives: Callable[[], bool], most: int) -> None:
+        """As far as each of the shorter ways gives the same."""
+        self.tape = self.repeating(None)
+        if self.tape is not None and not gives():
             self.tape = None
         if not whole:
-            self.points.channels_last = self._takes_channels_last(moves, expected, most)
-            self.prefix = find_prefix(self, functools.partial(self._gives, expected, moves, most), most)
-        self._script = None
+            self.points.channels_last = self._has_images()
+            self.points.channels_last = self.points.channels_last and gives()
+            self.prefix = find_prefix(self, gives, most, repeats=self.tape is not None)
+        self.by_rules = True
+        self.by_rules = self.tape is not None and gives()
+
+    def observed(self, moves: Tensor, most: int) -> list[Tensor]:
+        """What has to stay the same, by whichever way: all pre-activations at a few points, moved along the frame."""
+        return pre_activations(self, moves, most)
 
     def repeating(self, module: nn.Module | None) -> Tape | None:
         """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
@@ -291,19 +314,14 @@ class Layers(Space):
     def _gives(self, expected: list[Tensor], moves: Tensor, most: int) -> bool:
         """Whether :meth:`follow_frame` gives what it did."""
         try:
-            return same(expected, pre_activations(self, moves, most))
+            return same(expected, self.observed(moves, most))
         except Exception:  # what comes later does not take it, and says so in its own way
             return False
 
-    def _takes_channels_last(self, moves: Tensor, expected: list[Tensor], most: int) -> bool:
-        """Whether the model computes the same on images in this layout, in which convolutions on a CPU are faster."""
-        images = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
-        if self.device.type != "cpu" or self.dtype is not torch.float32 or not images:
-            return False
-        self.points.channels_last = True
-        takes = self._gives(expected, moves, most)
-        self.points.channels_last = False
-        return takes
+    def _has_images(self) -> bool:
+        """Whether there may be images, and convolutions that are faster if the channels of these come last."""
+        cpu = self.device.type == "cpu" and self.dtype is torch.float32
+        return cpu and any(isinstance(module, nn.Conv2d) for module in self.model.modules())
 
     def _followed(
         self, inputs: Any, samples: int, recording: dict[str, Any], sink: Callable[[int, list[Knot]], None]
@@ -339,10 +357,10 @@ class Layers(Space):
             if axis is None:
                 return
             try:
-                fronts = {id(z): axis.to_front(z, samples) for z, _ in knots}
+                fronts = viewed(knots, lambda z: axis.to_front(z, samples))
             except ValueError as reason:
                 raise self._cannot_follow(self.sites[position], reason) from None
-            sink(position, [(fronts[id(z)], knot) for z, knot in knots])
+            sink(position, fronts)
 
         return receive
 

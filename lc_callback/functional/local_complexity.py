@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.bracket import UpperBound
 from lc_callback.functional.checks import is_out_of_memory, positive_integer
+from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import Knot, Recorder, check_layers
+from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, viewed
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.space import compute_dtype
 from lc_callback.functional.tangents import AffineRecorder, execute_affine
@@ -38,10 +40,10 @@ __all__ = [
 
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-_CACHE = 2.5 * 2**20  # bytes of a tensor in the mean, on a CPU
+_CACHE = 1.25 * 2**20  # bytes of a tensor in the mean, on a CPU
+_KEPT = 4 * 2**20  # bytes of what is kept of several chunks, and counted at once
 # The vertices are computed in float64 where a coordinate's step r/sqrt(D) is fewer units in the last place than this.
 _FEWEST_ULP = 16
-_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _DROPPED = 18  # bits of a critical radius as float32, which leaves 32 bins for a factor of two, of 3 % at most
 _BINS = 2 ** (31 - _DROPPED)
 _INFINITE = 0x7F800000 >> _DROPPED  # and behind that there are those that are no number
@@ -337,6 +339,10 @@ class Counter(Layers):
         self.n_directions = len(frame)
         super().set_frame(frame, most)
 
+    def starts(self, points: Tensor) -> Tensor:
+        """From where the moves lead to the vertices of these points."""
+        return points
+
     def follow_vertices(self, points: Tensor, vertices: Tensor, sink: Callable[[int, list[Knot]], None]) -> None:
         """Run the model at vertices ``(k, P)`` of the frames of the points ``(n,)``, in units of the directions."""
         self.follow_frame(points, vertices, sink)
@@ -357,13 +363,7 @@ class Counter(Layers):
         for row, radius in enumerate(radii):
             told = functools.partial(_tell, progress, row * len(points), len(radii) * len(points))
             chunk = self._sweep(counts[row], points, self._vertices(radius), chunk, told)
-        found = counts.cpu()  # the one time that a GPU is waited for, unless something is not finite
-        for row, broken in enumerate((found < 0).any(2)):
-            suspects = broken.nonzero().flatten()
-            if len(suspects):
-                self._sweep(counts[row], suspects, self._vertices(radii[row]), chunk, exact=True)
-                found[row] = counts[row].cpu()
-        return found[:, points]
+        return counts.cpu()[:, points]  # the one time that a GPU is waited for
 
     def _vertices(self, radius: float) -> Tensor:
         """``(2P, P)`` coefficients of the frame."""
@@ -380,44 +380,46 @@ class Counter(Layers):
         points: Tensor,
         vertices: Tensor,
         chunk: int,
-        told: Callable[[int], None] | None = None,
-        exact: bool = False,
+        told: Callable[[int], None],
     ) -> int:
         """Write the counts of these points to ``counts (N, L)``. Returns how many vertices fit a forward pass."""
         start, of_point = 0, len(vertices) + self.besides
+        kept = int(_KEPT // (2 * sum(self.sizes) * self.dtype.itemsize))
         while start < len(points):
-            self.upcoming = points[start:]
-            some = points[start : start + max(1, chunk // of_point)]
+            at_once = max(1, chunk // of_point)
+            some = points[start : start + max(at_once, kept)]
             try:
-                found = self._count_points(some, vertices, chunk, exact)
+                if self.prefix is not None:
+                    self.prefix.hold(self, self.starts(some), chunk)
+                parts = vertices.split(max(1, chunk - self.besides))
+                found = self._count_points(some, parts, at_once, functools.partial(_add, told, start))
                 counts[some.to(counts.device, non_blocking=True)] = found
             except Exception as error:
                 if chunk == 1 or not is_out_of_memory(error):
                     raise
-                smaller = max(1, min(chunk, len(some) * of_point) // 2)
+                smaller = max(1, min(chunk, at_once * of_point) // 2)
             else:
                 start += len(some)
-                if told is not None:
-                    told(start)
                 continue
             chunk = smaller  # here the exception, and what its frames held, is gone
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return chunk
 
-    def _count_points(self, points: Tensor, vertices: Tensor, chunk: int, exact: bool) -> Tensor:
-        """``(n, L)`` counts of a few points, with at most ``chunk`` vertices in one forward pass.
+    def _count_points(
+        self, points: Tensor, parts: Sequence[Tensor], at_once: int, told: Callable[[int], None]
+    ) -> Tensor:
+        """``(n, L)`` counts of points, so many in one forward pass, and of their vertices one of these parts.
 
-        -1 where a value was not finite; without ``exact`` also where one may not have been.
+        -1 where a value was not finite.
         """
-        tallies = [_Tally(exact) for _ in self.axes]
-        for part in vertices.split(chunk):
-
-            def tally(position: int, knots: list[Knot], shape: tuple[int, int] = (len(points), len(part))) -> None:
-                fronts = {id(z): z.unflatten(0, shape) for z, _ in knots}
-                tallies[position].add([(fronts[id(z)], knot) for z, knot in knots])
-
-            self.follow_vertices(points, part, tally)
+        tallies = [_Tally(len(points)) for _ in self.axes]
+        for start in range(0, len(points), at_once):
+            rows = slice(start, min(start + at_once, len(points)))
+            for part in parts:
+                sink = functools.partial(self._tally, tallies, rows, len(part), part is parts[0])
+                self.follow_vertices(points[rows], part, sink)
+            told(rows.stop)
         counts = torch.zeros(len(self.names), len(points), dtype=torch.int64, device=self.device)
         broken = torch.zeros_like(counts, dtype=torch.bool)
         for layer, tallied in zip(self.layer_of, tallies, strict=True):
@@ -426,9 +428,18 @@ class Counter(Layers):
                 broken[layer] |= tallied.broken()
         return counts.masked_fill(broken, -1).T
 
+    @staticmethod
+    def _tally(tallies: list[_Tally], rows: slice, k: int, first: bool, position: int, knots: list[Knot]) -> None:
+        shape = k, rows.stop - rows.start
+        tallies[position].add(viewed(knots, lambda z: z.unflatten(0, shape)), rows, first)
+
 
 class _HasJumps(Exception):  # noqa: N818 (no error: there is another method)
     pass
+
+
+# For each unit of ``(n, ...)`` points, where it is relative to a knot, and how far it gets along the directions.
+Reach = tuple[Tensor, Tensor]
 
 
 class LinearCounter(Counter):
@@ -436,6 +447,10 @@ class LinearCounter(Counter):
 
     block = (0, 0)
     besides = 1
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._scratch = torch.empty(0)
 
     def measure(self, *arguments: Any, **named: Any) -> LocalComplexity:
         """As for vertices, and by these if the model has no affine pieces that tell what it does nearby."""
@@ -462,9 +477,16 @@ class LinearCounter(Counter):
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         return execute_affine(self, op, func, args, kwargs)
 
+    def observed(self, moves: Tensor, most: int) -> list[Tensor]:
+        """Where a few points are, and how far they get along one direction."""
+        found: list[Tensor] = []
+        points = torch.tensor([0, self.n - 1]).unique()[: max(1, most // 2)]
+        self._follow_directions(points, moves[:1], lambda position, reaches: found.extend(sum(reaches, ())))
+        return found
+
     def follow_frame(self, points: Tensor, coefficients: Tensor, sink: Callable[[int, list[Knot]], None]) -> Any:
         """As for vertices; the first of the ``coefficients`` is 0."""
-        self.block = len(points), len(coefficients)
+        self.block = len(coefficients), len(points)
         return super().follow_frame(points, coefficients, sink)
 
     def count(
@@ -476,63 +498,115 @@ class LinearCounter(Counter):
     ) -> Tensor:
         """As for vertices."""
         eps = torch.finfo(self.dtype).eps
-        self._radii, self._scratch = radii, torch.empty(0)
-        self._step = (self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
+        small = (self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
+        self._radii, self._step = radii, 1.0 if self.by_rules else small
         self.histogram = torch.zeros(_BINS, dtype=torch.int64, device=self.device)
         counts = torch.zeros(self.n, len(radii), len(self.names), dtype=torch.int64, device=self.device)
         told = functools.partial(_tell, progress, 0, len(points))
-        self._sweep(counts, points, self._steps(self._step), chunk, told, exact=True)
+        self._sweep(counts, points, self._steps(self._step), chunk, told)
         self.histogram = self.histogram.cpu()
         return counts.transpose(0, 1).cpu()[:, points]
 
-    def _count_points(self, points: Tensor, vertices: Tensor, chunk: int, exact: bool) -> Tensor:
-        """``(n, R, L)`` counts of a few points."""
-        n = len(points)
-        reaches: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.axes]  # at the point, and how far from there
-        for part in vertices.split(max(1, chunk - 1)):
-
-            def note(position: int, knots: list[Knot]) -> None:
-                found: list[tuple[Tensor, Tensor]] = []
-                for i, (z, knot) in enumerate(knots):
-                    if i and z is knots[i - 1][0]:  # several knots of the same values
-                        at, reach = found[-1][0] + (knots[i - 1][1] or 0.0), found[-1][1]
-                    else:
-                        z = z.unflatten(0, self.block)
-                        at, reach = z[:, 0].clone(), self._largest_step(z)
-                    found.append((at - (knot or 0.0), reach))
-                before = zip(found, reaches[position] or found, strict=True)
-                reaches[position] = [(at, reach.maximum(old)) for (at, reach), (_, old) in before]
-
-            self.follow_frame(points, torch.cat([torch.zeros_like(part[:1]), part]), note)
-        counts = torch.zeros(n, len(self._radii), len(self.names), dtype=torch.int64, device=self.device)
+    def _count_points(
+        self, points: Tensor, parts: Sequence[Tensor], at_once: int, told: Callable[[int], None]
+    ) -> Tensor:
+        """``(n, R, L)`` counts of points."""
+        reached: list[list[list[Reach]]] = [[] for _ in self.axes]  # for each chunk, and each knot
+        for start in range(0, len(points), at_once):
+            some = points[start : start + at_once]
+            for part in parts:
+                self._follow_directions(some, part, functools.partial(_note, reached, part is parts[0]))
+            told(start + len(some))
+        counts = torch.zeros(len(points), len(self._radii), len(self.names), dtype=torch.int64, device=self.device)
         histogram = torch.zeros_like(self.histogram)
-        for layer, found in zip(self.layer_of, reaches, strict=True):
-            if found:
-                histogram += self._add(counts[:, :, layer], [(at, reach / self._step) for at, reach in found])
+        for layer, chunks in zip(self.layer_of, reached, strict=True):
+            if chunks:
+                found = [tuple(map(torch.cat, zip(*knot, strict=True))) for knot in zip(*chunks, strict=True)]
+                histogram += self._add(counts[:, :, layer], found)
         self.histogram += histogram
         return counts
 
-    def _largest_step(self, z: Tensor) -> Tensor:
-        """How far ``(n, k, ...)`` are from the first of ``k`` at most; NaN where one is."""
-        ordered, back = _in_order(z)
-        if self._scratch.numel() < z.numel() or self._scratch.dtype != z.dtype:
-            self._scratch = z.new_empty(z.numel())  # kept, for new memory is slow
-        steps = torch.sub(ordered, ordered[:, :1], out=self._scratch[: z.numel()].view(ordered.shape)).abs_()
-        # As integers, which are in the same order where no sign is set, NaN last.
-        return steps.view(_INTEGERS[z.dtype]).amax(1).view(z.dtype).permute(back)
+    def _follow_directions(self, points: Tensor, directions: Tensor, sink: Callable[[int, list[Reach]], None]) -> None:
+        """Call ``sink`` with what is reached along ``(k, B)`` directions from the points ``(n,)``."""
+        if not self.by_rules:
 
-    def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+            def differ(position: int, knots: list[Knot]) -> None:
+                reaches: list[Reach] = []
+                for i, (z, knot) in enumerate(viewed(knots, lambda z: z.unflatten(0, self.block))):
+                    repeated = i > 0 and knots[i - 1][0] is knots[i][0]
+                    reaches.append((z[0] - (knot or 0.0), reaches[-1][1] if repeated else self._largest_step(z)))
+                sink(position, reaches)
+
+            self.follow_frame(points, torch.cat([torch.zeros_like(directions[:1]), directions]), differ)
+            return
+
+        def receive(position: int, knots: list[Knot], dual: Dual) -> None:
+            axis = self.axes[position]
+            if axis is not None:
+                at = viewed(knots, lambda z: axis.to_front(z, len(points)))
+                reach = axis.to_front(dual.steepest(self._room), len(points))
+                sink(position, [(z - (knot or 0.0), reach) for z, knot in at])  # a copy, that keeps no other memory
+
+        if self.tape is None or self.tape.writes_to_views:
+            raise NoRule
+        differentiate(self.tape, *self._duals(points, directions), receive, self._room)
+
+    def _duals(self, points: Tensor, directions: Tensor) -> tuple[Any, int, Callable[[Any], Dual]]:
+        """What moves: the inputs, how many points these are, and what takes the place of a module's output."""
+        if self.prefix is not None:
+            base = self.prefix.at(self, points)
+            dual = Dual(base, self.prefix.moved(base, directions))
+            return None, len(points), lambda output: dual
+        offsets = directions @ self.frame
+        leaves = tree_leaves(self.points.batch(points, None))
+        if self.at_module is None:
+            column = 0
+            for place, leaf in enumerate(leaves):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                    width = leaf[0].numel()
+                    leaves[place] = Dual(leaf, offsets[:, column : column + width].view(-1, 1, *leaf.shape[1:]))
+                    column += width
+
+        def move(output: Tensor) -> Dual:
+            return Dual(output, offsets.view(-1, 1, *output.shape[1:]))
+
+        return leaves, len(points), move
+
+    def _largest_step(self, z: Tensor) -> Tensor:
+        """How far ``(k, n, ...)`` are from the first of ``k`` at most; NaN where one is."""
+        order = memory_order(z, 2)
+        ordered = z.permute(order)
+        largest = torch.sub(ordered, ordered[:1], out=self._room(z, z.numel()).view(ordered.shape)).abs_().amax(0)
+        return largest.permute(0, *(order.index(axis) - 1 for axis in range(2, z.ndim)))
+
+    def _room(self, like: Tensor, size: int) -> Tensor:
+        """Memory for so many values, which is kept, for new memory is slow."""
+        if self._scratch.numel() < size or self._scratch.dtype != like.dtype:
+            self._scratch = like.new_empty(size)
+        return self._scratch[:size]
+
+    def _add(self, counts: Tensor, found: list[tuple[Tensor, ...]]) -> Tensor:
         """Add the units of one place to ``counts (n, R)``. Returns their histogram."""
+        if self._step != 1.0:
+            found = [(at, reach / self._step) for at, reach in found]
+        largest = functools.reduce(torch.maximum, [at.abs().amax(1) + slope.amax(1) for at, slope in found])
+        critical = [at / slope for at, slope in found]  # with the sign of the side on which the point is
         for row, radius in enumerate(self._radii):
-            reaches = [(at, radius * slope) for at, slope in found]
-            hit = [(at <= reach) & (at > -reach) for at, reach in reaches]
-            counts[:, row] += functools.reduce(torch.bitwise_or, hit).flatten(1).count_nonzero(1)
-        sizes = [(at.abs(), slope) for at, slope in found]
-        largest = functools.reduce(torch.maximum, [_of_points(size) + _of_points(slope) for size, slope in sizes])
+            hit = [(size <= radius) & (size > -radius) for size in critical]
+            counts[:, row] += functools.reduce(torch.bitwise_or, hit).count_nonzero(1)
         counts.masked_fill_(~largest.isfinite()[:, None], -1)
-        critical = functools.reduce(torch.minimum, [size / slope for size, slope in sizes])
-        bins = ((critical.float().view(torch.int32) & 0x7FFFFFFF) >> _DROPPED).flatten().long()
+        smallest = critical[0] if len(critical) == 1 else functools.reduce(torch.minimum, [c.abs() for c in critical])
+        bins = ((smallest.float().view(torch.int32) & 0x7FFFFFFF) >> _DROPPED).flatten().long()
         return torch.zeros_like(self.histogram).scatter_add_(0, bins, torch.ones_like(bins))
+
+
+def _note(reached: list[list[list[Reach]]], first: bool, position: int, reaches: list[Reach]) -> None:
+    order = memory_order(reaches[0][0], 1)
+    flat = [(at.permute(order).flatten(1), reach.permute(order).flatten(1)) for at, reach in reaches]
+    if not first:  # along more directions from the same points
+        before = reached[position].pop()
+        flat = [(at, reach.maximum(other)) for (at, reach), (_, other) in zip(flat, before, strict=True)]
+    reached[position].append(flat)
 
 
 def _of_points(values: Tensor) -> Tensor:
@@ -550,39 +624,44 @@ def _radius_of(histogram: Tensor, rank: float) -> float:
     return float(edges.double().mean())
 
 
+def _add(told: Callable[[int], None], before: int, done: int) -> None:
+    told(before + done)
+
+
 def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, done: int) -> None:
     if progress is not None:
         progress(before + done, total)
 
 
 class _Tally:
-    """Over the vertices of ``n`` points, which units of one pre-activation are on both sides of a knot.
+    """Over the vertices of ``n`` points, which units of one place are on both sides of a knot.
 
-    Only the largest and smallest value of each unit are kept. Where the knot is 0 the bits of the numbers are compared
-    as integers, which have the same sign and which torch reduces four times as fast, for it need not look for NaN. The
-    sum of all values, NaN or infinite if one of them is, tells instead whether to count once more, ``exact``.
+    Only the largest and smallest value of each unit are kept: NaN if one is.
     """
 
-    def __init__(self, exact: bool) -> None:
-        self._exact = exact
+    def __init__(self, n: int) -> None:
+        self._n = n
         self._extremes: list[tuple[Tensor, Tensor, float | None]] = []
-        self._sums: list[Tensor] = []
+        self._order: list[int] = []  # of the axes
 
-    def add(self, knots: list[Knot]) -> None:
-        """Add vertices: tensors of shape ``(n, k, ...)``."""
-        extremes: list[tuple[Tensor, Tensor, float | None]] = []
+    def add(self, knots: list[Knot], rows: slice, first: bool) -> None:
+        """Add vertices of the points in these rows: tensors of shape ``(k, rows, ...)``. ``first``: none was before."""
+        self._order = self._order or memory_order(knots[0][0], 2)
         for position, (z, knot) in enumerate(knots):
-            if position and z is knots[position - 1][0]:  # several knots of the same values
-                extremes.append((*extremes[-1][:2], knot))
-            elif len(knots) == 1 and knot == 0 and not self._exact:
-                self._sums.append(z.sum())
-                extremes.append((*_extremes(z.view(_INTEGERS[z.dtype])), knot))
+            ordered, repeated = z.permute(self._order), position and z is knots[position - 1][0]
+            if len(self._extremes) == position:
+                shape = self._n, *ordered.shape[2:]
+                new = self._extremes[-1][:2] if repeated else (z.new_empty(shape), z.new_empty(shape))
+                self._extremes.append((*new, knot))
+            if repeated:  # several knots of the same values
+                continue
+            high, low = (extreme[rows] for extreme in self._extremes[position][:2])
+            if first:
+                torch.amax(ordered, 0, out=high)
+                torch.amin(ordered, 0, out=low)
             else:
-                extremes.append((*_extremes(z), knot))
-        if self._extremes:  # more vertices of the same points
-            pairs = zip(self._extremes, extremes, strict=True)
-            extremes = [(a.maximum(c), b.minimum(d), knot) for (a, b, knot), (c, d, _) in pairs]
-        self._extremes = extremes
+                torch.maximum(high, ordered.amax(0), out=high)
+                torch.minimum(low, ordered.amin(0), out=low)
 
     def crossed(self) -> Tensor:
         """``(n,)``: the number of units with vertices above a knot and vertices not above it."""
@@ -590,23 +669,9 @@ class _Tally:
         return functools.reduce(torch.bitwise_or, either).flatten(1).count_nonzero(1)
 
     def broken(self) -> Tensor:
-        """Whether a value was not finite: ``(n,)``, and if not exact for all of them whether one may not have been."""
-        if self._sums:
-            return ~functools.reduce(torch.add, self._sums).isfinite()
-        finite = [high.isfinite() & low.isfinite() for high, low, _ in self._extremes]
-        return ~functools.reduce(torch.bitwise_and, finite).flatten(1).all(1)
-
-
-def _extremes(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest and smallest of ``(n, k, ...)`` over ``k``."""
-    ordered, back = _in_order(z)
-    return ordered.amax(1).permute(back), ordered.amin(1).permute(back)
-
-
-def _in_order(z: Tensor) -> tuple[Tensor, list[int]]:
-    """``(n, k, ...)`` with its axes behind ``k`` in the order of the memory, and how to put back what has no ``k``."""
-    order = sorted(range(2, z.ndim), key=z.stride, reverse=True)
-    return z.permute(0, 1, *order), [0, *(1 + order.index(axis) for axis in range(2, z.ndim))]
+        """``(n,)``: whether a value was not finite."""
+        finite = [_of_points(high).isfinite() & low.flatten(1).amin(1).isfinite() for high, low, _ in self._extremes]
+        return ~functools.reduce(torch.bitwise_and, finite)
 
 
 def counter_of(

@@ -95,7 +95,7 @@ class Points:
             copies: ``K`` when nothing is added.
 
         Returns:
-            ``inputs`` with ``n * K`` samples, the copies of a point next to each other.
+            ``inputs`` with ``K * n`` samples: all points, moved by the first offset, then by the next one.
         """
         copies = copies if offsets is None else len(offsets)
         leaves, column = [], 0
@@ -106,11 +106,11 @@ class Points:
                     rows = rows.to(self._dtype)
                 if leaf.is_floating_point() and offsets is not None:
                     width = _row(leaf)
-                    part = offsets[:, column : column + width].view(1, copies, *leaf.shape[1:])
-                    leaves.append(self._laid_out((rows.unsqueeze(1) + part).flatten(0, 1)))
+                    part = offsets[:, column : column + width].view(copies, 1, *leaf.shape[1:])
+                    leaves.append(self._laid_out((rows + part).flatten(0, 1)))
                     column += width
                 else:
-                    leaves.append(self._laid_out(rows.repeat_interleave(copies, dim=0) if copies > 1 else rows))
+                    leaves.append(self._laid_out(torch.cat([rows] * copies) if copies > 1 else rows))
             else:
                 leaves.append(leaf)
         return tree_unflatten(leaves, self._spec)

@@ -39,26 +39,34 @@ class Prefix:
     module: nn.Module
     steps: Tensor
     held: tuple[Tensor, Tensor] | None = None  # points, and the outputs there
+    moves: tuple[Tensor, Tensor] | None = None  # coefficients, and what the output changes by
 
     def values(self, layers: Layers, points: Tensor, coefficients: Tensor) -> Tensor:
-        """``(n * k, *shape)``: what enters for the points ``(n,)``, each moved by ``(k, B)`` parts of the frame."""
-        moved = (coefficients @ self.steps.flatten(1)).view(-1, *self.steps.shape[1:])
-        base = self._outputs(layers, points, len(coefficients))
-        if base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last):
-            moved = moved.contiguous(memory_format=torch.channels_last)
-        return (base.unsqueeze(1) + moved).flatten(0, 1)
+        """``(k * n, *shape)``: what enters for the points ``(n,)``, moved by each of ``(k, B)`` parts of the frame."""
+        base = self.at(layers, points)
+        return (base + self.moved(base, coefficients)).flatten(0, 1)
 
-    def _outputs(self, layers: Layers, points: Tensor, k: int) -> Tensor:
-        """At the points themselves: of as many of the next ones at once as there are samples in a pass."""
-        if self.held is not None:
-            start = int(torch.searchsorted(self.held[0], points[0]))
-            if torch.equal(self.held[0][start : start + len(points)], points):
+    def moved(self, base: Tensor, coefficients: Tensor) -> Tensor:
+        """``(k, 1, *shape)``: by how much these moves change the output ``base``."""
+        if self.moves is None or self.moves[0] is not coefficients:
+            moved = (coefficients @ self.steps.flatten(1)).view(-1, *base.shape[1:])
+            if base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last):
+                moved = moved.contiguous(memory_format=torch.channels_last)
+            self.moves = coefficients, moved.unsqueeze(1)
+        return self.moves[1]
+
+    def hold(self, layers: Layers, points: Tensor, most: int) -> None:
+        """Compute the outputs at these points already, of at most so many at once."""
+        self.held = None
+        self.held = points, torch.cat([self.at(layers, some) for some in points.split(most)])
+
+    def at(self, layers: Layers, points: Tensor) -> Tensor:
+        """The outputs at these points, or a part of what is held if the points are a part of those."""
+        if self.held is not None and self.held[0].untyped_storage()._cdata == points.untyped_storage()._cdata:
+            start = points.storage_offset() - self.held[0].storage_offset()
+            if 0 <= start <= len(self.held[0]) - len(points):
                 return self.held[1][start : start + len(points)]
-        block = layers.upcoming[: len(points) * k]
-        if not torch.equal(block[: len(points)], points):
-            block = points
-        self.held = block, output_of(self.module, lambda: layers.run(layers.points.batch(block, None)))
-        return self.held[1][: len(points)]
+        return output_of(self.module, lambda: layers.run(layers.points.batch(points, None)))
 
 
 def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
@@ -83,17 +91,17 @@ def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     return found[0]
 
 
-def find_prefix(layers: Layers, gives_the_same: Callable[[], bool], most: int) -> Prefix | None:
+def find_prefix(layers: Layers, gives_the_same: Callable[[], bool], most: int, repeats: bool) -> Prefix | None:
     """The latest module that does, if there is one; found with at most so many samples in one forward pass.
 
     A model may use its input again later on, or compute something else before its first non-linearity: whether a module
-    does is tried out, by ``gives_the_same()`` with the prefix in place.
+    does is tried out, by ``gives_the_same()`` with the prefix in place, and if it ``repeats`` with a tape.
     """
     scale = (layers.largest or 1.0) * layers.dim**0.5
     whole = layers.tape
-    for module in _before_the_first_knot(layers)[:_TRIED]:
-        layers.tape = None if whole is None else layers.repeating(module)
-        if whole is not None and layers.tape is None:  # what comes later needs more
+    for module in _before_the_first_knot(layers, repeats)[:_TRIED]:
+        layers.tape = layers.repeating(module) if repeats else None
+        if repeats and layers.tape is None:  # what comes later needs more
             continue
         try:
             layers.prefix = Prefix(module, _steps(layers, module, layers.frame, scale, most))
@@ -121,9 +129,9 @@ def _steps(layers: Layers, module: nn.Module, frame: Tensor, scale: float, most:
     return (moved - origin) / scale
 
 
-def _before_the_first_knot(layers: Layers) -> list[nn.Module]:
+def _before_the_first_knot(layers: Layers, repeats: bool) -> list[nn.Module]:
     """The modules that return something before the first non-linearity, the latest first."""
-    if layers.tape is not None:
+    if repeats:
         return layers.returned
     returned: dict[nn.Module, None] = {}
 
@@ -172,7 +180,10 @@ def same(expected: list[Tensor], found: list[Tensor]) -> bool:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
+    tolerance = _ROUNDING * torch.finfo(one.dtype).eps if one.is_floating_point() else 0
+    if one.shape == other.shape and float((one - other).abs().max()) <= tolerance * float(one.abs().max()) < torch.inf:
+        return True
     finite = one.abs() < torch.inf  # beyond the border of max-pooling there is -inf
     size = one.abs().where(finite, 0).max()
-    tolerance = _ROUNDING * torch.finfo(one.dtype).eps * size if one.is_floating_point() else 0
-    return bool(torch.equal(one.isnan(), other.isnan()) and ((one - other).where(finite, 0).abs() <= tolerance).all())
+    near = (one - other).where(finite, 0).abs() <= tolerance * size
+    return bool(torch.equal(one.isnan(), other.isnan()) and near.all())

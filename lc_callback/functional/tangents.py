@@ -12,7 +12,7 @@ from torch import Tensor
 from lc_callback.functional.batch_axis import BatchAxis
 from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder
 
-__all__ = ["AffineRecorder", "Pieces", "execute_affine"]
+__all__ = ["SLOPES", "AffineRecorder", "Pieces", "execute_affine"]
 
 
 class Pieces(Protocol):
@@ -20,7 +20,7 @@ class Pieces(Protocol):
 
     Attributes:
         here: where the samples are in the operand of the non-linearity that comes next; ``None`` leaves it as it is.
-        block: the number of points, and of the samples of each, of which the first is the point itself.
+        block: the number of samples of each point, of which the first is the point itself, and of points.
     """
 
     here: BatchAxis | None
@@ -52,34 +52,34 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
     if op in WINNERS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
         values, winners = func(*args, **kwargs)
         flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
-        chosen = chosen[:, :1].expand(chosen.shape)
+        chosen = chosen[:1].expand(chosen.shape)
         return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
-    if here is None or op not in _SLOPES:
+    if here is None or op not in SLOPES:
         return func(*args, **kwargs)
     x = args[0]
     in_place = func._schema.is_mutable
 
-    def points_first(tensor: Tensor) -> Tensor:
+    def by_point(tensor: Tensor) -> Tensor:
         return here.to_front(tensor, math.prod(block)).unflatten(0, block)
 
-    z = points_first(x)
+    z = by_point(x)
     if op == "relu":
-        slope = (z[:, :1] > 0).to(x.dtype)
+        slope = (z[:1] > 0).to(x.dtype)
         if in_place:
             z.mul_(slope)
             return x
         result = torch.empty_like(x)
-        torch.mul(z, slope, out=points_first(result))
+        torch.mul(z, slope, out=by_point(result))
         return result
-    slope = points_first(_SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:, :1]
+    slope = by_point(SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:1]
     if op in EXTREMES:
-        y = points_first(args[1].expand(x.shape))
+        y = by_point(args[1].expand(x.shape))
         new = slope * z + (1 - slope) * y
     else:
-        at_point = points_first(func(x.clone() if in_place else x, *args[1:], **kwargs))[:, :1]
-        new = at_point + slope * (z - z[:, :1])
+        at_point = by_point(func(x.clone() if in_place else x, *args[1:], **kwargs))[:1]
+        new = at_point + slope * (z - z[:1])
     result = x if in_place else torch.empty_like(x)
-    points_first(result).copy_(new)
+    by_point(result).copy_(new)
     return result
 
 
@@ -93,7 +93,7 @@ def _outside(x: Tensor, bound: float = 0.5) -> Tensor:
 
 
 # The derivative where there is one, by the name of the aten operation.
-_SLOPES: dict[str, Callable[..., Tensor]] = {
+SLOPES: dict[str, Callable[..., Tensor]] = {
     "relu": lambda x: x > 0,
     "leaky_relu": lambda x, slope=0.01: torch.where(x > 0, 1.0, slope),
     "rrelu_with_noise": lambda x, noise, low=1 / 8, high=1 / 3, *_: torch.where(x > 0, 1.0, (low + high) / 2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, winners_of
 
-__all__ = ["Script", "Tape", "Taper"]
+__all__ = ["HAND_OVER", "MOVE", "Script", "Tape", "Taper"]
 
 # What gives values to the model's Python code, or has a shape that depends on them.
 _UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -50,19 +52,20 @@ class _Step:
     spent: list[int] = field(default_factory=list)  # tensors that nothing reads later
     overwrites: Any = None  # the operation's in-place form, where nothing reads its operand later
     idle: bool = False  # handed over, but nothing needs the result
+    reads: list[tuple[int, int]] | None = None  # places among the arguments and tensors, if these are all to fill in
 
     @property
     def tensors(self) -> list[int]:
         """What it returns."""
         return [number for number in self.outputs if number >= 0]
 
-    @property
+    @functools.cached_property
     def operands(self) -> list[int]:
         """What it reads."""
         return [leaf.index for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, _Slot)]
 
 
-_MOVE, _HAND_OVER = "(move)", "(hand over)"
+MOVE, HAND_OVER = "(move)", "(hand over)"
 _PAIRS = {"add", "sub", "mul", "div"}  # of which a pre-activation may be made
 
 
@@ -102,7 +105,7 @@ class Taper(Tracer):
         with _disable_current_modes():  # what moves the samples is no part of the model
             moved = move(output)
         if self.steps is not None:
-            step = _Step(_MOVE, None, [self._spec(output)], {}, [self._number(moved)])
+            step = _Step(MOVE, None, [self._spec(output)], {}, [self._number(moved)])
             self.steps.append(step)
         return moved
 
@@ -132,7 +135,7 @@ class Taper(Tracer):
         if self.handed_over == before or self.steps is None:
             return
         if self._outputs_of is not None:
-            self.steps.append(_Step(_HAND_OVER, None, [self._spec(knots[0][0])], {}, position=before))
+            self.steps.append(_Step(HAND_OVER, None, [self._spec(knots[0][0])], {}, position=before))
         elif site.op in WINNERS:
             self.steps[-1].position = before
         else:
@@ -236,21 +239,50 @@ class Tape:
     """
 
     def __init__(self, script: Script, entry: tuple[int, int] | None = None) -> None:
-        self._n, self._known = len(script.tensors), script.known
+        self._values: list[Any] = [script.known.get(number) for number in range(len(script.tensors))]
         steps = list(script.steps)
         if entry is not None:
-            steps.insert(entry[1], _Step(_MOVE, None, [None], {}, [entry[0]]))
+            steps.insert(entry[1], _Step(MOVE, None, [None], {}, [entry[0]]))
         # Copies, for another tape may need more of them.
-        own = [replace(step) for step in steps if step is not None]
-        self._steps = _needed(own, script, None if entry is None else script.memory[entry[0]])
-        _mark_spent(self._steps, script)
-        read = {number for step in self._steps for number in step.operands}
+        own = [copy.copy(step) for step in steps if step is not None]
+        self.steps = _needed(own, script, None if entry is None else script.memory[entry[0]])
+        _mark_spent(self.steps, script)
+        for step in self.steps:
+            step.reads = _reads(step)
+        written = {memory for step in self.steps for memory in script.writes(step)}
+        #: Whether what is written to has several names.
+        self.writes_to_views = any(script.memory.count(memory) > 1 for memory in written)
+        read = {number for step in self.steps for number in step.operands}
         #: Whether the inputs are read, and not only what takes the place of a module's output.
         self.reads_inputs = any(number in read for number in range(script.inputs))
-        kept = {number for step in self._steps if not step.idle for number in step.tensors}
+        kept = {number for step in self.steps if not step.idle for number in step.tensors}
         sizes = [script.growth[number] for number in kept]
         #: Of the largest tensor that is computed, and in the mean.
         self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
+
+    def start(self, inputs: list[Any]) -> list[Any]:
+        """What is known before the first step, by number; ``inputs`` are the model's."""
+        values = self._values.copy()
+        values[: len(inputs)] = inputs
+        return values
+
+    def arguments(self, step: _Step, values: list[Any], samples: int) -> tuple[list[Any], dict[str, Any]]:
+        """Of a step, given what came before by its number."""
+        if step.reads is not None:
+            args = step.args.copy()
+            for place, number in step.reads:
+                args[place] = values[number]
+            return args, step.kwargs
+
+        def fill(spec: Any) -> Any:
+            kind = type(spec)
+            if kind is _Slot:
+                return values[spec.index]
+            if kind is _Size:
+                return spec.rate * samples
+            return [*map(fill, spec)] if kind is list else spec
+
+        return fill(step.args), {name: fill(value) for name, value in step.kwargs.items()}
 
     def run(
         self,
@@ -271,28 +303,14 @@ class Tape:
             execute: called for each operation that may have a kink.
             max_pool: as for :class:`Recorder`.
         """
-        values: list[Any] = [None] * self._n
-        leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        values[: len(leaves)] = leaves
-        for number, known in self._known.items():
-            values[number] = known
-
-        def fill(spec: Any) -> Any:
-            kind = type(spec)
-            if kind is _Slot:
-                return values[spec.index]
-            if kind is _Size:
-                return spec.rate * samples
-            return [*map(fill, spec)] if kind is list else spec
-
-        for step in self._steps:
-            args = fill(step.args)
-            kwargs = {name: fill(value) for name, value in step.kwargs.items()}
+        values = self.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
+        for step in self.steps:
+            args, kwargs = self.arguments(step, values, samples)
             met, pools = step.position >= 0, step.op in WINNERS
             result: Any = ()
-            if step.op == _MOVE:
+            if step.op == MOVE:
                 result = move(*args)
-            elif step.op == _HAND_OVER:
+            elif step.op == HAND_OVER:
                 receive(step.position, [(args[0], 0.0)])
             elif met and not pools:
                 receive(step.position, knots_of(step.op, args, kwargs))
@@ -304,12 +322,23 @@ class Tape:
                     receive(step.position, winners_of(step.op, result, args, kwargs, max_pool))
             else:
                 result = (step.overwrites or step.func)(*args, **kwargs)
-            for number, tensor in zip(step.outputs, (result,) if isinstance(result, Tensor) else result, strict=False):
-                if number >= 0:
-                    values[number] = tensor
+            if isinstance(result, Tensor):
+                values[step.outputs[0]] = result
+            else:
+                for number, tensor in zip(step.outputs, result, strict=False):
+                    if number >= 0:
+                        values[number] = tensor
             del args, kwargs, result  # here the last of what is not needed any more goes
             for number in step.spent:
                 values[number] = None
+
+
+def _reads(step: _Step) -> list[tuple[int, int]] | None:
+    """Which arguments are tensors to fill in, if nothing else is."""
+    others = [argument for argument in step.args if not isinstance(argument, _Slot)]
+    if any(isinstance(leaf, (_Slot, _Size)) for leaf in _leaves((others, step.kwargs))):
+        return None
+    return [(place, argument.index) for place, argument in enumerate(step.args) if isinstance(argument, _Slot)]
 
 
 def _needed(steps: list[_Step], script: Script, given: int | None) -> list[_Step]:
@@ -324,7 +353,7 @@ def _needed(steps: list[_Step], script: Script, given: int | None) -> list[_Step
         step.idle = not leads_on and step.op not in WINNERS
         kept.append(step)
         needed.update(script.memory[number] for number in step.operands)
-        if step.op == _MOVE and given is not None:
+        if step.op == MOVE and given is not None:
             needed.discard(given)
     return kept[::-1]
 
@@ -339,7 +368,7 @@ def _mark_spent(steps: list[_Step], script: Script) -> None:
     for step in reversed(steps):
         read = {script.memory[number] for number in [*step.tensors, *step.operands]}
         step.spent = [number for memory in read - later - kept for number in in_memory[memory]]
-        if step.op in _PAIRS or (step.op not in (*WINNERS, _HAND_OVER) and step.position >= 0):
+        if step.op in _PAIRS or (step.op not in (*WINNERS, HAND_OVER) and step.position >= 0):
             step.overwrites = _overwriting(step, script, later | kept)
         later |= read
 
@@ -376,10 +405,17 @@ def _merged(two: Any, three: Any) -> Any:
 
 
 def _leaves(spec: Any) -> list[Any]:
-    """What is not nested."""
-    if isinstance(spec, dict):
-        spec = [*spec.values()]
-    return [leaf for item in spec for leaf in _leaves(item)] if isinstance(spec, (list, tuple)) else [spec]
+    """What is not nested, in any order."""
+    found, rest = [], [spec]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, (list, tuple)):
+            rest += item
+        elif isinstance(item, dict):
+            rest += item.values()
+        else:
+            found.append(item)
+    return found
 
 
 def _place(tensor: Tensor) -> Any:

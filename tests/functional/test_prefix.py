@@ -130,7 +130,7 @@ def test_counts_are_those_of_whole_forward_passes(case, monkeypatch):
     found = local_complexity(net.double(), inputs, **settings)
     net.float()
     single = local_complexity(net, inputs, **settings)
-    monkeypatch.setattr(sys.modules["lc_callback.functional.layers"], "find_prefix", lambda *arguments: None)
+    monkeypatch.setattr(sys.modules["lc_callback.functional.layers"], "find_prefix", lambda *arguments, **named: None)
     expected = local_complexity(net.double(), inputs, **settings)
     net.float()
     assert torch.equal(found.counts, expected.counts)
@@ -165,7 +165,7 @@ def test_counts_do_not_depend_on_the_layout(monkeypatch):
     torch.manual_seed(0)
     net, x = PreActivation(), draw(6, 2, 5, 5)
     found = local_complexity(net, x, radius=0.5, n_directions=5, chunk_size=4)
-    monkeypatch.setattr(Layers, "_takes_channels_last", lambda *arguments: False)
+    monkeypatch.setattr(Layers, "_has_images", lambda layers: False)
     assert torch.equal(found.counts, local_complexity(net, x, radius=0.5, n_directions=5, chunk_size=4).counts)
     assert found.counts.sum() > 20
 
@@ -176,7 +176,6 @@ def test_counts_do_not_depend_on_the_layout(monkeypatch):
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("vertex", [0, 3])
 def test_one_value_that_is_not_finite_marks_its_point_and_layer(value, vertex):
-    """The fast comparison of bits cannot see all of these."""
     bad = torch.tensor(value)
 
     class Spoiled(nn.Module):
@@ -188,7 +187,7 @@ def test_one_value_that_is_not_finite_marks_its_point_and_layer(value, vertex):
             z = looked_at(self.first(x))
             if len(z) == 4 * 5:
                 z = z.clone()
-                z[4 * 2 + vertex, 1] = bad
+                z[5 * vertex + 2, 1] = bad
             return F.relu(self.last(F.relu(z).nan_to_num(0.0, 0.0, 0.0)))
 
     torch.manual_seed(0)

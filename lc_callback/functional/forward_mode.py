@@ -1,0 +1,280 @@
+"""Directional derivatives of a network, from the operations that it was seen to execute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_order
+from lc_callback.functional.tangents import SLOPES
+from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
+
+__all__ = ["Dual", "NoRule", "differentiate"]
+
+Room = Callable[[Tensor, int], Tensor]
+Receive = Callable[[int, list[Knot], "Dual"], None]
+
+
+class NoRule(Exception):  # noqa: N818 (no error: there is another method)
+    """An operation of which the derivative is not known here."""
+
+
+@dataclass
+class Dual:
+    """A tensor at some points, and what it changes by along each direction.
+
+    Attributes:
+        value: ``(n, ...)``.
+        tangent: ``(k, n, ...)``, or ``(k, 1, ...)`` if it is the same at all points.
+        factor: what ``tangent`` still has to be multiplied by, of a shape that fits ``value``; ``None`` is 1.
+        whole: ``(1 + k, n, ...)``: both, if this is how they lie in the memory.
+    """
+
+    value: Tensor
+    tangent: Tensor
+    factor: Tensor | None = None
+    whole: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.tangent.shape[1] not in (1, len(self.value)) or self.tangent.shape[2:] != self.value.shape[1:]:
+            raise NoRule  # the points are not where they were
+
+    @staticmethod
+    def of(whole: Tensor) -> Dual:
+        """Of ``(1 + k, n, ...)``."""
+        return Dual(whole[0], whole[1:], whole=whole)
+
+    def scaled(self, result: Tensor, slope: Tensor) -> Dual:
+        """Behind an operation that acts on each unit by itself."""
+        return Dual(result, self.tangent, slope if self.factor is None else self.factor * slope)
+
+    def slopes(self) -> Tensor:
+        """``tangent`` times ``factor``."""
+        return self.tangent if self.factor is None else self.tangent * self.factor
+
+    def together(self, room: Room | None = None) -> Tensor:
+        """``whole``, in a memory of its own unless it is there already."""
+        if self.whole is not None:
+            return self.whole
+        k = len(self.tangent)
+        order = memory_order(self.tangent, 2)
+        shape = [1 + k, len(self.value), *(self.tangent.shape[axis] for axis in order[2:])]
+        memory = self.value.new_empty(shape) if room is None else room(self.value, math.prod(shape)).view(shape)
+        whole = memory.permute(*(order.index(axis) for axis in range(len(order))))
+        whole[0] = self.value
+        if self.factor is None:
+            whole[1:] = self.tangent
+        else:
+            torch.mul(self.tangent, self.factor, out=whole[1:])
+        return whole
+
+    def steepest(self, room: Room) -> Tensor:
+        """``(n, ...)``: the largest of the ``k`` derivatives; NaN if one is."""
+        order = memory_order(self.tangent, 2)
+        ordered = self.tangent.permute(order)
+        size = torch.abs(ordered, out=room(ordered, ordered.numel()).view(ordered.shape)).amax(0)
+        size = size.permute(0, *(order.index(axis) - 1 for axis in range(2, len(order))))
+        return size.expand_as(self.value) if self.factor is None else (size * self.factor.abs()).expand_as(self.value)
+
+
+def differentiate(
+    tape: Tape, inputs: Any, samples: int, move: Callable[[Any], Dual], receive: Receive, room: Room
+) -> None:
+    """Execute what leads to a pre-activation, at points ``(n,)``, with the derivatives along ``k`` directions.
+
+    Args:
+        tape: what is executed.
+        inputs: what the model would be called with; what moves is a :class:`Dual`.
+        samples: ``n``.
+        move: called with the output of the module where the samples are moved.
+        receive: called with the number of each pre-activation, its knots at the points, and what they are of.
+        room: memory for what is not needed for long.
+
+    Raises:
+        NoRule: if there is an operation of which the derivative is not known here.
+    """
+    values = tape.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Dual))])
+    for step in tape.steps:
+        args, kwargs = tape.arguments(step, values, samples)
+        for number in step.spent:  # now, so that it is known what nothing else needs
+            values[number] = None
+        if step.op == MOVE:
+            values[step.outputs[0]] = move(*args)
+            continue
+        duals = [place for place, argument in enumerate(args) if isinstance(argument, Dual)]
+        at_points = [argument.value if isinstance(argument, Dual) else argument for argument in args]
+        if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or _has_dual([*kwargs.values()]):
+            raise NoRule(step.op)
+        if step.position >= 0 and step.op not in WINNERS:
+            before = [at_points[0].clone(), *at_points[1:]] if step.func._schema.is_mutable else at_points
+            receive(step.position, knots_of(step.op, before, kwargs), args[0])
+        if step.idle:
+            continue
+        if not duals:
+            if any(map(_has_dual, args)):
+                raise NoRule(step.op)
+            result = step.func(*args, **kwargs)
+        elif step.op in _RULES:
+            result = _RULES[step.op](step, args, at_points, kwargs, _Values(values, room))
+        else:
+            raise NoRule(step.op)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        for number, tensor in zip(step.outputs, results, strict=False):
+            if number >= 0:
+                values[number] = tensor
+        del args, at_points, result, results  # here the last of what is not needed any more goes
+
+
+@dataclass
+class _Values:
+    """What is known by now, and memory for what is not needed for long."""
+
+    known: list[Any]
+    room: Room
+
+    def alone(self, dual: Dual) -> bool:
+        """Whether a tensor, which is not needed after this step, may be overwritten."""
+        memory = dual.tangent.untyped_storage()._cdata
+        others = (other.tangent for other in self.known if type(other) is Dual)
+        return dual.whole is not None and all(other.untyped_storage()._cdata != memory for other in others)
+
+
+def _has_dual(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, Dual) or _has_dual(item) for item in value)
+
+
+# The rules: (step, arguments, the same at the points, keywords, values) to what the operation returns
+
+
+def _mapped(dual: Dual, values: _Values, function: Callable[[Tensor], Tensor]) -> Dual:
+    """By a linear map, the point itself and all directions at once."""
+    whole = dual.together(values.room)
+    return Dual.of(function(whole.flatten(0, 1)).unflatten(0, whole.shape[:2]))
+
+
+def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    """An operation that is linear in its first operand, and may return a view of it."""
+    _only_first(step, args)
+    whole = args[0].together()
+    return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
+
+
+def _convolution(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    _only_first(step, args)
+    result = _mapped(args[0], values, lambda z: step.func(z, args[1], None, *args[3:], **kwargs))
+    if args[2] is not None:
+        result.value += args[2].view(-1, *[1] * (result.value.ndim - 2))
+    return result
+
+
+def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    if kwargs or isinstance(args[0], Dual) or isinstance(args[2], Dual):
+        raise NoRule(step.op)
+    result = _mapped(args[1], values, lambda z: torch.mm(z, args[2]))
+    result.value += args[0]
+    return result
+
+
+def _product(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    _only_first(step, args)
+    return _mapped(args[0], values, lambda z: torch.mm(z, args[1]))
+
+
+def _batch_norm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Any:
+    """With the statistics that it has: one factor for each channel."""
+    x, weight, _bias, _mean, variance, training, _momentum, eps = args
+    if training or any(isinstance(arg, Dual) for arg in args[1:]):
+        raise NoRule(step.op)
+    results = step.func(*at_points, **kwargs)
+    slope = (variance + eps).rsqrt()
+    slope = (slope if weight is None else slope * weight).view(-1, *[1] * (x.value.ndim - 2))
+    return (x.scaled(results[0], slope), *results[1:])
+
+
+def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    """A non-linearity with a kink."""
+    _only_first(step, args)
+    slope = SLOPES[step.op](*at_points, **kwargs).to(at_points[0].dtype)  # before it is overwritten
+    return args[0].scaled(step.func(*at_points, **kwargs), slope)
+
+
+def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    if len(args) > 2 or set(kwargs) - {"alpha"}:
+        raise NoRule(step.op)
+    one, other = args
+    if isinstance(one, Dual) and isinstance(other, Dual):
+        if one.value.shape != other.value.shape:
+            raise NoRule(step.op)
+        alpha = kwargs.get("alpha", 1) * (-1 if step.op == "sub" else 1)
+        if alpha == 1 and values.alone(other):
+            one, other = other, one
+        if not values.alone(one) or one.tangent.untyped_storage()._cdata == other.tangent.untyped_storage()._cdata:
+            return Dual.of(torch.add(one.together(), other.together(), alpha=alpha))
+        one.value.add_(other.value, alpha=alpha)
+        one.tangent.add_(other.slopes(), alpha=alpha)
+        return one
+    dual = one if isinstance(one, Dual) else other
+    result = step.func(*at_points, **kwargs)
+    if result.shape != dual.value.shape or (dual is other and (step.op == "sub" or kwargs)):
+        raise NoRule(step.op)
+    return Dual(result, dual.tangent, dual.factor)
+
+
+def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    """A product with what does not move, or a quotient by it."""
+    one, other = args[:2]
+    if step.op == "mul" and isinstance(other, Dual):
+        one, other = other, one
+    if len(args) > 2 or kwargs or not isinstance(one, Dual) or isinstance(other, Dual):
+        raise NoRule(step.op)
+    shape = one.value.shape
+    slope = other.clone() if isinstance(other, Tensor) else one.value.new_full((), other)  # it may be overwritten next
+    result = step.func(*at_points)
+    if result.shape != shape:
+        raise NoRule(step.op)
+    return one.scaled(result, slope.reciprocal() if step.op == "div" else slope)
+
+
+def _view(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    _only_first(step, args)
+    shape = step.func(*at_points, **kwargs).shape
+    whole = args[0].together()
+    return Dual.of(whole.reshape(len(whole), *shape))
+
+
+def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Any:
+    """What wins at the points."""
+    _only_first(step, args)
+    whole = args[0].together(values.room)
+    if whole.ndim != (6 if "3d" in step.op else 5):
+        raise NoRule(step.op)
+    result, winners = step.func(*at_points, **kwargs)
+    flat = whole.flatten(3)
+    chosen = flat.gather(-1, winners.flatten(2).expand(len(flat), -1, -1, -1))
+    return Dual.of(chosen.view(len(flat), *result.shape)), winners
+
+
+def _only_first(step: Any, args: list[Any]) -> None:
+    if not isinstance(args[0], Dual) or any(isinstance(argument, Dual) for argument in args[1:]):
+        raise NoRule(step.op)
+
+
+_RULES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys((op for op in SLOPES if op not in EXTREMES), _diagonal),
+    **dict.fromkeys(WINNERS, _winners),
+    **dict.fromkeys(("add", "sub"), _sum),
+    **dict.fromkeys(("mul", "div"), _multiple),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),
+    **dict.fromkeys(("mean", "sum", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"), _linear),
+    **dict.fromkeys(("select", "slice", "transpose", "permute", "unsqueeze", "squeeze", "neg", "clone"), _linear),
+    "native_batch_norm": _batch_norm,
+    "convolution": _convolution,
+    "addmm": _addmm,
+    "mm": _product,
+}
