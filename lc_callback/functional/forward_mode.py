@@ -74,11 +74,11 @@ class Dual:
             torch.mul(self.tangent, self.factor, out=whole[1:])
         return whole
 
-    def steepest(self, room: Room) -> Tensor:
-        """``(n, ...)``: the largest of the ``k`` derivatives; NaN if one is."""
+    def steepest(self) -> Tensor:
+        """``(n, ...)``: the largest absolute value of the ``k`` derivatives; NaN if one is."""
         order = memory_order(self.tangent, 2)
         ordered = self.tangent.permute(order)
-        size = torch.abs(ordered, out=room(ordered, ordered.numel()).view(ordered.shape)).amax(0)
+        size = torch.maximum(ordered.amax(0), -ordered.amin(0))  # in half the time of their absolute values
         size = size.permute(0, *(order.index(axis) - 1 for axis in range(2, len(order))))
         return size.expand_as(self.value) if self.factor is None else (size * self.factor.abs()).expand_as(self.value)
 
@@ -181,6 +181,15 @@ def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values
     return result
 
 
+def _dense(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    _only_first(step, args)
+    x, weight, bias = args
+    result = _mapped(x, values, lambda z: step.func(z, weight, None))
+    if bias is not None:
+        result.value += bias
+    return result
+
+
 def _product(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     _only_first(step, args)
     return _mapped(args[0], values, lambda z: torch.mm(z, args[1]))
@@ -276,5 +285,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     "native_batch_norm": _batch_norm,
     "convolution": _convolution,
     "addmm": _addmm,
+    "linear": _dense,
     "mm": _product,
 }

@@ -40,10 +40,12 @@ __all__ = [
 
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-_CACHE = 1.25 * 2**20  # bytes of a tensor in the mean, on a CPU
+_CACHE = 1.25 * 2**20  # bytes of a tensor in the mean, for each thread of a CPU
+_WORTHWHILE = 128  # samples, fewer of which are not worth a forward pass
 _KEPT = 4 * 2**20  # bytes of what is kept of several chunks, and counted at once
 # The vertices are computed in float64 where a coordinate's step r/sqrt(D) is fewer units in the last place than this.
 _FEWEST_ULP = 16
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _DROPPED = 18  # bits of a critical radius as float32, which leaves 32 bins for a factor of two, of 3 % at most
 _BINS = 2 ** (31 - _DROPPED)
 _INFINITE = 0x7F800000 >> _DROPPED  # and behind that there are those that are no number
@@ -328,11 +330,12 @@ class Counter(Layers):
         )
 
     def _chunk_of(self, tape: Tape) -> int:
-        """As many samples as stay in the cache from one operation to the next, but all of one point if these fit."""
+        """As many samples as stay in the cache from one operation to the next, if these are not too few."""
         most = default_chunk(self.device, tape.bytes_per_sample)
         if self.device.type != "cpu":
             return most
-        return min(most, max(2 * self.n_directions, int(_CACHE // max(1.0, tape.mean_bytes))))
+        fit = int(_CACHE * torch.get_num_threads() // max(1.0, tape.mean_bytes))
+        return min(most, max(2 * self.n_directions, _WORTHWHILE, fit))
 
     def set_frame(self, frame: Tensor, most: int) -> None:
         """Take the ``(P, D)`` directions of the frame."""
@@ -384,6 +387,7 @@ class Counter(Layers):
     ) -> int:
         """Write the counts of these points to ``counts (N, L)``. Returns how many vertices fit a forward pass."""
         start, of_point = 0, len(vertices) + self.besides
+        parts = vertices.split(max(1, chunk - self.besides))
         kept = int(_KEPT // (2 * sum(self.sizes) * self.dtype.itemsize))
         while start < len(points):
             at_once = max(1, chunk // of_point)
@@ -391,7 +395,6 @@ class Counter(Layers):
             try:
                 if self.prefix is not None:
                     self.prefix.hold(self, self.starts(some), chunk)
-                parts = vertices.split(max(1, chunk - self.besides))
                 found = self._count_points(some, parts, at_once, functools.partial(_add, told, start))
                 counts[some.to(counts.device, non_blocking=True)] = found
             except Exception as error:
@@ -401,7 +404,10 @@ class Counter(Layers):
             else:
                 start += len(some)
                 continue
-            chunk = smaller  # here the exception, and what its frames held, is gone
+            chunk, parts = (
+                smaller,
+                vertices.split(max(1, smaller - self.besides)),
+            )  # here the exception, and what its frames held, is gone
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return chunk
@@ -544,7 +550,7 @@ class LinearCounter(Counter):
             axis = self.axes[position]
             if axis is not None:
                 at = viewed(knots, lambda z: axis.to_front(z, len(points)))
-                reach = axis.to_front(dual.steepest(self._room), len(points))
+                reach = axis.to_front(dual.steepest(), len(points))
                 sink(position, [(z - (knot or 0.0), reach) for z, knot in at])  # a copy, that keeps no other memory
 
         if self.tape is None or self.tape.writes_to_views:
@@ -589,15 +595,28 @@ class LinearCounter(Counter):
         """Add the units of one place to ``counts (n, R)``. Returns their histogram."""
         if self._step != 1.0:
             found = [(at, reach / self._step) for at, reach in found]
-        largest = functools.reduce(torch.maximum, [at.abs().amax(1) + slope.amax(1) for at, slope in found])
-        critical = [at / slope for at, slope in found]  # with the sign of the side on which the point is
+        keys = functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
         for row, radius in enumerate(self._radii):
-            hit = [(size <= radius) & (size > -radius) for size in critical]
-            counts[:, row] += functools.reduce(torch.bitwise_or, hit).count_nonzero(1)
-        counts.masked_fill_(~largest.isfinite()[:, None], -1)
-        smallest = critical[0] if len(critical) == 1 else functools.reduce(torch.minimum, [c.abs() for c in critical])
-        bins = ((smallest.float().view(torch.int32) & 0x7FFFFFFF) >> _DROPPED).flatten().long()
-        return torch.zeros_like(self.histogram).scatter_add_(0, bins, torch.ones_like(bins))
+            counts[:, row] += (keys <= _bits(radius, self.dtype)).sum(1)
+        for at, slope in found:
+            finite = at.amax(1).isfinite() & at.amin(1).isfinite() & slope.amax(1).isfinite()
+            counts.masked_fill_(~finite[:, None], -1)
+        bins = keys if keys.dtype is torch.int32 else keys.view(torch.float64).float().view(torch.int32)
+        bins = (bins >> _DROPPED).flatten().long()
+        return torch.zeros_like(self.histogram).scatter_add_(0, bins, bins.new_ones(1).expand_as(bins))
+
+
+def _critical(at: Tensor, slope: Tensor) -> Tensor:
+    """The bits of critical radii as integers, which are in the same order; NaN last.
+
+    One more for negative units, which at that radius itself are still on their side: zero is not above zero.
+    """
+    bits = (at / slope).view(_INTEGERS[at.dtype])
+    return (bits & torch.iinfo(bits.dtype).max).sub_(bits >> (8 * bits.itemsize - 1))
+
+
+def _bits(number: float, dtype: torch.dtype) -> int:
+    return int(torch.tensor(number, dtype=dtype).view(_INTEGERS[dtype]))
 
 
 def _note(reached: list[list[list[Reach]]], first: bool, position: int, reaches: list[Reach]) -> None:

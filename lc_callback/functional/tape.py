@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from lc_callback.functional import onednn
 from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, winners_of
 
 __all__ = ["HAND_OVER", "MOVE", "Script", "Tape", "Taper"]
@@ -66,6 +69,7 @@ class _Step:
 
 
 MOVE, HAND_OVER = "(move)", "(hand over)"
+_PLAIN = {int, float, bool, type(None)}
 _PAIRS = {"add", "sub", "mul", "div"}  # of which a pre-activation may be made
 
 
@@ -154,6 +158,8 @@ class Taper(Tracer):
         self.tensors.clear()
 
     def _spec(self, value: Any) -> Any:
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, Tensor):
             number = self._numbers.get(_place(value))
             return value if number is None else _Slot(number)
@@ -246,12 +252,14 @@ class Tape:
         # Copies, for another tape may need more of them.
         own = [copy.copy(step) for step in steps if step is not None]
         self.steps = _needed(own, script, None if entry is None else script.memory[entry[0]])
-        _mark_spent(self.steps, script)
-        for step in self.steps:
-            step.reads = _reads(step)
         written = {memory for step in self.steps for memory in script.writes(step)}
         #: Whether what is written to has several names.
         self.writes_to_views = any(script.memory.count(memory) > 1 for memory in written)
+        self.steps = _folded(self.steps, script)
+        _mark_spent(self.steps, script)
+        for step in self.steps:
+            _quicken(step, script, views=not self.writes_to_views)
+            step.reads = _reads(step)
         read = {number for step in self.steps for number in step.operands}
         #: Whether the inputs are read, and not only what takes the place of a module's output.
         self.reads_inputs = any(number in read for number in range(script.inputs))
@@ -356,6 +364,57 @@ def _needed(steps: list[_Step], script: Script, given: int | None) -> list[_Step
         if step.op == MOVE and given is not None:
             needed.discard(given)
     return kept[::-1]
+
+
+def _folded(steps: list[_Step], script: Script) -> list[_Step]:
+    """With those batch normalisations that only scale what a convolution returns as a part of it."""
+    readers = Counter(script.memory[number] for step in steps for number in step.operands)
+    made_by = {step.outputs[0]: step for step in steps if step.op == "convolution"}
+    kept = []
+    for step in steps:
+        operand = step.args[0] if step.op == "native_batch_norm" else None
+        if isinstance(operand, _Slot) and readers[script.memory[operand.index]] == 1 and step.args[5] is False:
+            convolution = made_by.get(operand.index)
+            if convolution is not None and _fold_into(convolution, step, script):
+                continue
+        kept.append(step)
+    return kept
+
+
+def _fold_into(convolution: _Step, norm: _Step, script: Script) -> bool:
+    """Whether weights and statistics are known, and the convolution does both from now on."""
+    constants = [_constant(spec, script) for spec in (*convolution.args[1:3], *norm.args[1:5])]
+    if _Slot in map(type, constants) or convolution.args[6]:
+        return False
+    weight, bias, scale, shift, mean, variance = constants
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.args[7], scale, shift)
+    convolution.args = [convolution.args[0], *(part.detach() for part in fused), *convolution.args[3:]]
+    convolution.outputs = norm.outputs[:1]
+    return True
+
+
+def _quicken(step: _Step, script: Script, views: bool) -> None:
+    """A product with known weights by other means, where these are faster.
+
+    It may be laid out otherwise: where nothing is written to ``views``, these may be copies.
+    """
+    if views and step.op == "view" and step.func is torch.ops.aten.view.default:
+        step.func = torch.ops.aten.reshape.default
+    if step.op == "addmm" and len(step.args) == 3 and not step.kwargs:
+        bias, x, weight = step.args[0], step.args[1], _constant(step.args[2], script)
+        if onednn.is_used(weight) and onednn.is_used(bias := _constant(bias, script)) and bias.ndim == 1:
+            step.op, step.func, step.args = "linear", onednn.linear, [x, weight.t().contiguous(), bias]
+    elif step.op == "convolution" and isinstance(step.args[0], _Slot) and not step.args[6]:
+        weight = _constant(step.args[1], script)
+        if onednn.is_used(weight) and weight.ndim == 4:
+            stride, padding, dilation, groups = (step.args[place] for place in (3, 4, 5, 8))
+            layout = onednn.packed(weight, stride, padding, dilation, groups)
+            step.func, step.args = onednn.convolution, [step.args[0], layout, *step.args[2:]]
+
+
+def _constant(spec: Any, script: Script) -> Any:
+    """What an argument is in every pass; a slot where this is not known."""
+    return script.known.get(spec.index, spec) if isinstance(spec, _Slot) else spec
 
 
 def _mark_spent(steps: list[_Step], script: Script) -> None:

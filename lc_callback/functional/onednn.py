@@ -1,0 +1,45 @@
+"""Products and convolutions by oneDNN as compiled models call it: no copy of the bias, weights laid out once.
+
+These operations are not a documented interface: where they are missing, what the model executes is executed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["convolution", "is_used", "linear", "packed"]
+
+
+def is_used(weight: Any) -> bool:
+    """Whether products with this weight are worth it, and possible."""
+    if not isinstance(weight, Tensor) or weight.device.type != "cpu" or weight.dtype is not torch.float32:
+        return False
+    backend: Any = torch.backends.mkldnn
+    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise"))
+    return known and backend.is_available() and bool(backend.enabled)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As :func:`torch.nn.functional.linear`."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def packed(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    """The weights ``(O, I, H, W)`` of a convolution in a layout of oneDNN's choice."""
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    found: Tensor = reorder(weight.to_mkldnn(), padding, stride, dilation, groups, None)
+    return found
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, *rest: Any
+) -> Tensor:
+    """As ``aten::convolution``, with ``packed`` weights; not transposed."""
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, stride, dilation, rest[-1], "none", [], ""
+    )
+    return found
