@@ -93,7 +93,8 @@ def differentiate(
         inputs: what the model would be called with; what moves is a :class:`Dual`.
         samples: ``n``.
         move: called with the output of the module where the samples are moved.
-        receive: called with the number of each pre-activation, its knots at the points, and what they are of.
+        receive: called with the number of each pre-activation, its knots at the points, and what they are of. It has to
+            copy what it keeps, for this may be overwritten.
         room: memory for what is not needed for long.
 
     Raises:
@@ -112,8 +113,7 @@ def differentiate(
         if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or _has_dual([*kwargs.values()]):
             raise NoRule(step.op)
         if step.position >= 0 and step.op not in WINNERS:
-            before = [at_points[0].clone(), *at_points[1:]] if step.func._schema.is_mutable else at_points
-            receive(step.position, knots_of(step.op, before, kwargs), args[0])
+            receive(step.position, knots_of(step.op, at_points, kwargs), args[0])
         if step.idle:
             continue
         if not duals:
@@ -161,6 +161,8 @@ def _mapped(dual: Dual, values: _Values, function: Callable[[Tensor], Tensor]) -
 def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     """An operation that is linear in its first operand, and may return a view of it."""
     _only_first(step, args)
+    if step.func._schema.is_mutable:
+        raise NoRule(step.op)
     whole = args[0].together()
     return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
 
@@ -183,10 +185,10 @@ def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values
 
 def _dense(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     _only_first(step, args)
-    x, weight, bias = args
+    x, weight, *bias = args
     result = _mapped(x, values, lambda z: step.func(z, weight, None))
-    if bias is not None:
-        result.value += bias
+    if bias and bias[0] is not None:
+        result.value += bias[0]
     return result
 
 
@@ -233,6 +235,15 @@ def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
     if result.shape != dual.value.shape or (dual is other and (step.op == "sub" or kwargs)):
         raise NoRule(step.op)
     return Dual(result, dual.tangent, dual.factor)
+
+
+def _taken_from(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    """What does not move, less what does."""
+    _only_first(step, args)
+    result = step.func(*at_points, **kwargs)
+    if len(args) > 2 or kwargs or result.shape != args[0].value.shape:
+        raise NoRule(step.op)
+    return args[0].scaled(result, result.new_full((), -1.0))
 
 
 def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
@@ -287,4 +298,5 @@ _RULES: dict[str, Callable[..., Any]] = {
     "addmm": _addmm,
     "linear": _dense,
     "mm": _product,
+    "rsub": _taken_from,
 }

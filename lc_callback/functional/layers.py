@@ -55,6 +55,7 @@ class Layers(Space):
 
     remedy = " Name the modules to follow with `layers=`, leaving this one out."
     needs_layers = True  # else a model without non-linearities is no error
+    has_rules = False  # whether derivatives may be taken operation by operation
     writes_down = False  # whether to repeat operations instead of running the model; then there is no output
 
     def __init__(
@@ -74,7 +75,7 @@ class Layers(Space):
         self.frame: Tensor
         self.prefix: Prefix | None = None
         self.tape: Tape | None = None
-        self.by_rules = False  # derivatives are taken operation by operation, where any are
+        self.by_rules = False  # derivatives are taken operation by operation
         self._script: Script | None = None
         self.here: BatchAxis | None = None  # where the samples are in what was handed over last
         self._values = "feature" if results else "pre-activation"
@@ -265,7 +266,7 @@ class Layers(Space):
         moves = some_moves(self, frame)
         gives = functools.partial(self._gives, self.observed(moves, most), moves, most)
         # What is likely, with one pass to confirm it, and else one by one.
-        self.by_rules = True
+        self.by_rules = self.has_rules
         if not whole and self._script is not None:
             self.points.channels_last = self._has_images()
             self.prefix = find_prefix(self, lambda: True, most, repeats=True)
@@ -289,8 +290,8 @@ class Layers(Space):
             self.points.channels_last = self._has_images()
             self.points.channels_last = self.points.channels_last and gives()
             self.prefix = find_prefix(self, gives, most, repeats=self.tape is not None)
-        self.by_rules = True
-        self.by_rules = self.tape is not None and gives()
+        self.by_rules = self.has_rules
+        self.by_rules = self.by_rules and gives()
 
     def observed(self, moves: Tensor, most: int) -> list[Tensor]:
         """What has to stay the same, by whichever way: all pre-activations at a few points, moved along the frame."""

@@ -194,8 +194,9 @@ def local_complexity(
         method: ``"vertices"``, or ``"linear"``: at each point the network is replaced by its own affine piece. A unit
             has the *critical radius* :math:`\rho_i = |z_i(x)| / \max_p |dz_i(x)[v_p]|` and counts where this is at most
             ``r``, so all radii come from one pass of :math:`P + 1` samples, and ``critical_radius`` and ``density`` are
-            known. Smooth operations are followed by steps of about a thousandth of the largest input. A model that
-            jumps (``torch.sign``, ``round``, ...) is counted by vertices instead, with a warning.
+            known. Derivatives are exact where all operations are affine, have kinks or pool; with others (a LayerNorm,
+            a softmax, a GELU) they are taken from steps of about a thousandth of the largest input. A model that jumps
+            (``torch.sign``, ``round``, ...) is counted by vertices instead, with a warning.
         max_pool: also count the max-pooling outputs whose winning input changes.
         bracket: also bound the units that switch anywhere in the convex hull of the frame: ``counts`` are not more than
             these, for a unit that differs between vertices switches between them, and ``upper`` not fewer, for it is
@@ -453,6 +454,7 @@ class LinearCounter(Counter):
 
     block = (0, 0)
     besides = 1
+    has_rules = True
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)

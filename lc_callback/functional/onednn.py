@@ -19,7 +19,7 @@ def is_used(weight: Any) -> bool:
         return False
     backend: Any = torch.backends.mkldnn
     known = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise"))
-    return known and backend.is_available() and bool(backend.enabled)
+    return known and backend.is_available() and bool(getattr(backend, "enabled", True))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

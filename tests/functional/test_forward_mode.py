@@ -1,0 +1,254 @@
+"""Derivatives taken operation by operation against steps along each direction."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_local_complexity import mlp
+from test_partition import Call, seq
+from test_tape import NETS, TOKENS, draw, executed, images, measured
+from torch import nn
+
+from lc_callback.functional import local_complexity
+from lc_callback.functional.layers import Layers
+from lc_callback.functional.local_complexity import LinearCounter
+from lc_callback.isolation import untouched
+
+COUNTING = sys.modules["lc_callback.functional.local_complexity"]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+class Shortcuts(nn.Module):
+    """Sums of what is read again, of the same twice, of what does not move, and differences."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        z = self.first(x)
+        z = z + F.relu(z)
+        y = self.second(z)
+        y = F.leaky_relu(y) + y
+        y = z - (y + y)
+        y += self.third(F.relu(y))
+        return F.relu(1.5 - y / 2 + torch.linspace(0, 1, 8))
+
+
+class Bottleneck(nn.Module):
+    """A residual block in which one normalisation follows a convolution that is read twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner, self.inner_norm = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 5)
+        for norm in (self.norm, self.inner_norm):
+            nn.init.uniform_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2)
+            nn.init.uniform_(norm.weight, -1, 1), nn.init.uniform_(norm.bias)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + F.relu(self.inner_norm(self.inner(F.relu(self.norm(x)))))
+        return F.relu(self.head(F.avg_pool2d(F.relu(x), 2).mean((2, 3))))
+
+
+PIXELS = draw(7, 2, 8, 8)
+WITH_RULES = {
+    "mlp": (lambda: mlp(6, 9, 9, 2), draw(7, 6)),
+    "in_place": (lambda: seq(nn.Linear(6, 9), nn.ReLU(True), nn.Linear(9, 4), nn.LeakyReLU(0.1, True)), draw(7, 6)),
+    "reused": NETS["reused"],
+    "images": (images, PIXELS),
+    "shortcuts": (Shortcuts, draw(7, 6)),
+    "residual images": (Bottleneck, PIXELS),
+    "several kinks": (lambda: seq(nn.Linear(6, 9), nn.ReLU6(), nn.Linear(9, 9), nn.Hardtanh(), nn.PReLU()), draw(7, 6)),
+    "no bias": (lambda: seq(nn.Linear(6, 9, bias=False), Call(torch.abs), nn.Linear(9, 4, bias=False)), draw(7, 6)),
+    "tokens": (
+        lambda: seq(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU()),
+        TOKENS,
+    ),
+    "each token": (lambda: seq(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()), draw(7, 5, 3)),
+    "volumes": (
+        lambda: seq(nn.Conv3d(1, 3, 2), nn.BatchNorm3d(3), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(3, 4, 1), nn.ReLU()),
+        draw(4, 1, 5, 5, 5),
+    ),
+    "rows": (
+        lambda: seq(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU()),
+        draw(7, 2, 9),
+    ),
+    "two inputs": (lambda: _TwoInputs(), {"x": draw(7, 3), "y": draw(7, 4, seed=1)}),
+}
+
+
+class _TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.of_x, self.of_y = nn.Linear(3, 8), nn.Linear(4, 8)
+
+    def forward(self, x, y):
+        return F.relu(F.relu(self.of_x(x)) - self.of_y(y))
+
+
+def by_steps(monkeypatch):
+    monkeypatch.setattr(LinearCounter, "has_rules", False)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 9, 50])
+@pytest.mark.parametrize("name", WITH_RULES)
+def test_counts_and_critical_radii_are_those_of_steps(name, chunk_size, monkeypatch):
+    make, inputs = WITH_RULES[name]
+    net = make().double().eval()
+    found, counter = measured(net, inputs, "linear", chunk_size=chunk_size)
+    assert counter.by_rules
+    by_steps(monkeypatch)
+    expected, plain = measured(net, inputs, "linear", chunk_size=chunk_size)
+    assert not plain.by_rules
+    assert torch.equal(found, expected)
+    assert (counter.histogram - plain.histogram).abs().sum() <= 2  # one on the edge of a bin
+    assert found.sum() > 10
+
+
+@pytest.mark.parametrize("name", WITH_RULES)
+def test_single_precision_follows_double(name):
+    make, inputs = WITH_RULES[name]
+    net = make().eval()
+    single, counter = measured(net, inputs, "linear")
+    assert counter.by_rules
+    double, _ = measured(net.double(), inputs, "linear")
+    assert (single - double).abs().sum() <= 0.01 * double.sum()
+
+
+WITHOUT = {
+    "layer norm": (lambda: seq(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3), nn.ReLU()), draw(7, 6)),
+    "smooth": (lambda: seq(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3), nn.ReLU()), draw(7, 6)),
+    "product": NETS["own_view"],
+    "maxout": NETS["maxout"],
+    "attention": NETS["attention"],
+    "second axis": NETS["second_first"],
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_where_there_is_no_rule_steps_are_taken(name):
+    make, inputs = WITHOUT[name]
+    found, counter = measured(make().double().eval(), inputs, "linear")
+    assert not counter.by_rules
+    assert found.sum() > 10
+
+
+def test_a_wrong_rule_is_found_out(monkeypatch):
+    rules = sys.modules["lc_callback.functional.forward_mode"]._RULES
+    net, x = mlp(6, 9, 9, 2).double(), draw(7, 6)
+    expected, _ = measured(net, x, "linear")
+    relu = rules["relu"]
+
+    def twice(step, args, at_points, kwargs, values):
+        dual = relu(step, args, at_points, kwargs, values)
+        return dual.scaled(dual.value, dual.value.new_full((), 2.0))
+
+    monkeypatch.setitem(rules, "relu", twice)
+    found, counter = measured(net, x, "linear")
+    assert not counter.by_rules
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(0.5, 1), (-0.5, 0)])
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_is_not_above_zero(bias, expected, method, dtype):
+    """At its critical radius a positive unit reaches 0 and switches; a negative one reaches 0 and does not."""
+    net = seq(nn.Linear(2, 1), nn.ReLU()).to(dtype)
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[2.0, 0.0]]))
+        net[0].bias.fill_(bias)
+    lc = local_complexity(net, torch.zeros(1, 2), radius=0.25, directions=torch.eye(2), method=method)
+    assert lc.total.tolist() == [expected]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_marks_its_point(value):
+    x = draw(5, 6)
+    x[2, 3] = value
+    found, counter = measured(mlp(6, 9, 9, 2).double(), x, "linear")
+    assert counter.by_rules
+    assert (found[:, 2] < 0).any(-1).all()
+    assert (found[:, [0, 1, 3, 4]] >= 0).all()
+
+
+# What the operations are turned into
+
+
+def test_a_normalisation_is_folded_into_the_convolution_that_only_it_reads():
+    few, many = (executed(Bottleneck().double().eval(), PIXELS, n).count("native_batch_norm") for n in (2, 7))
+    assert many - few == 10  # one of the two, for five points and two radii
+    net = Bottleneck().double().eval()
+    folded, _ = measured(net, PIXELS)
+    plain, counter = measured(net, PIXELS, repeat=False)
+    assert counter.tape is None
+    assert torch.equal(folded, plain)
+
+
+def test_products_are_those_of_compiled_models_where_there_are_any():
+    net, x = seq(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 20), nn.ReLU()).eval(), PIXELS
+    quick = executed(net, x, 7)
+    with torch.backends.mkldnn.flags(enabled=False):
+        plain = executed(net, x, 7)
+        expected, _ = measured(net, x)
+    found, counter = measured(net, x)
+    assert counter.points.channels_last
+    assert counter.tape is not None
+    assert torch.equal(found, expected)
+    if torch.backends.mkldnn.is_available():
+        assert quick.count("mkldnn::_linear_pointwise") > plain.count("mkldnn::_linear_pointwise") == 0
+
+
+def test_what_is_written_to_keeps_its_views():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            z = self.first(x)
+            z.view(-1, 2, 4)[:, 0] += 1.0
+            return F.relu(self.second(F.relu(z)))
+
+    net = Written().double()
+    for method in ("vertices", "linear"):
+        found, counter = measured(net, draw(7, 6), method)
+        assert counter.tape is not None
+        assert not counter.by_rules
+        assert torch.equal(found, measured(net, draw(7, 6), method, repeat=False)[0])
+
+
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+def test_chunks_are_counted_together_or_one_by_one(method, monkeypatch):
+    net, x = mlp(6, 9, 9, 2).double(), draw(40, 6)
+    x[7, 0] = float("nan")
+    together, _ = measured(net, x, method, chunk_size=13)
+    monkeypatch.setattr(COUNTING, "_KEPT", 0)
+    alone, _ = measured(net, x, method, chunk_size=13)
+    assert torch.equal(together, alone)
+    assert (together[:, 7] < 0).any()
+    assert together.sum() > 40
+
+
+@pytest.mark.parametrize("make", [lambda: mlp(6, 9, 9, 2), lambda: NETS["own_view"][0]()])
+def test_one_pass_confirms_what_is_likely(make, monkeypatch):
+    """And it is what each of the ways would have been found out to give."""
+    net, x = make().double(), draw(7, 6)
+    at_once = LinearCounter(net, x)
+    tried = []
+    each = Layers._find_each
+    monkeypatch.setattr(Layers, "_find_each", lambda *arguments: tried.append(1) or each(*arguments))
+    with untouched(net, dtype=torch.float64):
+        at_once.trace(torch.float64)
+        at_once.set_frame(torch.eye(6, dtype=torch.float64), 100)
+    assert at_once.by_rules != bool(tried)
+    assert at_once.prefix is not None
+    assert at_once.tape is not None
