@@ -435,10 +435,14 @@ class Counter(Layers):
                 broken[layer] |= tallied.broken()
         return counts.masked_fill(broken, -1).T
 
-    @staticmethod
-    def _tally(tallies: list[_Tally], rows: slice, k: int, first: bool, position: int, knots: list[Knot]) -> None:
+    def _tally(self, tallies: list[_Tally], rows: slice, k: int, first: bool, position: int, knots: list[Knot]) -> None:
         shape = k, rows.stop - rows.start
-        tallies[position].add(viewed(knots, lambda z: z.unflatten(0, shape)), rows, first)
+
+        def by_vertex(z: Tensor) -> Tensor:
+            outermost = None if self.prefix is None else self.prefix.outermost(z, shape)
+            return z.unflatten(0, shape) if outermost is None else outermost
+
+        tallies[position].add(viewed(knots, by_vertex), rows, first)
 
 
 class _HasJumps(Exception):  # noqa: N818 (no error: there is another method)
