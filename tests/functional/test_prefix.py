@@ -9,6 +9,7 @@ from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity
 from lc_callback.functional.layers import Layers
+from lc_callback.functional.local_complexity import Counter
 from lc_callback.isolation import untouched
 
 
@@ -142,6 +143,35 @@ def test_a_prefix_in_a_chunk_of_one():
     expected = local_complexity(net, x, radius=0.3, n_directions=4).counts
     assert torch.equal(local_complexity(net, x, radius=0.3, n_directions=4, chunk_size=1).counts, expected)
     assert expected.sum() > 5
+
+
+class Changed(nn.Module):
+    """What a module returns is written to before, between and behind the non-linearities that take it."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.first, self.last, self.before = nn.Linear(5, 8), nn.Linear(8, 8), before
+
+    def forward(self, x):
+        z = self.first(x)
+        if self.before:
+            z += torch.linspace(-1, 1, 8)
+        y = F.relu(z)
+        z.mul_(torch.linspace(-2, 2, 8))
+        return F.relu(self.last(F.leaky_relu(z) + y))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_extremes_of_what_entered_are_known_until_it_is_changed(before, monkeypatch):
+    torch.manual_seed(0)
+    net, x = Changed(before).double(), draw(30, 5)
+    counter = Counter(net, x)
+    found = counter.measure([0.3, 1.0], 3, None, 0, None, None).counts
+    assert counter.prefix is not None
+    monkeypatch.setattr(sys.modules["lc_callback.functional.layers"], "find_prefix", lambda *arguments, **named: None)
+    expected = Counter(net, x).measure([0.3, 1.0], 3, None, 0, None, None).counts
+    assert torch.equal(found, expected)
+    assert found.sum() > 50
 
 
 # The layout of images
