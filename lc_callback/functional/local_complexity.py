@@ -389,7 +389,7 @@ class Counter(Layers):
         """Write the counts of these points to ``counts (N, L)``. Returns how many vertices fit a forward pass."""
         start, of_point = 0, len(vertices) + self.besides
         parts = vertices.split(max(1, chunk - self.besides))
-        kept = int(_KEPT // (2 * sum(self.sizes) * self.dtype.itemsize))
+        kept = _KEPT // max(1, 2 * sum(self.sizes) * self.dtype.itemsize)
         while start < len(points):
             at_once = max(1, chunk // of_point)
             some = points[start : start + max(at_once, kept)]
@@ -405,10 +405,8 @@ class Counter(Layers):
             else:
                 start += len(some)
                 continue
-            chunk, parts = (
-                smaller,
-                vertices.split(max(1, smaller - self.besides)),
-            )  # here the exception, and what its frames held, is gone
+            # Here the exception, and what its frames held, is gone.
+            chunk, parts = smaller, vertices.split(max(1, smaller - self.besides))
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return chunk
@@ -463,6 +461,7 @@ class LinearCounter(Counter):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._scratch = torch.empty(0)
+        self._samples = torch.empty(0), torch.empty(0)  # directions, and what they are together with the point itself
 
     def measure(self, *arguments: Any, **named: Any) -> LocalComplexity:
         """As for vertices, and by these if the model has no affine pieces that tell what it does nearby."""
@@ -549,7 +548,9 @@ class LinearCounter(Counter):
                     reaches.append((z[0] - (knot or 0.0), reaches[-1][1] if repeated else self._largest_step(z)))
                 sink(position, reaches)
 
-            self.follow_frame(points, torch.cat([torch.zeros_like(directions[:1]), directions]), differ)
+            if self._samples[0] is not directions:
+                self._samples = directions, torch.cat([torch.zeros_like(directions[:1]), directions])
+            self.follow_frame(points, self._samples[1], differ)
             return
 
         def receive(position: int, knots: list[Knot], dual: Dual) -> None:
