@@ -1,12 +1,13 @@
 """What the default settings of the callbacks cost in a 100-epoch ResNet-18 run on CIFAR-10-sized data.
 
     python benchmarks/default_cost.py [--width 64] [--repeats 3]
-    python benchmarks/default_cost.py --whole [--width 16]
+    python benchmarks/default_cost.py --whole [--width 16] [--rows 3] [--part 1]
 
 The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each
 measure, alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point,
-over steps times seconds a step. The second trains a narrower network for so many steps that one row of each callback is
-its share, and adds up all time in the callbacks: drawing the points, trying out and a look at each step included.
+over steps times seconds a step. The second trains a narrower network for so many steps that these rows of each callback
+are its share, and adds up all time in the callbacks: drawing the points, trying out and a look at each step included.
+``--part 8`` takes an eighth of the steps and of the points of each row.
 """
 
 from __future__ import annotations
@@ -63,10 +64,12 @@ def run(width: int, callbacks: list[object], steps: int) -> None:
         trainer.fit(Classifier(width), loader, DataLoader(TensorDataset(x[:1000], y[:1000]), BATCH))
 
 
-def whole(width: int) -> None:
-    steps = N_STEPS // N_ROWS
+def whole(width: int, rows: int, part: int) -> None:
+    each = N_STEPS // N_ROWS // part
+    steps = rows * each
     kinds = (LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback)
-    callbacks = [kind(schedule=[steps // 2]) for kind in kinds]
+    schedule = [row * each + each // 2 for row in range(rows)]
+    callbacks = [kind(schedule=schedule, n_probes=kind().n_probes // part) for kind in kinds]
     spent = {type(callback).__name__: 0.0 for callback in callbacks}
     for callback in callbacks:
         for name in ("setup", "on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown"):
@@ -78,7 +81,7 @@ def whole(width: int) -> None:
             setattr(callback, name, timed)
     total = seconds(lambda: run(width, [*callbacks], steps))
     ours = sum(spent.values())
-    print(f"ResNet-18 of width {width}, {steps} steps, one row of each: {total:.0f} s")
+    print(f"ResNet-18 of width {width}, {steps} steps, {rows} rows of 1 / {part} of the points: {total:.0f} s")
     for name, own in spent.items():
         print(f"  {name}: {own:.2f} s, {own / (total - ours):.1%} of the training")
     print(f"  together {ours / (total - ours):.1%}")
@@ -88,12 +91,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int)
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--part", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.whole:
-        whole(args.width or 16)
+        whole(args.width or 16, args.rows, args.part)
         return
     width = args.width or 64
     torch.manual_seed(0)
