@@ -32,6 +32,7 @@ __all__ = [
     "known_operations",
     "memory_order",
     "module_paths",
+    "reduced",
     "select_modules",
     "viewed",
     "winners_of",
@@ -284,6 +285,12 @@ def knots_of(op: str, args: Any, kwargs: Any) -> list[Knot]:
 def memory_order(tensor: Tensor, first: int) -> list[int]:
     """The axes, those from the ``first`` on as they are in the memory."""
     return [*range(first), *sorted(range(first, tensor.ndim), key=tensor.stride, reverse=True)]
+
+
+def reduced(z: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``reduce`` makes of ``(k, n, ...)``, ``(n, ...)``, read in the order of the memory."""
+    order = memory_order(z, 2)
+    return reduce(z.permute(order)).permute(0, *(order.index(axis) - 1 for axis in range(2, z.ndim)))
 
 
 def viewed(knots: list[Knot], view: Callable[[Tensor], Tensor]) -> list[Knot]:

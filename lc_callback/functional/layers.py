@@ -302,10 +302,9 @@ class Layers(Space):
         if self._script is None:
             return None
         try:
-            tape = Tape(self._script, entry=None if module is None else self._script.returned[module])
+            return Tape(self._script, entry=None if module is None else self._script.returned[module])
         except Exception:  # whatever it is, the model itself can run
             return None
-        return tape if module is None or not tape.reads_inputs else None
 
     @property
     def returned(self) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from lc_callback.functional.bracket import UpperBound
 from lc_callback.functional.checks import is_out_of_memory, positive_integer
 from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, viewed
+from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, reduced, viewed
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.space import compute_dtype
 from lc_callback.functional.tangents import AffineRecorder, execute_affine
@@ -396,7 +396,7 @@ class Counter(Layers):
             try:
                 if self.prefix is not None:
                     self.prefix.hold(self, self.starts(some), chunk)
-                found = self._count_points(some, parts, at_once, functools.partial(_add, told, start))
+                found = self._count_points(some, parts, at_once, functools.partial(_tell_from, told, start))
                 counts[some.to(counts.device, non_blocking=True)] = found
             except Exception as error:
                 if chunk == 1 or not is_out_of_memory(error):
@@ -573,12 +573,10 @@ class LinearCounter(Counter):
         offsets = directions @ self.frame
         leaves = tree_leaves(self.points.batch(points, None))
         if self.at_module is None:
-            column = 0
+            parts = iter(self.points.parts(offsets))
             for place, leaf in enumerate(leaves):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                    width = leaf[0].numel()
-                    leaves[place] = Dual(leaf, offsets[:, column : column + width].view(-1, 1, *leaf.shape[1:]))
-                    column += width
+                    leaves[place] = Dual(leaf, next(parts).unsqueeze(1))
 
         def move(output: Tensor) -> Dual:
             return Dual(output, offsets.view(-1, 1, *output.shape[1:]))
@@ -587,10 +585,11 @@ class LinearCounter(Counter):
 
     def _largest_step(self, z: Tensor) -> Tensor:
         """How far ``(k, n, ...)`` are from the first of ``k`` at most; NaN where one is."""
-        order = memory_order(z, 2)
-        ordered = z.permute(order)
-        largest = torch.sub(ordered, ordered[:1], out=self._room(z, z.numel()).view(ordered.shape)).abs_().amax(0)
-        return largest.permute(0, *(order.index(axis) - 1 for axis in range(2, z.ndim)))
+
+        def largest(z: Tensor) -> Tensor:
+            return torch.sub(z, z[:1], out=self._room(z, z.numel()).view(z.shape)).abs_().amax(0)
+
+        return reduced(z, largest)
 
     def _room(self, like: Tensor, size: int) -> Tensor:
         """Memory for so many values, which is kept, for new memory is slow."""
@@ -635,11 +634,6 @@ def _note(reached: list[list[list[Reach]]], first: bool, position: int, reaches:
     reached[position].append(flat)
 
 
-def _of_points(values: Tensor) -> Tensor:
-    """``(n,)``: the largest of ``(n, ...)``; NaN if one is."""
-    return values.flatten(1).amax(1)
-
-
 def _radius_of(histogram: Tensor, rank: float) -> float:
     """The critical radius with so many smaller ones."""
     below = histogram.cumsum(0)
@@ -650,7 +644,7 @@ def _radius_of(histogram: Tensor, rank: float) -> float:
     return float(edges.double().mean())
 
 
-def _add(told: Callable[[int], None], before: int, done: int) -> None:
+def _tell_from(told: Callable[[int], None], before: int, done: int) -> None:
     told(before + done)
 
 
@@ -696,8 +690,8 @@ class _Tally:
 
     def broken(self) -> Tensor:
         """``(n,)``: whether a value was not finite."""
-        finite = [_of_points(high).isfinite() & low.flatten(1).amin(1).isfinite() for high, low, _ in self._extremes]
-        return ~functools.reduce(torch.bitwise_and, finite)
+        ends = [(high.flatten(1).amax(1), low.flatten(1).amin(1)) for high, low, _ in self._extremes]
+        return ~functools.reduce(torch.bitwise_and, [high.isfinite() & low.isfinite() for high, low in ends])
 
 
 def counter_of(

@@ -98,22 +98,27 @@ class Points:
             ``inputs`` with ``K * n`` samples: all points, moved by the first offset, then by the next one.
         """
         copies = copies if offsets is None else len(offsets)
-        leaves, column = [], 0
+        leaves, parts = [], iter(() if offsets is None else self.parts(offsets))
         for leaf in self._leaves:
             if isinstance(leaf, Tensor):
                 rows = leaf[points.to(leaf.device, non_blocking=self._cuda)].to(self._device, non_blocking=self._cuda)
                 if leaf.is_floating_point():
                     rows = rows.to(self._dtype)
                 if leaf.is_floating_point() and offsets is not None:
-                    width = _row(leaf)
-                    part = offsets[:, column : column + width].view(copies, 1, *leaf.shape[1:])
-                    leaves.append(self._laid_out((rows + part).flatten(0, 1)))
-                    column += width
+                    leaves.append(self._laid_out((rows + next(parts).unsqueeze(1)).flatten(0, 1)))
                 else:
                     leaves.append(self._laid_out(torch.cat([rows] * copies) if copies > 1 else rows))
             else:
                 leaves.append(leaf)
         return tree_unflatten(leaves, self._spec)
+
+    def parts(self, values: Tensor) -> list[Tensor]:
+        """What of ``(K, D)`` belongs to each of the tensors that move, ``(K, ...)``."""
+        found, column = [], 0
+        for leaf in self.moving:  # no split(), of which nothing can be written to in place
+            found.append(values[:, column : column + _row(leaf)].view(len(values), *leaf.shape[1:]))
+            column += _row(leaf)
+        return found
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         images = self.channels_last and tensor.ndim == 4
@@ -121,13 +126,10 @@ class Points:
 
     def moved(self, points: Tensor, values: Tensor) -> Any:
         """The inputs for points ``(n,)`` of this set, with ``values (n, ...)`` in place of what moves."""
-        leaves, column = [], 0
-        values = values.reshape(len(values), -1)
+        leaves, parts = [], iter(self.parts(values.reshape(len(values), -1)))
         for leaf in self._leaves:
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                width = _row(leaf)
-                leaves.append(values[:, column : column + width].view(len(values), *leaf.shape[1:]))
-                column += width
+                leaves.append(next(parts))
             elif isinstance(leaf, Tensor):
                 leaves.append(leaf[points.to(leaf.device)].to(self._device))
             else:

@@ -242,6 +242,9 @@ class Tape:
     Args:
         script: what the model executes.
         entry: number of a tensor that is given instead of computed, and how many steps there are before it is used.
+
+    Raises:
+        NotRepeatable: if the inputs are read besides what is given.
     """
 
     def __init__(self, script: Script, entry: tuple[int, int] | None = None) -> None:
@@ -252,6 +255,9 @@ class Tape:
         # Copies, for another tape may need more of them.
         own = [copy.copy(step) for step in steps if step is not None]
         self.steps = _needed(own, script, None if entry is None else script.memory[entry[0]])
+        read = {number for step in self.steps for number in step.operands}
+        if entry is not None and any(number in read for number in range(script.inputs)):
+            raise NotRepeatable
         written = {memory for step in self.steps for memory in script.writes(step)}
         #: Whether what is written to has several names.
         self.writes_to_views = any(script.memory.count(memory) > 1 for memory in written)
@@ -260,9 +266,6 @@ class Tape:
         for step in self.steps:
             _quicken(step, script, views=not self.writes_to_views)
             step.reads = _reads(step)
-        read = {number for step in self.steps for number in step.operands}
-        #: Whether the inputs are read, and not only what takes the place of a module's output.
-        self.reads_inputs = any(number in read for number in range(script.inputs))
         kept = {number for step in self.steps if not step.idle for number in step.tensors}
         sizes = [script.growth[number] for number in kept]
         #: Of the largest tensor that is computed, and in the mean.
