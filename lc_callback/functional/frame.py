@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from numbers import Integral
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["cross_polytope_frame"]
+
+_KEPT = 2**17  # entries of the largest frame that is not drawn again: 1 MB
 
 
 def cross_polytope_frame(
@@ -61,9 +64,17 @@ def cross_polytope_frame(
             f"`n_directions` must be an integer from 1 to {dim}, the number of elements of an input of shape {shape}, "
             f"but got {n_directions!r}: there are no more orthonormal directions than dimensions."
         )
+    directions = _kept(dim, int(n_directions), seed) if dim * n_directions <= _KEPT else _drawn(dim, n_directions, seed)
+    return directions.reshape(n_directions, *shape).to(device=device, dtype=dtype, copy=True)
+
+
+def _drawn(dim: int, n_directions: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     # One draw per direction, for torch fills a whole matrix in blocks and P would change the early rows.
     gaussian = torch.stack([torch.randn(dim, generator=generator, dtype=torch.float64) for _ in range(n_directions)])
     q, r = torch.linalg.qr(gaussian.T)
-    directions = (q * r.diagonal().sign()).T  # the sign makes the factorisation unique, so frames are nested
-    return directions.reshape(n_directions, *shape).to(device=device, dtype=dtype)
+    return (q * r.diagonal().sign()).T  # the sign makes the factorisation unique, so frames are nested
+
+
+# The same frame is asked for in each row.
+_kept = functools.lru_cache(maxsize=8)(_drawn)

@@ -289,6 +289,8 @@ def memory_order(tensor: Tensor, first: int) -> list[int]:
 
 def reduced(z: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """What ``reduce`` makes of ``(k, n, ...)``, ``(n, ...)``, read in the order of the memory."""
+    if z.ndim <= 3 or z.is_contiguous():
+        return reduce(z)
     order = memory_order(z, 2)
     return reduce(z.permute(order)).permute(0, *(order.index(axis) - 1 for axis in range(2, z.ndim)))
 

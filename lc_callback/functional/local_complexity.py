@@ -558,7 +558,9 @@ class LinearCounter(Counter):
             if axis is not None:
                 at = viewed(knots, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
-                sink(position, [(z - (knot or 0.0), reach) for z, knot in at])  # a copy, that keeps no other memory
+                sink(
+                    position, [(z - knot if knot else z.clone(), reach) for z, knot in at]
+                )  # copies, that keep no other memory
 
         if self.tape is None or self.tape.writes_to_views:
             raise NoRule
@@ -608,7 +610,10 @@ class LinearCounter(Counter):
             finite = at.amax(1).isfinite() & at.amin(1).isfinite() & slope.amax(1).isfinite()
             counts.masked_fill_(~finite[:, None], -1)
         bins = keys if keys.dtype is torch.int32 else keys.view(torch.float64).float().view(torch.int32)
-        bins = (bins >> _DROPPED).flatten().long()
+        bins = (bins >> _DROPPED).flatten()
+        if bins.device.type == "cpu":
+            return torch.bincount(bins, minlength=_BINS)
+        bins = bins.long()  # and what waits for no device
         return torch.zeros_like(self.histogram).scatter_add_(0, bins, bins.new_ones(1).expand_as(bins))
 
 
@@ -626,8 +631,10 @@ def _bits(number: float, dtype: torch.dtype) -> int:
 
 
 def _note(reached: list[list[list[Reach]]], first: bool, position: int, reaches: list[Reach]) -> None:
-    order = memory_order(reaches[0][0], 1)
-    flat = [(at.permute(order).flatten(1), reach.permute(order).flatten(1)) for at, reach in reaches]
+    flat = reaches
+    if reaches[0][0].ndim != 2:
+        order = memory_order(reaches[0][0], 1)
+        flat = [(at.permute(order).flatten(1), reach.permute(order).flatten(1)) for at, reach in reaches]
     if not first:  # along more directions from the same points
         before = reached[position].pop()
         flat = [(at, reach.maximum(other)) for (at, reach), (_, other) in zip(flat, before, strict=True)]

@@ -52,6 +52,14 @@ def test_type_only_rounds():
     assert torch.equal(cross_polytope_frame(10, 5, dtype=torch.bfloat16), double.bfloat16())
 
 
+@pytest.mark.parametrize("dim", [10, 40_000])  # kept, and too large for it
+def test_what_is_done_to_a_frame_stays_there(dim):
+    frame = cross_polytope_frame(dim, 5, dtype=torch.float64)
+    before = frame.clone()
+    frame.zero_()
+    assert torch.equal(cross_polytope_frame(dim, 5, dtype=torch.float64), before)
+
+
 def test_random_streams_stay():
     torch.manual_seed(0)
     np.random.seed(0)
