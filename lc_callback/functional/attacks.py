@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -142,20 +142,32 @@ class Attack:
         """Whether the logit scale does not matter to it."""
         return self.attack in _SCALE_FREE
 
+    @property
+    def is_by_point(self) -> bool:
+        """Whether it does the same to some points as to all, but for rounding, if it goes on with its random numbers.
+
+        Uniform ones come one by one, however many are drawn at once.
+        """
+        return self.attack == "PGD"
+
+    @contextmanager
+    def seeded(self, device: torch.device) -> Iterator[None]:
+        """Draw from the seed on, and the same on each device."""
+        with fixed_rng(self.seed), nullcontext() if device.type == "cpu" else _NoiseOfTheCPU():
+            yield
+
     def run(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, box: Box, n_classes: int) -> Tensor:
         """Adversarial points ``(N, ...)`` for the points ``x (N, ...)`` and labels ``y (N,)``.
 
         ``logits`` maps points to ``(N, C)`` and is differentiable. Nothing is checked yet.
         """
-        noise = nullcontext() if x.device.type == "cpu" else _NoiseOfTheCPU()
-        with fixed_rng(self.seed), noise:
-            if not isinstance(self.attack, str):
-                return self._own(logits, x, y)
-            if self.attack == "PGD" and not _installed():
-                start = self.arguments.get("random_start", True)
-                run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self._unit(box), self.steps, start)
-                return box.leave(run(box.enter(x), y))
-            return self._torchattacks(logits, x, y, box, n_classes)
+        if not isinstance(self.attack, str):
+            return self._own(logits, x, y)
+        if self.attack == "PGD" and not _installed():
+            start = self.arguments.get("random_start", True)
+            run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self._unit(box), self.steps, start)
+            return box.leave(run(box.enter(x), y))
+        return self._torchattacks(logits, x, y, box, n_classes)
 
     def _unit(self, box: Box) -> tuple[float, float]:
         return (self.eps, self.alpha) if box.is_unit else (self.eps / box.scale, self.alpha / box.scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ __all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy"
 
 # Bytes that the tensors kept for one backward pass may take.
 _BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
+# Bytes of these where a CPU is fastest, and points that are worth a pass.
+_CACHE, _WORTHWHILE = 64 * 2**20, 32
 # By what share of the budget, and by how many roundings of the domain, an attack may overshoot.
 _OVERSHOOT, _ROUNDINGS = 1e-4, 16
 
@@ -158,7 +161,10 @@ class _Measurement(Space):
             self.largest = float(self.x.abs().max())
         tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
         self._held = self.at_module is not None or len(tensors) > len(self.points.moving)
-        self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // self._bytes_per_point())
+        each = self._bytes_per_point()
+        self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // each)
+        by_default = chunk_size is None and self.device.type == "cpu"
+        self._fast = max(_WORTHWHILE, _CACHE // each) if by_default else self.chunk
         logits = self._with_memory(self._all_logits, self.x)
         self.y = check_targets(self._targets, logits).to(self.device)
         self.finite = bool(logits.isfinite().all())
@@ -225,24 +231,29 @@ class _Measurement(Space):
         return value, found.cpu()
 
     def _attacked(self, attack: Attack, box: Box, seen: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        everything = torch.arange(self.n)
-
-        def of_all(x: Tensor) -> Tensor:
-            if self._held and not self._are_all(x, attack, box):
+        def of_these(points: Tensor, x: Tensor) -> Tensor:
+            if self._held and not self._are_these(points, x, attack, box):
                 raise _OtherPointsError
-            return seen(everything if len(x) == self.n else torch.zeros(len(x), dtype=torch.long), x)
+            return seen(points if len(x) == len(points) else torch.zeros(len(x), dtype=torch.long), x)
 
+        def of_one(points: Tensor, x: Tensor) -> Tensor:
+            return seen(points.expand(len(x)), x)
+
+        def run(logits: Callable[[Tensor, Tensor], Tensor], points: Tensor) -> Tensor:
+            rows = slice(int(points[0]), int(points[-1]) + 1)
+            of_points = functools.partial(logits, points)
+            return attack.run(of_points, self.x[rows], self.y[rows], box, self.n_classes)
+
+        everything = torch.arange(self.n)
         try:
             try:
-                return attack.run(of_all, self.x, self.y, box, self.n_classes)
+                with attack.seeded(self.device):
+                    return torch.cat([run(of_these, some) for some in everything.split(self._at_once(attack))])
             except _OtherPointsError:  # the attack drops points, and which inputs belong to the rest is not known
                 alone = []
-                for i in range(self.n):
-
-                    def of_one(x: Tensor, i: int = i) -> Tensor:
-                        return seen(torch.full((len(x),), i), x)
-
-                    alone.append(attack.run(of_one, self.x[i : i + 1], self.y[i : i + 1], box, self.n_classes))
+                for some in everything.split(1):
+                    with attack.seeded(self.device):
+                        alone.append(run(of_one, some))
                 return torch.cat(alone)
         except RuntimeError as error:
             if "does not require grad" in str(error) or "have been used in the graph" in str(error):
@@ -253,11 +264,17 @@ class _Measurement(Space):
                 ) from error
             raise
 
-    def _are_all(self, x: Tensor, attack: Attack, box: Box) -> bool:
-        """Whether these are all points, each near its place, and not copies of a few."""
-        if len(x) != self.n or not attack.has_budget:
+    def _at_once(self, attack: Attack) -> int:
+        """How many points are attacked at once: logits in chunks are computed twice for each gradient."""
+        return min(self.chunk, self._fast) if attack.is_by_point else self.n
+
+    def _are_these(self, points: Tensor, x: Tensor, attack: Attack, box: Box) -> bool:
+        """Whether these are the points, each near its place, and not copies of a few."""
+        if len(x) != len(points) or not attack.has_budget:
             return False
-        return float((x.detach() - self.x).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
+        return float((x.detach() - self.x[points.to(x.device)]).abs().max()) <= attack.eps * (
+            1 + _OVERSHOOT
+        ) + self._rounding(box)
 
     def _rounding(self, box: Box) -> float:
         return _ROUNDINGS * torch.finfo(self.x.dtype).eps * max(self.largest, box.scale)

@@ -694,6 +694,35 @@ def test_memory_of_the_backward_pass_is_budgeted(monkeypatch):
     assert 1 < max(sizes) < 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("engine", ["torchattacks", "twin"])
+def test_parts_draw_the_noise_of_the_whole(engine, dtype, request):
+    if engine == "twin":
+        request.getfixturevalue("without_torchattacks")
+    x = uniform(50, 3, 5, 5, dtype=dtype)
+    net = net_for(x)
+    y = classes_of(net, x)
+    settings = {"eps": 0.1, "alpha": 1e-6, "steps": 1, "bounds": (-1, 2)}  # next to nothing but noise
+    whole, parts = (attacked(net, x, y, chunk_size=size, **settings) for size in (50, 7))
+    assert float((whole - x).abs().max()) > 0.09
+    torch.testing.assert_close(whole, parts, rtol=0, atol=3e-6)
+    assert len({*(whole - x).flatten(1)[:, 0].tolist()}) == 50
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunk_size": 7}])
+def test_pgd_computes_no_logits_twice(settings, monkeypatch):
+    monkeypatch.setattr("lc_callback.functional.robustness._CACHE", 0)
+    x = uniform(50, 6)
+    net = net_for(x)
+    y = classes_of(net, x)
+    sizes = []
+    net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    robust_accuracy(net, x, y, eps=0.1, steps=4, **settings)
+    tried = 2  # to see what a point keeps
+    assert sum(sizes) == tried + 50 * (1 + 4 + 1)  # at the points, each step, at the attacked points
+    assert max(sizes[2:-2]) == settings.get("chunk_size", 32)
+
+
 # Nothing is left behind
 
 
