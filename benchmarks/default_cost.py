@@ -7,6 +7,7 @@ The first measures one training step (batch of 128, SGD with momentum) and the t
 measure, alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point,
 over steps times seconds a step. The second trains a narrower network for so many steps that these rows of each callback
 are its share, and adds up all time in the callbacks: drawing the points, trying out and a look at each step included.
+What a run has once, its start, is also given by itself: in so short a run it weighs more than in the long one.
 ``--part 8`` takes an eighth of the steps and of the points of each row.
 """
 
@@ -70,21 +71,29 @@ def whole(width: int, rows: int, part: int) -> None:
     kinds = (LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback)
     schedule = [row * each + each // 2 for row in range(rows)]
     callbacks = [kind(schedule=schedule, n_probes=kind().n_probes // part) for kind in kinds]
-    spent = {type(callback).__name__: 0.0 for callback in callbacks}
+    at_start = ("setup", "on_train_start")
+    hooks = (*at_start, "on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown")
+    spent = {type(callback).__name__: dict.fromkeys(hooks, 0.0) for callback in callbacks}
     for callback in callbacks:
-        for name in ("setup", "on_train_start", "on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown"):
-            hook = getattr(callback, name)
+        for name in hooks:
+            own, hook = spent[type(callback).__name__], getattr(callback, name)
 
-            def timed(*args: Any, hook: Any = hook, of: str = type(callback).__name__, **named: Any) -> None:
-                spent[of] += seconds(lambda: hook(*args, **named))
+            def timed(*args: Any, own: Any = own, name: str = name, hook: Any = hook, **named: Any) -> None:
+                own[name] += seconds(lambda: hook(*args, **named))
 
             setattr(callback, name, timed)
     total = seconds(lambda: run(width, [*callbacks], steps))
-    ours = sum(spent.values())
+    training = total - sum(sum(own.values()) for own in spent.values())
     print(f"ResNet-18 of width {width}, {steps} steps, {rows} rows of 1 / {part} of the points: {total:.0f} s")
+    shares = {}
     for name, own in spent.items():
-        print(f"  {name}: {own:.2f} s, {own / (total - ours):.1%} of the training")
-    print(f"  together {ours / (total - ours):.1%}")
+        start = sum(own[hook] for hook in at_start)
+        # There is one start, and of rows so many as fit N_STEPS.
+        shares[name] = sum(own.values()) / training, (sum(own.values()) - start + start * steps / N_STEPS) / training
+        print(f"  {name}: {sum(own.values()):.2f} s, of which {start:.2f} s at the start")
+    for text, share in zip(("this run", f"a run of {N_STEPS} steps"), zip(*shares.values(), strict=True), strict=True):
+        each_of = ", ".join(f"{own:.1%}" for own in share)
+        print(f"  of the training of {text}: {each_of}; together {sum(share):.1%}")
     steps_of, shown = callbacks[1].history.steps, ("clean_acc", "robust_acc/test")
     last = {key: round(value, 3) for key, value in callbacks[1].history.rows[-1].items() if key.startswith(shown)}
     print(f"  rows at {steps_of}; in the last {last}")
