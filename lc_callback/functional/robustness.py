@@ -105,8 +105,8 @@ def robust_accuracy(
         at: name of the module whose output (batch first) is attacked instead of the input, at its first call. If no
             input is floating-point, this is the first ``nn.Embedding`` that is executed.
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: points in one forward and backward pass; by default as many as fit a memory budget. Halved when out
-            of memory. The result does not depend on it.
+        chunk_size: points in one forward and backward pass; by default as many as fit a memory budget, or, for PGD on a
+            CPU, its cache. Halved when out of memory. The result does not depend on it.
         return_adversarial: keep the attacked points.
 
     Returns:
