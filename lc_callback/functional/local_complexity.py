@@ -558,9 +558,8 @@ class LinearCounter(Counter):
             if axis is not None:
                 at = viewed(knots, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
-                sink(
-                    position, [(z - knot if knot else z.clone(), reach) for z, knot in at]
-                )  # copies, that keep no other memory
+                # Copies, that keep no other memory.
+                sink(position, [(z - knot if knot else z.clone(), reach) for z, knot in at])
 
         if self.tape is None or self.tape.writes_to_views:
             raise NoRule

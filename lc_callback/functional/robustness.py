@@ -24,8 +24,8 @@ __all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy"
 
 # Bytes that the tensors kept for one backward pass may take.
 _BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
-# Bytes of these where a CPU is fastest, and points that are worth a pass.
-_CACHE, _WORTHWHILE = 64 * 2**20, 32
+# Of these with which PGD is fastest on a CPU, and points that are worth a pass in any case.
+_FAST, _WORTHWHILE = 64 * 2**20, 32
 # By what share of the budget, and by how many roundings of the domain, an attack may overshoot.
 _OVERSHOOT, _ROUNDINGS = 1e-4, 16
 
@@ -105,8 +105,8 @@ def robust_accuracy(
         at: name of the module whose output (batch first) is attacked instead of the input, at its first call. If no
             input is floating-point, this is the first ``nn.Embedding`` that is executed.
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: points in one forward and backward pass; by default as many as fit a memory budget, or, for PGD on a
-            CPU, its cache. Halved when out of memory. The result does not depend on it.
+        chunk_size: points in one forward and backward pass; by default as many as fit a memory budget, for PGD on a
+            CPU fewer. Halved when out of memory. The result does not depend on it, but for rounding.
         return_adversarial: keep the attacked points.
 
     Returns:
@@ -164,7 +164,7 @@ class _Measurement(Space):
         each = self._bytes_per_point()
         self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // each)
         by_default = chunk_size is None and self.device.type == "cpu"
-        self._fast = max(_WORTHWHILE, _CACHE // each) if by_default else self.chunk
+        self._fast = max(_WORTHWHILE, _FAST // each) if by_default else self.chunk
         logits = self._with_memory(self._all_logits, self.x)
         self.y = check_targets(self._targets, logits).to(self.device)
         self.finite = bool(logits.isfinite().all())
@@ -272,9 +272,8 @@ class _Measurement(Space):
         """Whether these are the points, each near its place, and not copies of a few."""
         if len(x) != len(points) or not attack.has_budget:
             return False
-        return float((x.detach() - self.x[points.to(x.device)]).abs().max()) <= attack.eps * (
-            1 + _OVERSHOOT
-        ) + self._rounding(box)
+        moved = float((x.detach() - self.x[points.to(x.device)]).abs().max())
+        return moved <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
 
     def _rounding(self, box: Box) -> float:
         return _ROUNDINGS * torch.finfo(self.x.dtype).eps * max(self.largest, box.scale)

@@ -711,7 +711,7 @@ def test_parts_draw_the_noise_of_the_whole(engine, dtype, request):
 
 @pytest.mark.parametrize("settings", [{}, {"chunk_size": 7}])
 def test_pgd_computes_no_logits_twice(settings, monkeypatch):
-    monkeypatch.setattr("lc_callback.functional.robustness._CACHE", 0)
+    monkeypatch.setattr("lc_callback.functional.robustness._FAST", 0)
     x = uniform(50, 6)
     net = net_for(x)
     y = classes_of(net, x)
