@@ -83,20 +83,20 @@ def whole(width: int, rows: int, part: int) -> None:
 
             setattr(callback, name, timed)
     total = seconds(lambda: run(width, [*callbacks], steps))
-    training = total - sum(sum(own.values()) for own in spent.values())
+    whole_of = {name: sum(own.values()) for name, own in spent.items()}
+    start_of = {name: sum(own[hook] for hook in at_start) for name, own in spent.items()}
+    training = total - sum(whole_of.values())
     print(f"ResNet-18 of width {width}, {steps} steps, {rows} rows of 1 / {part} of the points: {total:.0f} s")
-    shares = {}
-    for name, own in spent.items():
-        start = sum(own[hook] for hook in at_start)
-        # There is one start, and of rows so many as fit N_STEPS.
-        shares[name] = sum(own.values()) / training, (sum(own.values()) - start + start * steps / N_STEPS) / training
-        print(f"  {name}: {sum(own.values()):.2f} s, of which {start:.2f} s at the start")
-    for text, share in zip(("this run", f"a run of {N_STEPS} steps"), zip(*shares.values(), strict=True), strict=True):
-        each_of = ", ".join(f"{own:.1%}" for own in share)
-        print(f"  of the training of {text}: {each_of}; together {sum(share):.1%}")
-    steps_of, shown = callbacks[1].history.steps, ("clean_acc", "robust_acc/test")
-    last = {key: round(value, 3) for key, value in callbacks[1].history.rows[-1].items() if key.startswith(shown)}
-    print(f"  rows at {steps_of}; in the last {last}")
+    for name, start in start_of.items():
+        print(f"  {name}: {whole_of[name]:.2f} s, of which {start:.2f} s at the start")
+    # Of starts there is one, of rows as many as fit the steps.
+    for length, starts in ((steps, 1.0), (N_STEPS, steps / N_STEPS)):
+        shares = [(whole_of[name] - start + starts * start) / training for name, start in start_of.items()]
+        each_of = ", ".join(f"{share:.1%}" for share in shares)
+        print(f"  of the training in a run of {length} steps: {each_of}; together {sum(shares):.1%}")
+    history, shown = callbacks[1].history, ("clean_acc", "robust_acc/test")
+    last = {key: round(value, 3) for key, value in history.rows[-1].items() if key.startswith(shown)}
+    print(f"  rows at {history.steps}; in the last {last}")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_order, reduced
+from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_order, permuted, reduced
 from lc_callback.functional.tangents import SLOPES
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
 
@@ -62,11 +62,10 @@ class Dual:
         """``whole``, in a memory of its own unless it is there already."""
         if self.whole is not None:
             return self.whole
-        k, plain = self.tangent.shape[0], self.tangent.ndim <= 3 or self.tangent.is_contiguous()
-        order = [*range(self.tangent.ndim)] if plain else memory_order(self.tangent, 2)
-        shape = [1 + k, self.value.shape[0], *(self.tangent.shape[axis] for axis in order[2:])]
+        order = memory_order(self.tangent, 2)
+        shape = [1 + self.tangent.shape[0], self.value.shape[0], *(self.tangent.shape[axis] for axis in order[2:])]
         memory = self.value.new_empty(shape) if room is None else room(self.value, math.prod(shape)).view(shape)
-        whole = memory if plain else memory.permute(*(order.index(axis) for axis in range(len(order))))
+        whole = permuted(memory, [order.index(axis) for axis in range(len(order))])
         whole[0] = self.value
         if self.factor is None:
             whole[1:] = self.tangent

@@ -32,6 +32,7 @@ __all__ = [
     "known_operations",
     "memory_order",
     "module_paths",
+    "permuted",
     "reduced",
     "select_modules",
     "viewed",
@@ -287,12 +288,15 @@ def memory_order(tensor: Tensor, first: int) -> list[int]:
     return [*range(first), *sorted(range(first, tensor.ndim), key=tensor.stride, reverse=True)]
 
 
+def permuted(tensor: Tensor, order: list[int]) -> Tensor:
+    """The tensor with its axes in this order: itself, if they are, for a view takes time."""
+    return tensor if order == [*range(tensor.ndim)] else tensor.permute(order)
+
+
 def reduced(z: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """What ``reduce`` makes of ``(k, n, ...)``, ``(n, ...)``, read in the order of the memory."""
-    if z.ndim <= 3 or z.is_contiguous():
-        return reduce(z)
     order = memory_order(z, 2)
-    return reduce(z.permute(order)).permute(0, *(order.index(axis) - 1 for axis in range(2, z.ndim)))
+    return permuted(reduce(permuted(z, order)), [0, *(order.index(axis) - 1 for axis in range(2, z.ndim))])
 
 
 def viewed(knots: list[Knot], view: Callable[[Tensor], Tensor]) -> list[Knot]:

@@ -18,7 +18,7 @@ from lc_callback.functional.bracket import UpperBound
 from lc_callback.functional.checks import is_out_of_memory, positive_integer
 from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, reduced, viewed
+from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, permuted, reduced, viewed
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.space import compute_dtype
 from lc_callback.functional.tangents import AffineRecorder, execute_affine
@@ -545,7 +545,7 @@ class LinearCounter(Counter):
                 reaches: list[Reach] = []
                 for i, (z, knot) in enumerate(viewed(knots, lambda z: z.unflatten(0, self.block))):
                     repeated = i > 0 and knots[i - 1][0] is knots[i][0]
-                    reaches.append((z[0] - (knot or 0.0), reaches[-1][1] if repeated else self._largest_step(z)))
+                    reaches.append((_beyond(z[0], knot), reaches[-1][1] if repeated else self._largest_step(z)))
                 sink(position, reaches)
 
             if self._samples[0] is not directions:
@@ -558,8 +558,7 @@ class LinearCounter(Counter):
             if axis is not None:
                 at = viewed(knots, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
-                # Copies, that keep no other memory.
-                sink(position, [(z - knot if knot else z.clone(), reach) for z, knot in at])
+                sink(position, [(_beyond(z, knot), reach) for z, knot in at])
 
         if self.tape is None or self.tape.writes_to_views:
             raise NoRule
@@ -612,8 +611,13 @@ class LinearCounter(Counter):
         bins = (bins >> _DROPPED).flatten()
         if bins.device.type == "cpu":
             return torch.bincount(bins, minlength=_BINS)
-        bins = bins.long()  # and what waits for no device
+        bins = bins.long()  # bincount would wait for the device
         return torch.zeros_like(self.histogram).scatter_add_(0, bins, bins.new_ones(1).expand_as(bins))
+
+
+def _beyond(z: Tensor, knot: float | None) -> Tensor:
+    """Where ``z`` is relative to a knot: a copy, that keeps no other memory."""
+    return z - knot if knot else z.clone()
 
 
 def _critical(at: Tensor, slope: Tensor) -> Tensor:
@@ -630,10 +634,8 @@ def _bits(number: float, dtype: torch.dtype) -> int:
 
 
 def _note(reached: list[list[list[Reach]]], first: bool, position: int, reaches: list[Reach]) -> None:
-    flat = reaches
-    if reaches[0][0].ndim != 2:
-        order = memory_order(reaches[0][0], 1)
-        flat = [(at.permute(order).flatten(1), reach.permute(order).flatten(1)) for at, reach in reaches]
+    order = memory_order(reaches[0][0], 1)
+    flat = [(permuted(at, order).flatten(1), permuted(reach, order).flatten(1)) for at, reach in reaches]
     if not first:  # along more directions from the same points
         before = reached[position].pop()
         flat = [(at, reach.maximum(other)) for (at, reach), (_, other) in zip(flat, before, strict=True)]
@@ -674,7 +676,7 @@ class _Tally:
         """Add vertices of the points in these rows: tensors of shape ``(k, rows, ...)``. ``first``: none was before."""
         self._order = self._order or memory_order(knots[0][0], 2)
         for position, (z, knot) in enumerate(knots):
-            ordered, repeated = z.permute(self._order), position and z is knots[position - 1][0]
+            ordered, repeated = permuted(z, self._order), position and z is knots[position - 1][0]
             if len(self._extremes) == position:
                 shape = self._n, *ordered.shape[2:]
                 new = self._extremes[-1][:2] if repeated else (z.new_empty(shape), z.new_empty(shape))

@@ -231,29 +231,31 @@ class _Measurement(Space):
         return value, found.cpu()
 
     def _attacked(self, attack: Attack, box: Box, seen: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        def of_these(points: Tensor, x: Tensor) -> Tensor:
-            if self._held and not self._are_these(points, x, attack, box):
+        everything = torch.arange(self.n)
+
+        def of_these(rows: slice, x: Tensor) -> Tensor:
+            if self._held and not self._are_these(rows, x, attack, box):
                 raise _OtherPointsError
+            points = everything[rows]
             return seen(points if len(x) == len(points) else torch.zeros(len(x), dtype=torch.long), x)
 
-        def of_one(points: Tensor, x: Tensor) -> Tensor:
-            return seen(points.expand(len(x)), x)
+        def of_one(rows: slice, x: Tensor) -> Tensor:
+            return seen(everything[rows].expand(len(x)), x)
 
-        def run(logits: Callable[[Tensor, Tensor], Tensor], points: Tensor) -> Tensor:
-            rows = slice(int(points[0]), int(points[-1]) + 1)
-            of_points = functools.partial(logits, points)
-            return attack.run(of_points, self.x[rows], self.y[rows], box, self.n_classes)
+        def run(logits: Callable[[slice, Tensor], Tensor], start: int, size: int) -> Tensor:
+            rows = slice(start, start + size)
+            return attack.run(functools.partial(logits, rows), self.x[rows], self.y[rows], box, self.n_classes)
 
-        everything = torch.arange(self.n)
         try:
             try:
+                size = self._at_once(attack)
                 with attack.seeded(self.device):
-                    return torch.cat([run(of_these, some) for some in everything.split(self._at_once(attack))])
+                    return torch.cat([run(of_these, start, size) for start in range(0, self.n, size)])
             except _OtherPointsError:  # the attack drops points, and which inputs belong to the rest is not known
                 alone = []
-                for some in everything.split(1):
+                for start in range(self.n):
                     with attack.seeded(self.device):
-                        alone.append(run(of_one, some))
+                        alone.append(run(of_one, start, 1))
                 return torch.cat(alone)
         except RuntimeError as error:
             if "does not require grad" in str(error) or "have been used in the graph" in str(error):
@@ -268,12 +270,12 @@ class _Measurement(Space):
         """How many points are attacked at once: logits in chunks are computed twice for each gradient."""
         return min(self.chunk, self._fast) if attack.is_by_point else self.n
 
-    def _are_these(self, points: Tensor, x: Tensor, attack: Attack, box: Box) -> bool:
-        """Whether these are the points, each near its place, and not copies of a few."""
+    def _are_these(self, rows: slice, x: Tensor, attack: Attack, box: Box) -> bool:
+        """Whether these are the points of these rows, each near its place, and not copies of a few."""
+        points = self.x[rows]
         if len(x) != len(points) or not attack.has_budget:
             return False
-        moved = float((x.detach() - self.x[points.to(x.device)]).abs().max())
-        return moved <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
+        return float((x.detach() - points).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
 
     def _rounding(self, box: Box) -> float:
         return _ROUNDINGS * torch.finfo(self.x.dtype).eps * max(self.largest, box.scale)
