@@ -33,7 +33,7 @@ class Dual:
         value: ``(n, ...)``.
         tangent: ``(k, n, ...)``, or ``(k, 1, ...)`` if it is the same at all points.
         factor: what ``tangent`` still has to be multiplied by, of a shape that fits ``value``; ``None`` is 1.
-        whole: ``(1 + k, n, ...)``: both, if this is how they lie in the memory.
+        whole: ``(1 + k, n, ...)``: memory of its own, of which all but the first is ``tangent``.
     """
 
     value: Tensor
@@ -52,16 +52,33 @@ class Dual:
 
     def scaled(self, result: Tensor, slope: Tensor) -> Dual:
         """Behind an operation that acts on each unit by itself."""
-        return Dual(result, self.tangent, slope if self.factor is None else self.factor * slope)
+        return Dual(result, self.tangent, slope if self.factor is None else self.factor * slope, self.whole)
+
+    def shares(self, other: Dual) -> bool:
+        """Whether the directions of both are in one memory."""
+        return self.tangent.untyped_storage()._cdata == other.tangent.untyped_storage()._cdata
 
     def slopes(self) -> Tensor:
         """``tangent`` times ``factor``."""
         return self.tangent if self.factor is None else self.tangent * self.factor
 
-    def together(self, room: Room | None = None) -> Tensor:
-        """``whole``, in a memory of its own unless it is there already."""
-        if self.whole is not None:
-            return self.whole
+    def together(self, room: Room | None = None, *, overwrite: bool = False) -> Tensor:
+        """``(1 + k, n, ...)``: both, ``factor`` done.
+
+        Args:
+            room: memory to be used, by default new.
+            overwrite: whether ``whole`` may be used.
+        """
+        if self.whole is not None and (overwrite or self.factor is None):
+            inside = self.value.data_ptr() == self.whole.data_ptr() and self.value.stride() == self.whole.stride()[1:]
+            if inside and self.factor is None:
+                return self.whole
+            if overwrite:
+                if self.factor is not None:
+                    self.tangent.mul_(self.factor)
+                if not inside:
+                    self.whole[0] = self.value
+                return self.whole
         order = memory_order(self.tangent, 2)
         shape = [1 + self.tangent.shape[0], self.value.shape[0], *(self.tangent.shape[axis] for axis in order[2:])]
         memory = self.value.new_empty(shape) if room is None else room(self.value, math.prod(shape)).view(shape)
@@ -137,9 +154,7 @@ class _Values:
 
     def alone(self, dual: Dual) -> bool:
         """Whether a tensor, which is not needed after this step, may be overwritten."""
-        memory = dual.tangent.untyped_storage()._cdata
-        others = (other.tangent for other in self.known if type(other) is Dual)
-        return dual.whole is not None and all(other.untyped_storage()._cdata != memory for other in others)
+        return dual.whole is not None and not any(type(other) is Dual and dual.shares(other) for other in self.known)
 
 
 def _has_dual(value: Any) -> bool:
@@ -151,7 +166,7 @@ def _has_dual(value: Any) -> bool:
 
 def _mapped(dual: Dual, values: _Values, function: Callable[[Tensor], Tensor], bias: Tensor | None = None) -> Dual:
     """By a linear map, the point itself and all directions at once; ``bias`` is added to the point."""
-    whole = dual.together(values.room)
+    whole = dual.together(values.room, overwrite=values.alone(dual))
     result = Dual.of(function(whole.flatten(0, 1)).unflatten(0, whole.shape[:2]))
     if bias is not None:
         result.value += bias
@@ -163,7 +178,7 @@ def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, value
     _only_first(step, args)
     if step.func._schema.is_mutable:
         raise NoRule(step.op)
-    whole = args[0].together()
+    whole = args[0].together(overwrite=values.alone(args[0]))
     return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
 
 
@@ -183,7 +198,7 @@ def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values
 def _dense(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     _only_first(step, args)
     x, weight, *bias = args
-    return _mapped(x, values, lambda z: step.func(z, weight, None), *bias)
+    return _mapped(x, values, lambda z: torch.mm(z, weight.t()) if z.ndim == 2 else step.func(z, weight, None), *bias)
 
 
 def _product(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
@@ -219,11 +234,12 @@ def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
         alpha = kwargs.get("alpha", 1) * (-1 if step.op == "sub" else 1)
         if alpha == 1 and values.alone(other):
             one, other = other, one
-        if not values.alone(one) or one.tangent.untyped_storage()._cdata == other.tangent.untyped_storage()._cdata:
+        if one.shares(other) or not values.alone(one):
             return Dual.of(torch.add(one.together(), other.together(), alpha=alpha))
-        one.value.add_(other.value, alpha=alpha)
-        one.tangent.add_(other.slopes(), alpha=alpha)
-        return one
+        result = Dual.of(one.together(overwrite=True))
+        result.value.add_(other.value, alpha=alpha)
+        result.tangent.add_(other.slopes(), alpha=alpha)
+        return result
     dual = one if isinstance(one, Dual) else other
     result = step.func(*at_points, **kwargs)
     if result.shape != dual.value.shape or (dual is other and (step.op == "sub" or kwargs)):
@@ -258,14 +274,14 @@ def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
 def _view(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     _only_first(step, args)
     shape = step.func(*at_points, **kwargs).shape
-    whole = args[0].together()
+    whole = args[0].together(overwrite=values.alone(args[0]))
     return Dual.of(whole.reshape(len(whole), *shape))
 
 
 def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Any:
     """What wins at the points."""
     _only_first(step, args)
-    whole = args[0].together(values.room)
+    whole = args[0].together(values.room, overwrite=values.alone(args[0]))
     if whole.ndim != (6 if "3d" in step.op else 5):
         raise NoRule(step.op)
     result, winners = step.func(*at_points, **kwargs)

@@ -83,6 +83,11 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
     return result
 
 
+def _above(x: Tensor, bound: Any) -> Tensor:
+    """1 where it is, else 0: as booleans it takes ten times as long."""
+    return torch.gt(x, bound, out=torch.empty_like(x))
+
+
 def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
     inside = torch.ones_like(x, dtype=torch.bool) if low is None else x > low
     return inside if high is None else inside & (x < high)
@@ -94,7 +99,7 @@ def _outside(x: Tensor, bound: float = 0.5) -> Tensor:
 
 # The derivative where there is one, by the name of the aten operation.
 SLOPES: dict[str, Callable[..., Tensor]] = {
-    "relu": lambda x: x > 0,
+    "relu": lambda x: _above(x, 0),
     "leaky_relu": lambda x, slope=0.01: torch.where(x > 0, 1.0, slope),
     "rrelu_with_noise": lambda x, noise, low=1 / 8, high=1 / 3, *_: torch.where(x > 0, 1.0, (low + high) / 2),
     "prelu": lambda x, weight: torch.where(x > 0, 1.0, weight),
@@ -105,7 +110,7 @@ SLOPES: dict[str, Callable[..., Tensor]] = {
     "hardsigmoid": lambda x: _between(x, -3, 3) / 6,
     "softshrink": _outside,
     "hardshrink": _outside,
-    "threshold": lambda x, threshold, value: x > threshold,
+    "threshold": lambda x, threshold, value: _above(x, threshold),
     "clamp": lambda x, min=None, max=None: _between(x, min, max),  # noqa: A006 (the argument names of aten)
     "clamp_min": lambda x, low, *_: _between(x, low),
     "clamp_max": lambda x, high: _between(x, None, high),
