@@ -195,12 +195,6 @@ def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values
     return _mapped(args[1], values, lambda z: torch.mm(z, args[2]), args[0])
 
 
-def _dense(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
-    _only_first(step, args)
-    x, weight, *bias = args
-    return _mapped(x, values, lambda z: torch.mm(z, weight.t()) if z.ndim == 2 else step.func(z, weight, None), *bias)
-
-
 def _product(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     _only_first(step, args)
     return _mapped(args[0], values, lambda z: torch.mm(z, args[1]))
@@ -306,7 +300,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     "native_batch_norm": _batch_norm,
     "convolution": _convolution,
     "addmm": _addmm,
-    "linear": _dense,
     "mm": _product,
     "rsub": _taken_from,
 }

@@ -1,4 +1,4 @@
-"""Products and convolutions by oneDNN as compiled models call it: no copy of the bias, weights laid out once.
+"""Convolutions by oneDNN as compiled models call it: weights laid out once.
 
 These operations are not a documented interface: where they are missing, what the model executes is executed.
 """
@@ -10,22 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["convolution", "is_used", "linear", "packed"]
+__all__ = ["convolution", "is_used", "packed"]
 
 
 def is_used(weight: Any) -> bool:
-    """Whether products with this weight are worth it, and possible."""
+    """Whether convolutions with this weight are worth it, and possible."""
     if not isinstance(weight, Tensor) or weight.device.type != "cpu" or weight.dtype is not torch.float32:
         return False
+    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
     backend: Any = torch.backends.mkldnn
-    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_convolution_pointwise"))
-    return known and backend.is_available() and bool(getattr(backend, "enabled", True))
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As :func:`torch.nn.functional.linear`."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+    return backend.is_available() and bool(getattr(backend, "enabled", True))
 
 
 def packed(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:

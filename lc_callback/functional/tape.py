@@ -404,15 +404,19 @@ def _quicken(step: _Step, script: Script, views: bool) -> None:
     if views and step.op == "view" and step.func is torch.ops.aten.view.default:
         step.func = torch.ops.aten.reshape.default
     if step.op == "addmm" and len(step.args) == 3 and not step.kwargs:
-        bias, x, weight = step.args[0], step.args[1], _constant(step.args[2], script)
-        if onednn.is_used(weight) and onednn.is_used(bias := _constant(bias, script)) and bias.ndim == 1:
-            step.op, step.func, step.args = "linear", onednn.linear, [x, weight.t().contiguous(), bias]
+        weight = _constant(step.args[2], script)
+        if isinstance(weight, Tensor) and weight.device.type == "cpu" and weight.dtype is torch.float32:
+            step.func = _biased_product
     elif step.op == "convolution" and isinstance(step.args[0], _Slot) and not step.args[6]:
         weight = _constant(step.args[1], script)
         if onednn.is_used(weight) and weight.ndim == 4:
             stride, padding, dilation, groups = (step.args[place] for place in (3, 4, 5, 8))
             layout = onednn.packed(weight, stride, padding, dilation, groups)
             step.func, step.args = onednn.convolution, [step.args[0], layout, *step.args[2:]]
+
+
+def _biased_product(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(x, weight).add_(bias)  # addmm copies the bias first
 
 
 def _constant(spec: Any, script: Script) -> Any:

@@ -193,8 +193,9 @@ def test_a_normalisation_is_folded_into_the_convolution_that_only_it_reads():
     assert torch.equal(folded, plain)
 
 
-def test_products_are_those_of_compiled_models_where_there_are_any():
-    net, x = seq(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 20), nn.ReLU()).eval(), PIXELS
+def test_convolutions_are_those_of_compiled_models_where_there_are_any():
+    convolutions = nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()
+    net, x = seq(*convolutions, nn.Flatten(), nn.Linear(64, 20), nn.ReLU()).eval(), PIXELS
     quick = executed(net, x, 7)
     with torch.backends.mkldnn.flags(enabled=False):
         plain = executed(net, x, 7)
@@ -204,7 +205,7 @@ def test_products_are_those_of_compiled_models_where_there_are_any():
     assert counter.tape is not None
     assert torch.equal(found, expected)
     if torch.backends.mkldnn.is_available():
-        assert quick.count("mkldnn::_linear_pointwise") > plain.count("mkldnn::_linear_pointwise") == 0
+        assert quick.count("mkldnn::_convolution_pointwise") > plain.count("mkldnn::_convolution_pointwise") == 0
 
 
 def test_what_is_written_to_keeps_its_views():
