@@ -42,7 +42,7 @@ __all__ = [
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 _CACHE = 2 * 2**20  # bytes of a tensor in the mean, for each thread of a CPU
 _WORTHWHILE = 128  # samples, fewer of which are not worth a forward pass
-_KEPT = 4 * 2**20  # bytes of what is kept of several chunks, and counted at once
+_KEPT = 16 * 2**20  # bytes of what is kept of several chunks, and counted at once
 # The vertices are computed in float64 where a coordinate's step r/sqrt(D) is fewer units in the last place than this.
 _FEWEST_ULP = 16
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -447,8 +447,8 @@ class _HasJumps(Exception):  # noqa: N818 (no error: there is another method)
     pass
 
 
-# For each unit of ``(n, ...)`` points, where it is relative to a knot, and how far it gets along the directions.
-Reach = tuple[Tensor, Tensor]
+# For each unit of ``(n, ...)`` points, its value, a knot, and how far it gets along the directions.
+Reach = tuple[Tensor, float | None, Tensor]
 
 
 class LinearCounter(Counter):
@@ -492,7 +492,12 @@ class LinearCounter(Counter):
         """Where a few points are, and how far they get along one direction."""
         found: list[Tensor] = []
         points = torch.tensor([0, self.n - 1]).unique()[: max(1, most // 2)]
-        self._follow_directions(points, moves[:1], lambda position, reaches: found.extend(sum(reaches, ())))
+
+        def keep(position: int, reaches: list[Reach]) -> None:
+            for z, knot, reach in reaches:
+                found.extend((z - (knot or 0.0), reach))
+
+        self._follow_directions(points, moves[:1], keep)
         return found
 
     def follow_frame(self, points: Tensor, coefficients: Tensor, sink: Callable[[int, list[Knot]], None]) -> Any:
@@ -522,18 +527,18 @@ class LinearCounter(Counter):
         self, points: Tensor, parts: Sequence[Tensor], at_once: int, told: Callable[[int], None]
     ) -> Tensor:
         """``(n, R, L)`` counts of points."""
-        reached: list[list[list[Reach]]] = [[] for _ in self.axes]  # for each chunk, and each knot
+        reached = [_Reached(len(points)) for _ in self.axes]
         for start in range(0, len(points), at_once):
-            some = points[start : start + at_once]
+            rows = slice(start, min(start + at_once, len(points)))
             for part in parts:
-                self._follow_directions(some, part, functools.partial(_note, reached, part is parts[0]))
-            told(start + len(some))
+                sink = functools.partial(_note, reached, rows, part is parts[0])
+                self._follow_directions(points[rows], part, sink)
+            told(rows.stop)
         counts = torch.zeros(len(points), len(self._radii), len(self.names), dtype=torch.int64, device=self.device)
         histogram = torch.zeros_like(self.histogram)
-        for layer, chunks in zip(self.layer_of, reached, strict=True):
-            if chunks:
-                found = [tuple(map(_joined, zip(*knot, strict=True))) for knot in zip(*chunks, strict=True)]
-                histogram += self._add(counts[:, :, layer], found)
+        for layer, place in zip(self.layer_of, reached, strict=True):
+            if layer >= 0:
+                histogram += self._add(counts[:, :, layer], place.by_unit())
         self.histogram += histogram
         return counts
 
@@ -545,7 +550,7 @@ class LinearCounter(Counter):
                 reaches: list[Reach] = []
                 for i, (z, knot) in enumerate(viewed(knots, lambda z: z.unflatten(0, self.block))):
                     repeated = i > 0 and knots[i - 1][0] is knots[i][0]
-                    reaches.append((_beyond(z[0], knot), reaches[-1][1] if repeated else self._largest_step(z)))
+                    reaches.append((z[0], knot, reaches[-1][2] if repeated else self._largest_step(z)))
                 sink(position, reaches)
 
             if self._samples[0] is not directions:
@@ -558,7 +563,7 @@ class LinearCounter(Counter):
             if axis is not None:
                 at = viewed(knots, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
-                sink(position, [(_beyond(z, knot), reach) for z, knot in at])
+                sink(position, [(z, knot, reach) for z, knot in at])
 
         if self.tape is None or self.tape.writes_to_views:
             raise NoRule
@@ -568,7 +573,7 @@ class LinearCounter(Counter):
         """What moves: the inputs, how many points these are, and what takes the place of a module's output."""
         if self.prefix is not None:
             base = self.prefix.at(self, points)
-            dual = Dual(base, self.prefix.moved(base, directions))
+            dual = Dual(base.clone(), self.prefix.moved(base, directions))  # what comes next may work in place
             return None, len(points), lambda output: dual
         offsets = directions @ self.frame
         leaves = tree_leaves(self.points.batch(points, None))
@@ -597,7 +602,7 @@ class LinearCounter(Counter):
             self._scratch = like.new_empty(size)
         return self._scratch[:size]
 
-    def _add(self, counts: Tensor, found: list[tuple[Tensor, ...]]) -> Tensor:
+    def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Add the units of one place to ``counts (n, R)``. Returns their histogram."""
         if self._step != 1.0:
             found = [(at, reach / self._step) for at, reach in found]
@@ -613,11 +618,6 @@ class LinearCounter(Counter):
             return torch.bincount(bins, minlength=_BINS)
         bins = bins.long()  # bincount would wait for the device
         return torch.zeros_like(self.histogram).scatter_add_(0, bins, bins.new_ones(1).expand_as(bins))
-
-
-def _beyond(z: Tensor, knot: float | None) -> Tensor:
-    """Where ``z`` is relative to a knot: a copy, that keeps no other memory."""
-    return z - knot if knot else z.clone()
 
 
 def _critical(at: Tensor, slope: Tensor) -> Tensor:
@@ -636,17 +636,8 @@ def _total(ones: Tensor) -> Tensor:
     return ones.sum(1, dtype=ones.dtype if exact else torch.float64).long()
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-
-
-def _note(reached: list[list[list[Reach]]], first: bool, position: int, reaches: list[Reach]) -> None:
-    order = memory_order(reaches[0][0], 1)
-    flat = [(permuted(at, order).flatten(1), permuted(reach, order).flatten(1)) for at, reach in reaches]
-    if not first:  # along more directions from the same points
-        before = reached[position].pop()
-        flat = [(at, reach.maximum(other)) for (at, reach), (_, other) in zip(flat, before, strict=True)]
-    reached[position].append(flat)
+def _note(reached: list[_Reached], rows: slice, first: bool, position: int, reaches: list[Reach]) -> None:
+    reached[position].add(reaches, rows, first)
 
 
 def _radius_of(histogram: Tensor, rank: float) -> float:
@@ -666,6 +657,34 @@ def _tell_from(told: Callable[[int], None], before: int, done: int) -> None:
 def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, done: int) -> None:
     if progress is not None:
         progress(before + done, total)
+
+
+class _Reached:
+    """Of ``n`` points, where each unit of one place is relative to its knots, and how far it gets."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._found: list[tuple[Tensor, Tensor]] = []
+        self._order: list[int] = []  # of the axes
+
+    def add(self, reaches: list[Reach], rows: slice, first: bool) -> None:
+        """Add directions from the points in these rows. ``first``: none was before."""
+        self._order = self._order or memory_order(reaches[0][0], 1)
+        for i, (z, knot, reach) in enumerate(reaches):
+            ordered, reach = permuted(z, self._order), permuted(reach, self._order)
+            if len(self._found) == i:
+                shape = self._n, *ordered.shape[1:]
+                self._found.append((z.new_empty(shape), z.new_empty(shape)))
+            at, farthest = (each[rows] for each in self._found[i])
+            if first:
+                torch.sub(ordered, knot or 0.0, out=at)
+                farthest.copy_(reach)
+            else:
+                torch.maximum(farthest, reach, out=farthest)
+
+    def by_unit(self) -> list[tuple[Tensor, Tensor]]:
+        """For each knot ``(n, units)`` of both."""
+        return [(at.flatten(1), farthest.flatten(1)) for at, farthest in self._found]
 
 
 class _Tally:

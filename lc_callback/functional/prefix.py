@@ -72,7 +72,8 @@ class Prefix:
     def hold(self, layers: Layers, points: Tensor, most: int) -> None:
         """Compute the outputs at these points already, of at most so many at once."""
         self.held = None
-        self.held = points, torch.cat([self.at(layers, some) for some in points.split(most)])
+        parts = [self.at(layers, some) for some in points.split(most)]
+        self.held = points, torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def at(self, layers: Layers, points: Tensor) -> Tensor:
         """The outputs at these points, or a part of what is held if the points are a part of those."""

@@ -65,7 +65,7 @@ class _Step:
     @functools.cached_property
     def operands(self) -> list[int]:
         """What it reads."""
-        return [leaf.index for leaf in _leaves((self.args, self.kwargs)) if isinstance(leaf, _Slot)]
+        return [leaf.index for leaf in _leaves([self.args, self.kwargs]) if type(leaf) is _Slot]
 
 
 MOVE, HAND_OVER = "(move)", "(hand over)"
@@ -164,7 +164,7 @@ class Taper(Tracer):
             number = self._numbers.get(_place(value))
             return value if number is None else _Slot(number)
         if isinstance(value, (list, tuple)):
-            return [*map(self._spec, value)]
+            return [item if type(item) in _PLAIN else self._spec(item) for item in value]
         return {name: self._spec(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -222,12 +222,11 @@ class Script:
 
     def _fold(self, step: _Step, written: set[int]) -> bool:
         """Whether a step is the same in each pass; then its results are known from now on."""
-        leaves = _leaves((step.args, step.kwargs))
-        if step.func is None or step.position >= 0 or any(isinstance(leaf, _Size) for leaf in leaves):
+        if step.func is None or step.position >= 0 or not all(number in self.known for number in step.operands):
             return False
         if torch.Tag.nondeterministic_seeded in step.func.tags:
             return False
-        if not all(leaf.index in self.known for leaf in leaves if isinstance(leaf, _Slot)):
+        if any(type(leaf) is _Size for leaf in _leaves([step.args, step.kwargs])):
             return False
         memories = {self.memory[number] for number in [*step.tensors, *step.operands]}
         if memories & written:
@@ -346,10 +345,10 @@ class Tape:
 
 def _reads(step: _Step) -> list[tuple[int, int]] | None:
     """Which arguments are tensors to fill in, if nothing else is."""
-    others = [argument for argument in step.args if not isinstance(argument, _Slot)]
-    if any(isinstance(leaf, (_Slot, _Size)) for leaf in _leaves((others, step.kwargs))):
+    others = [argument for argument in step.args if type(argument) is not _Slot]
+    if any(type(leaf) in (_Slot, _Size) for leaf in _leaves([others, step.kwargs])):
         return None
-    return [(place, argument.index) for place, argument in enumerate(step.args) if isinstance(argument, _Slot)]
+    return [(place, argument.index) for place, argument in enumerate(step.args) if type(argument) is _Slot]
 
 
 def _needed(steps: list[_Step], script: Script, given: int | None) -> list[_Step]:
@@ -475,9 +474,10 @@ def _leaves(spec: Any) -> list[Any]:
     found, rest = [], [spec]
     while rest:
         item = rest.pop()
-        if isinstance(item, (list, tuple)):
+        kind = type(item)
+        if kind is list:
             rest += item
-        elif isinstance(item, dict):
+        elif kind is dict:
             rest += item.values()
         else:
             found.append(item)

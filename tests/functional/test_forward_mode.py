@@ -62,6 +62,11 @@ PIXELS = draw(7, 2, 8, 8)
 WITH_RULES = {
     "mlp": (lambda: mlp(6, 9, 9, 2), draw(7, 6)),
     "in_place": (lambda: seq(nn.Linear(6, 9), nn.ReLU(True), nn.Linear(9, 4), nn.LeakyReLU(0.1, True)), draw(7, 6)),
+    "in place, of which the sign is lost": (
+        lambda: seq(nn.Linear(6, 9), Call(torch.abs_), nn.Linear(9, 4), nn.ReLU()),
+        draw(7, 6),
+    ),
+    "two kinks of one": (lambda: _TwoKinks(), draw(7, 6)),
     "reused": NETS["reused"],
     "images": (images, PIXELS),
     "shortcuts": (Shortcuts, draw(7, 6)),
@@ -98,7 +103,21 @@ def by_steps(monkeypatch):
     monkeypatch.setattr(LinearCounter, "has_rules", False)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 9, 50])
+class _TwoKinks(nn.Module):
+    """Both read the same memory, and nothing else does afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        z = self.second(F.relu(self.first(x)))
+        y = F.relu(z + 1) + F.leaky_relu(z, 0.2)
+        z = self.second(y)
+        return F.relu(F.relu(z) - F.hardtanh(z))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3, 9, 50])
 @pytest.mark.parametrize("name", WITH_RULES)
 def test_counts_and_critical_radii_are_those_of_steps(name, chunk_size, monkeypatch):
     make, inputs = WITH_RULES[name]
