@@ -115,6 +115,7 @@ def differentiate(
         NoRule: if there is an operation of which the derivative is not known here.
     """
     values = tape.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Dual))])
+    known = _Values(values, room)
     for step in tape.steps:
         args, kwargs = tape.arguments(step, values, samples)
         for number in step.spent:  # now, so that it is known what nothing else needs
@@ -122,9 +123,11 @@ def differentiate(
         if step.op == MOVE:
             values[step.outputs[0]] = move(*args)
             continue
-        duals = [place for place, argument in enumerate(args) if isinstance(argument, Dual)]
-        at_points = [argument.value if isinstance(argument, Dual) else argument for argument in args]
-        if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or _has_dual([*kwargs.values()]):
+        duals = [place for place, argument in enumerate(args) if type(argument) is Dual]
+        at_points = args.copy()
+        for place in duals:
+            at_points[place] = args[place].value
+        if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or (kwargs and _has_dual([*kwargs.values()])):
             raise NoRule(step.op)
         if step.position >= 0 and step.op not in WINNERS:
             receive(step.position, knots_of(step.op, at_points, kwargs), args[0])
@@ -135,7 +138,7 @@ def differentiate(
                 raise NoRule(step.op)
             result = step.func(*args, **kwargs)
         elif step.op in _RULES:
-            result = _RULES[step.op](step, args, at_points, kwargs, _Values(values, room))
+            result = _RULES[step.op](step, args, at_points, kwargs, known)
         else:
             raise NoRule(step.op)
         results = result if isinstance(result, (tuple, list)) else (result,)

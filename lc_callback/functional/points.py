@@ -101,7 +101,8 @@ class Points:
         leaves, parts = [], iter(() if offsets is None else self.parts(offsets))
         for leaf in self._leaves:
             if isinstance(leaf, Tensor):
-                rows = leaf[points.to(leaf.device, non_blocking=self._cuda)].to(self._device, non_blocking=self._cuda)
+                rows = leaf.index_select(0, points.to(leaf.device, non_blocking=self._cuda))
+                rows = rows.to(self._device, non_blocking=self._cuda)
                 if leaf.is_floating_point():
                     rows = rows.to(self._dtype)
                 if leaf.is_floating_point() and offsets is not None:

@@ -36,14 +36,13 @@ class AffineRecorder(Recorder):
 
     def __init__(self, pieces: Pieces, *arguments: Any, **recording: Any) -> None:
         super().__init__(*arguments, **recording)
-        self._pieces = pieces
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._pieces.here = None
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        self._pieces, pieces.here = pieces, None
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         return execute_affine(self._pieces, op, func, args, kwargs)
+
+    def _executed(self, op: str, result: Any, followed: bool) -> None:
+        self._pieces.here = None  # what comes next is no non-linearity until it is handed over
 
 
 def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
