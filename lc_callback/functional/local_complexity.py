@@ -535,12 +535,16 @@ class LinearCounter(Counter):
                 self._follow_directions(points[rows], part, sink)
             told(rows.stop)
         counts = torch.zeros(len(points), len(self._radii), len(self.names), dtype=torch.int64, device=self.device)
+        broken = torch.zeros_like(counts[:, 0], dtype=torch.bool)
         histogram = torch.zeros_like(self.histogram)
         for layer, place in zip(self.layer_of, reached, strict=True):
             if layer >= 0:
-                histogram += self._add(counts[:, :, layer], place.by_unit())
+                found = place.by_unit()
+                for at, reach in found:
+                    broken[:, layer] |= ~(at.amax(1).isfinite() & at.amin(1).isfinite() & reach.amax(1).isfinite())
+                histogram += self._add(counts[:, :, layer], found)
         self.histogram += histogram
-        return counts
+        return counts.masked_fill_(broken[:, None], -1)
 
     def _follow_directions(self, points: Tensor, directions: Tensor, sink: Callable[[int, list[Reach]], None]) -> None:
         """Call ``sink`` with what is reached along ``(k, B)`` directions from the points ``(n,)``."""
@@ -603,17 +607,15 @@ class LinearCounter(Counter):
         return self._scratch[:size]
 
     def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Add the units of one place to ``counts (n, R)``. Returns their histogram."""
+        """Add the units of one place to ``counts (n, R)``. Returns their histogram. ``found`` is overwritten."""
         if self._step != 1.0:
             found = [(at, reach / self._step) for at, reach in found]
-        broken = [~(at.amax(1).isfinite() & at.amin(1).isfinite() & slope.amax(1).isfinite()) for at, slope in found]
         keys = functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
         radii, within = keys.view(self.dtype), torch.empty_like(keys, dtype=self.dtype)
         for row, radius in enumerate(self._radii):  # as numbers of 0 and 1, for booleans take five times as long
             counts[:, row] += _total(torch.le(radii, radius, out=within))
-        counts.masked_fill_(functools.reduce(torch.bitwise_or, broken)[:, None], -1)
         bins = keys if keys.dtype is torch.int32 else keys.view(torch.float64).float().view(torch.int32)
-        bins = (bins >> _DROPPED).flatten()
+        bins = (bins >> _DROPPED).bitwise_and_(_BINS - 1).flatten()
         if bins.device.type == "cpu":
             return torch.bincount(bins, minlength=_BINS)
         bins = bins.long()  # bincount would wait for the device
@@ -621,9 +623,10 @@ class LinearCounter(Counter):
 
 
 def _critical(at: Tensor, slope: Tensor) -> Tensor:
-    """The bits of critical radii as integers, which are in the same order; NaN last. ``at`` is overwritten.
+    """The bits of critical radii as integers, which are in the same order. ``at`` is overwritten.
 
-    One more for negative units, which at that radius itself are still on their side: zero is not above zero.
+    One more for negative units, which at that radius itself are still on their side: zero is not above zero. NaN comes
+    last, but for one of which all bits are set, as torch's maximum returns it: that is the least integer.
     """
     bits = at.div_(slope).view(_INTEGERS[at.dtype])
     sign = bits >> (8 * bits.itemsize - 1)

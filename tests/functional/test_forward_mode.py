@@ -199,6 +199,22 @@ def test_what_is_not_finite_marks_its_point(value):
     assert (found[:, [0, 1, 3, 4]] >= 0).all()
 
 
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_at_one_place_marks_the_layer_that_goes_on(dtype, method):
+    """The gates of the first step are not finite; they saturate, so those of the later ones are."""
+    net, x = nn.LSTM(3, 4, batch_first=True), draw(5, 3, 3).to(dtype)
+    x[2, 0, 1] = float("inf")
+    lc = local_complexity(net.to(dtype), x, radius=0.5, n_directions=4, method=method)
+    assert lc.counts[2].tolist() == [-1]
+    assert (lc.counts[[0, 1, 3, 4]] > 0).all()
+
+
+def test_more_units_than_single_precision_counts():
+    n = 2**24 + 1
+    assert COUNTING._total(torch.ones(1, n)).tolist() == [n]
+
+
 # What the operations are turned into
 
 
