@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -155,6 +155,10 @@ class Attack:
         """Draw from the seed on, and the same on each device."""
         with fixed_rng(self.seed), nullcontext() if device.type == "cpu" else _NoiseOfTheCPU():
             yield
+
+    def noise_of(self, rows: Tensor) -> AbstractContextManager[object]:
+        """Inside, as many points as there are up to the last of these rows draw, and these have what is theirs."""
+        return nullcontext() if len(rows) == int(rows[-1]) + 1 else _NoiseOfSome(rows)
 
     def run(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, box: Box, n_classes: int) -> Tensor:
         """Adversarial points ``(N, ...)`` for the points ``x (N, ...)`` and labels ``y (N,)``.
@@ -311,6 +315,23 @@ class _NoiseOfTheCPU(TorchFunctionMode):
             result = func(*source, **{**kwargs, "device": "cpu"})
             return result if device is None else result.to(device)
         return func(*args, **kwargs)
+
+
+class _NoiseOfSome(TorchFunctionMode):
+    """Uniform random numbers ``(n, ...)`` are these ``n`` rows of more."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.uniform_:
+            return func(*args, **kwargs or {})
+        some, *rest = args
+        shape = int(self._rows[-1]) + 1, *some.shape[1:]
+        # As the numbers of all points would lie: they are drawn in this order.
+        all_of_them = some.new_empty_strided(shape, (some[0].numel(), *some.stride()[1:]))
+        return some.copy_(func(all_of_them, *rest, **kwargs or {})[self._rows])
 
 
 def _parameters(function: Any) -> dict[str, Any]:

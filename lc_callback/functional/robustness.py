@@ -107,7 +107,7 @@ def robust_accuracy(
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
         chunk_size: points in one forward and backward pass; by default as many as fit a memory budget, for PGD on a
             CPU fewer. Halved when out of memory. The result does not depend on it, but for rounding.
-        return_adversarial: keep the attacked points.
+        return_adversarial: keep the attacked points. Without, PGD leaves out those that are wrong as they are.
 
     Returns:
         :class:`RobustAccuracy`.
@@ -129,7 +129,7 @@ def robust_accuracy(
         (0.75, {0.1: 0.5, 0.5: 0.0})
     """
     radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
-    measurement = _Measurement(model, inputs, targets, at, forward_fn)
+    measurement = _Measurement(model, inputs, targets, at, forward_fn, return_adversarial)
     with untouched(model, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
         measurement.look(chunk_size)
         unit = 1.0 if eps_unit == "input" else measurement.spread()
@@ -143,13 +143,19 @@ def robust_accuracy(
 
 
 class _Measurement(Space):
-    """A classifier at labelled points."""
+    """A classifier at labelled points; ``every`` one is attacked, or only those that may stay correct."""
 
     def __init__(
-        self, model: nn.Module, inputs: Any, targets: Any, at: str | None, forward_fn: Callable[..., Any] | None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        targets: Any,
+        at: str | None,
+        forward_fn: Callable[..., Any] | None,
+        every: bool,
     ) -> None:
         super().__init__(model, inputs, at=at, forward_fn=forward_fn)
-        self._targets = targets
+        self._targets, self._every = targets, every
 
     def look(self, chunk_size: int | None) -> None:
         """Find points, logits, and how much memory an attack takes."""
@@ -231,32 +237,31 @@ class _Measurement(Space):
         return value, found.cpu()
 
     def _attacked(self, attack: Attack, box: Box, seen: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        everything = torch.arange(self.n)
-
-        def of_these(rows: slice, x: Tensor) -> Tensor:
-            if self._held and not self._are_these(rows, x, attack, box):
+        def of_these(rows: Tensor, origin: Tensor, x: Tensor) -> Tensor:
+            if self._held and not self._are_these(origin, x, attack, box):
                 raise _OtherPointsError
-            points = everything[rows]
-            return seen(points if len(x) == len(points) else torch.zeros(len(x), dtype=torch.long), x)
+            return seen(rows if len(x) == len(rows) else torch.zeros(len(x), dtype=torch.long), x)
 
-        def of_one(rows: slice, x: Tensor) -> Tensor:
-            return seen(everything[rows].expand(len(x)), x)
+        def of_one(rows: Tensor, origin: Tensor, x: Tensor) -> Tensor:
+            return seen(rows.expand(len(x)), x)
 
-        def run(logits: Callable[[slice, Tensor], Tensor], start: int, size: int) -> Tensor:
-            rows = slice(start, start + size)
-            return attack.run(functools.partial(logits, rows), self.x[rows], self.y[rows], box, self.n_classes)
+        def run(logits: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
+            x = self.x[rows]
+            return attack.run(functools.partial(logits, rows, x), x, self.y[rows], box, self.n_classes)
 
+        found, drawn = self.x.clone(), 0
         try:
             try:
-                size = self._at_once(attack)
                 with attack.seeded(self.device):
-                    return torch.cat([run(of_these, start, size) for start in range(0, self.n, size)])
+                    for rows in self._at_once(attack):
+                        with attack.noise_of(rows - drawn):
+                            found[rows] = run(of_these, rows)
+                        drawn = int(rows[-1]) + 1
             except _OtherPointsError:  # the attack drops points, and which inputs belong to the rest is not known
-                alone = []
-                for start in range(self.n):
+                for row in torch.arange(self.n).split(1):
                     with attack.seeded(self.device):
-                        alone.append(run(of_one, start, 1))
-                return torch.cat(alone)
+                        found[row] = run(of_one, row)
+            return found
         except RuntimeError as error:
             if "does not require grad" in str(error) or "have been used in the graph" in str(error):
                 raise ValueError(
@@ -266,16 +271,19 @@ class _Measurement(Space):
                 ) from error
             raise
 
-    def _at_once(self, attack: Attack) -> int:
-        """How many points are attacked at once: logits in chunks are computed twice for each gradient."""
-        return min(self.chunk, self._fast) if attack.is_by_point else self.n
+    def _at_once(self, attack: Attack) -> Sequence[Tensor]:
+        """The points that are attacked, in parts: logits in chunks are computed twice for each gradient."""
+        rows = torch.arange(self.n)
+        if not attack.is_by_point:
+            return [rows]
+        rows = rows if self._every else rows[self.correct.cpu()]
+        return rows.split(min(self.chunk, self._fast)) if len(rows) else []
 
-    def _are_these(self, rows: slice, x: Tensor, attack: Attack, box: Box) -> bool:
-        """Whether these are the points of these rows, each near its place, and not copies of a few."""
-        points = self.x[rows]
-        if len(x) != len(points) or not attack.has_budget:
+    def _are_these(self, origin: Tensor, x: Tensor, attack: Attack, box: Box) -> bool:
+        """Whether these are the points that were there, each near its place, and not copies of a few."""
+        if len(x) != len(origin) or not attack.has_budget:
             return False
-        return float((x.detach() - points).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
+        return float((x.detach() - origin).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
 
     def _rounding(self, box: Box) -> float:
         return _ROUNDINGS * torch.finfo(self.x.dtype).eps * max(self.largest, box.scale)

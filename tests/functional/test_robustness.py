@@ -723,6 +723,31 @@ def test_pgd_computes_no_logits_twice(settings, monkeypatch):
     assert max(sizes[2:-2]) == settings.get("chunk_size", 32)
 
 
+@pytest.mark.parametrize("wrong", [[0, 1, 5, 30, 31, 32, 48], [3, 49], range(1, 49), range(50)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("engine", ["torchattacks", "twin"])
+def test_pgd_leaves_out_what_is_wrong_already_and_changes_nothing_else(engine, layout, wrong, request):
+    if engine == "twin":
+        request.getfixturevalue("without_torchattacks")
+    x = uniform(50, 3, 5, 5, dtype=torch.float64).contiguous(memory_format=layout)
+    net = net_for(x)
+    y = classes_of(net, x)
+    y[[*wrong]] += 1
+    y %= net(x).shape[1]
+    settings = {"eps": [0.03, 0.1], "steps": 3, "bounds": (-1, 2), "chunk_size": 9}
+    every = robust_accuracy(net, x, y, return_adversarial=True, **settings)
+    seen = []
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    found = robust_accuracy(net, x, y, **settings)
+    assert found.robust_acc == every.robust_acc
+    right = [row for row in range(50) if row not in wrong]
+    moved = torch.cat(seen)[-50:]
+    torch.testing.assert_close(moved[right], every.adversarial[0.1][right], rtol=0, atol=1e-12)
+    assert torch.equal(moved[[*wrong]], x[[*wrong]])
+    tried = 2
+    assert sum(map(len, seen)) == tried + 50 + 2 * (50 + 3 * len(right))
+
+
 # Nothing is left behind
 
 
