@@ -4,9 +4,10 @@
     python benchmarks/default_cost.py --whole [--width 16] [--rows 3] [--part 1]
 
 The first measures one training step (batch of 128, SGD with momentum) and the time of a few probe points of each
-measure, alternating, and prints the sums: rows of the default schedule times points of a row times seconds a point,
-over steps times seconds a step. The second trains a narrower network for so many steps that these rows of each callback
-are its share, and adds up all time in the callbacks: drawing the points, trying out and a look at each step included.
+measure, all of them right before they are attacked, alternating, and prints the sums: rows of the default schedule
+times points of a row times seconds a point, over steps times seconds a step. The second trains a narrower network for
+so many steps that these rows of each callback are its share, and adds up all time in the callbacks: drawing the points,
+trying out and a look at each step included.
 What a run has once, its start, is also given by itself: in so short a run it weighs more than in the long one.
 ``--part 8`` takes an eighth of the steps and of the points of each row.
 """
@@ -125,9 +126,14 @@ def main() -> None:
 
     lc, robust, rank = LocalComplexityCallback(), PGDRobustnessCallback(), FeatureRankCallback()
     linear = {"radius": 0.005, "method": "linear"}  # as with radius="auto"
+    right = torch.empty(64, dtype=torch.long)  # classes that it predicts, for what is wrong is not attacked
     measures = {  # points of a row, points that are timed, the measure
         "LocalComplexityCallback": (3 * lc.n_probes, 16, lambda x, y: local_complexity(model, x, **linear)),
-        "PGDRobustnessCallback": (robust.n_probes, 64, lambda x, y: robust_accuracy(model, x, y, eps=robust.eps)),
+        "PGDRobustnessCallback": (
+            robust.n_probes,
+            len(right),
+            lambda x, y: robust_accuracy(model, x, right, eps=robust.eps),
+        ),
         "FeatureRankCallback": (rank.n_probes, BATCH, lambda x, y: feature_ranks(model, x)),
     }
     model.train()
@@ -136,6 +142,9 @@ def main() -> None:
     points: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(args.repeats):
         steps.append(seconds(step))
+        with torch.no_grad():
+            right.copy_(model.eval()(x[: len(right)]).argmax(1))
+        model.train()
         for name, (_, few, measure) in measures.items():
             points[name].append(seconds(lambda few=few, measure=measure: measure(x[:few], y[:few])) / few)
     training = N_STEPS * statistics.median(steps)
