@@ -69,25 +69,22 @@ class Dual:
             room: memory to be used, by default new.
             overwrite: whether ``whole`` may be used.
         """
-        if self.whole is not None and (overwrite or self.factor is None):
-            inside = self.value.data_ptr() == self.whole.data_ptr() and self.value.stride() == self.whole.stride()[1:]
-            if inside and self.factor is None:
-                return self.whole
-            if overwrite:
-                if self.factor is not None:
-                    self.tangent.mul_(self.factor)
-                if not inside:
-                    self.whole[0] = self.value
-                return self.whole
-        order = memory_order(self.tangent, 2)
-        shape = [1 + self.tangent.shape[0], self.value.shape[0], *(self.tangent.shape[axis] for axis in order[2:])]
-        memory = self.value.new_empty(shape) if room is None else room(self.value, math.prod(shape)).view(shape)
-        whole = permuted(memory, [order.index(axis) for axis in range(len(order))])
-        whole[0] = self.value
-        if self.factor is None:
-            whole[1:] = self.tangent
+        if self.whole is not None and self.factor is None and _is_same(self.value, self.whole[0]):
+            return self.whole
+        if overwrite and self.whole is not None:
+            whole = self.whole
+            if self.factor is not None:
+                self.tangent.mul_(self.factor)
         else:
-            torch.mul(self.tangent, self.factor, out=whole[1:])
+            order = memory_order(self.tangent, 2)
+            shape = [1 + self.tangent.shape[0], self.value.shape[0], *(self.tangent.shape[axis] for axis in order[2:])]
+            memory = self.value.new_empty(shape) if room is None else room(self.value, math.prod(shape)).view(shape)
+            whole = permuted(memory, [order.index(axis) for axis in range(len(order))])
+            if self.factor is None:
+                whole[1:] = self.tangent
+            else:
+                torch.mul(self.tangent, self.factor, out=whole[1:])
+        whole[0] = self.value
         return whole
 
     def steepest(self) -> Tensor:
@@ -95,6 +92,10 @@ class Dual:
         # In half the time of their absolute values.
         size = reduced(self.tangent, lambda slopes: torch.maximum(slopes.amax(0), -slopes.amin(0)))
         return size.expand_as(self.value) if self.factor is None else (size * self.factor.abs()).expand_as(self.value)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
 
 
 def differentiate(
@@ -159,6 +160,10 @@ class _Values:
         """Whether a tensor, which is not needed after this step, may be overwritten."""
         return dual.whole is not None and not any(type(other) is Dual and dual.shares(other) for other in self.known)
 
+    def together(self, dual: Dual, room: Room | None = None) -> Tensor:
+        """Of a tensor that is the only one its step reads: in its own memory, if nothing else needs that."""
+        return dual.together(room, overwrite=self.alone(dual))
+
 
 def _has_dual(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(isinstance(item, Dual) or _has_dual(item) for item in value)
@@ -169,7 +174,7 @@ def _has_dual(value: Any) -> bool:
 
 def _mapped(dual: Dual, values: _Values, function: Callable[[Tensor], Tensor], bias: Tensor | None = None) -> Dual:
     """By a linear map, the point itself and all directions at once; ``bias`` is added to the point."""
-    whole = dual.together(values.room, overwrite=values.alone(dual))
+    whole = values.together(dual, values.room)
     result = Dual.of(function(whole.flatten(0, 1)).unflatten(0, whole.shape[:2]))
     if bias is not None:
         result.value += bias
@@ -181,7 +186,7 @@ def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, value
     _only_first(step, args)
     if step.func._schema.is_mutable:
         raise NoRule(step.op)
-    whole = args[0].together(overwrite=values.alone(args[0]))
+    whole = values.together(args[0])
     return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
 
 
@@ -271,14 +276,14 @@ def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
 def _view(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     _only_first(step, args)
     shape = step.func(*at_points, **kwargs).shape
-    whole = args[0].together(overwrite=values.alone(args[0]))
+    whole = values.together(args[0])
     return Dual.of(whole.reshape(len(whole), *shape))
 
 
 def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Any:
     """What wins at the points."""
     _only_first(step, args)
-    whole = args[0].together(values.room, overwrite=values.alone(args[0]))
+    whole = values.together(args[0], values.room)
     if whole.ndim != (6 if "3d" in step.op else 5):
         raise NoRule(step.op)
     result, winners = step.func(*at_points, **kwargs)

@@ -527,7 +527,7 @@ class LinearCounter(Counter):
         self, points: Tensor, parts: Sequence[Tensor], at_once: int, told: Callable[[int], None]
     ) -> Tensor:
         """``(n, R, L)`` counts of points."""
-        reached = [_Reached(len(points)) for _ in self.axes]
+        reached = [_Reaches(len(points)) for _ in self.axes]
         for start in range(0, len(points), at_once):
             rows = slice(start, min(start + at_once, len(points)))
             for part in parts:
@@ -539,10 +539,8 @@ class LinearCounter(Counter):
         histogram = torch.zeros_like(self.histogram)
         for layer, place in zip(self.layer_of, reached, strict=True):
             if layer >= 0:
-                found = place.by_unit()
-                for at, reach in found:
-                    broken[:, layer] |= ~(at.amax(1).isfinite() & at.amin(1).isfinite() & reach.amax(1).isfinite())
-                histogram += self._add(counts[:, :, layer], found)
+                broken[:, layer] |= place.broken()
+                histogram += self._add(counts[:, :, layer], place.by_unit())
         self.histogram += histogram
         return counts.masked_fill_(broken[:, None], -1)
 
@@ -639,7 +637,7 @@ def _total(ones: Tensor) -> Tensor:
     return ones.sum(1, dtype=ones.dtype if exact else torch.float64).long()
 
 
-def _note(reached: list[_Reached], rows: slice, first: bool, position: int, reaches: list[Reach]) -> None:
+def _note(reached: list[_Reaches], rows: slice, first: bool, position: int, reaches: list[Reach]) -> None:
     reached[position].add(reaches, rows, first)
 
 
@@ -662,7 +660,7 @@ def _tell(progress: Callable[[int, int], None] | None, before: int, total: int, 
         progress(before + done, total)
 
 
-class _Reached:
+class _Reaches:
     """Of ``n`` points, where each unit of one place is relative to its knots, and how far it gets."""
 
     def __init__(self, n: int) -> None:
@@ -684,6 +682,11 @@ class _Reached:
                 farthest.copy_(reach)
             else:
                 torch.maximum(farthest, reach, out=farthest)
+
+    def broken(self) -> Tensor:
+        """``(n,)``: whether a value was not finite."""
+        ends = [(at.amax(1), at.amin(1), farthest.amax(1)) for at, farthest in self.by_unit()]
+        return ~functools.reduce(torch.bitwise_and, [end.isfinite() for each in ends for end in each])
 
     def by_unit(self) -> list[tuple[Tensor, Tensor]]:
         """For each knot ``(n, units)`` of both."""

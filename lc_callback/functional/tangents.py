@@ -63,7 +63,7 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
 
     z = by_point(x)
     if op == "relu":
-        slope = (z[:1] > 0).to(x.dtype)
+        slope = _above(z[:1], 0)
         if in_place:
             z.mul_(slope)
             return x
