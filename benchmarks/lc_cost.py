@@ -87,8 +87,6 @@ def main() -> None:
         "ResNet": ("pre-activation ResNet-18, width 16, 64 of 3x32x32, P=20", resnet, images, None, 20, nn.BatchNorm2d),
         "GPT": ("GPT of 4 blocks, width 128, 16 of 64 tokens, P=25", gpt, vectors, tokens, 25, nn.GELU),
     }
-    warm = torch.empty(7 * 2**20).fill_(0)  # as large as what a training frees: until then each allocation is slow
-    del warm
     for name in args.models:
         compare(*cases[name], args.repeats, args.naive_points)
 

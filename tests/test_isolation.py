@@ -1,5 +1,7 @@
 import copy
 import random
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -408,3 +410,21 @@ def test_a_module_is_not_searched_beyond_its_own_attributes():
     with fixed_rng(0, module):
         module.trainer.noise(0)
     assert not torch.equal(module.trainer.noise.generator.get_state(), state)
+
+
+def test_memory_that_was_freed_is_used_again():
+    program = """
+import resource, torch
+from lc_callback.functional import local_complexity
+
+torch.set_num_threads(1)
+net = torch.nn.Sequential(*[m for _ in range(3) for m in (torch.nn.Linear(200, 200), torch.nn.ReLU())])
+points = torch.rand(500, 200)
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    local_complexity(net, points)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    n_vertices, values = 500 * 50, 200 * 4
+    assert int(found.stdout) < n_vertices * values / 2  # a layer's results; there are several
