@@ -77,7 +77,7 @@ def _keep_what_is_freed() -> None:
 
     The C library of Linux hands freed memory back to the system, and every operation gets its own anew, page by page,
     until a block as large as its result has been freed. A training with large tensors has done so; behind one with
-    small ones a measurement would spend up to half of its time on that.
+    small ones a measurement would spend up to a quarter of its time on that (``benchmarks/freed_memory.py``).
     """
     torch.empty(28 * 2**20, dtype=torch.uint8, device="cpu")
 

@@ -38,8 +38,10 @@ __all__ = [
     "share_of",
 ]
 
-# Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU.
+# Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU, but a
+# pass of less than a few samples is slow: for these it may take more.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+_FEW, _AT_MOST = 16, 64 * 2**20
 _CACHE = 2 * 2**20  # bytes of a tensor in the mean, for each thread of a CPU
 _WORTHWHILE = 128  # samples, fewer of which are not worth a forward pass
 _KEPT = 16 * 2**20  # bytes of what is kept of several chunks, and counted at once
@@ -757,7 +759,8 @@ def counter_of(
 
 def default_chunk(device: torch.device, bytes_per_sample: int) -> int:
     """As many samples in one forward pass as fit the memory budget, at least 1."""
-    return max(1, _BUDGET.get(device.type, _BUDGET["cpu"]) // max(1, bytes_per_sample))
+    budget, each = _BUDGET.get(device.type, _BUDGET["cpu"]), max(1, bytes_per_sample)
+    return max(1, budget // each, min(_FEW, _AT_MOST // each))
 
 
 def frame_directions(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity
+from lc_callback.functional.local_complexity import default_chunk
 
 
 def mlp(*widths, act=nn.ReLU, seed=0):
@@ -200,6 +201,12 @@ def test_no_forward_pass_is_larger_than_the_chunk():
     local_complexity(net, points(2, 6), n_directions=6, chunk_size=5)
     assert max(sizes) == 5
     assert sizes[-6:] == [5, 5, 2, 5, 5, 2]
+
+
+@pytest.mark.parametrize(("megabytes", "samples"), [(1 / 64, 512), (0.25, 32), (3, 16), (12, 5), (100, 1)])
+def test_a_few_large_samples_are_in_one_pass(megabytes, samples):
+    assert default_chunk(torch.device("cpu"), int(megabytes * 2**20)) == samples
+    assert default_chunk(torch.device("cuda"), int(megabytes * 2**20)) == int(512 / megabytes)
 
 
 def test_more_than_255_vertices_are_counted_right():
