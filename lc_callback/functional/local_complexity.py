@@ -41,7 +41,7 @@ __all__ = [
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU, but a
 # pass of less than a few samples is slow: for these it may take more.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-_FEW, _AT_MOST = 16, 64 * 2**20
+_FEW, _AT_MOST = 32, 96 * 2**20
 _CACHE = 2 * 2**20  # bytes of a tensor in the mean, for each thread of a CPU
 _WORTHWHILE = 128  # samples, fewer of which are not worth a forward pass
 _KEPT = 16 * 2**20  # bytes of what is kept of several chunks, and counted at once

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import Knot, Recorder, Site
+from lc_callback.functional.knots import Knot, Recorder, Site, reduced
 
 if TYPE_CHECKING:
     from lc_callback.functional.layers import Layers
@@ -40,6 +40,7 @@ class Prefix:
     steps: Tensor
     held: tuple[Tensor, Tensor] | None = None  # points, and the outputs there
     moves: tuple[Tensor, Tensor] | None = None  # coefficients, and what the output changes by
+    ends: tuple[Tensor, Tensor, Tensor] | None = None  # the latter, and the largest and smallest of it
     entered: tuple[Tensor, int, Tensor, Tensor] | None = None  # the last values, their version, and what they sum up
 
     def values(self, layers: Layers, points: Tensor, coefficients: Tensor) -> Tensor:
@@ -58,7 +59,9 @@ class Prefix:
         values, version, base, moved = self.entered or (None, 0, z, z)
         if values is not z or values._version != version or (len(moved), len(base)) != shape:
             return None
-        return torch.stack([base + moved.amax(0), base + moved.amin(0)])
+        if self.ends is None or self.ends[0] is not moved:
+            self.ends = moved, *(reduced(moved, functools.partial(end, dim=0)) for end in (torch.amax, torch.amin))
+        return torch.stack([base + end for end in self.ends[1:]])
 
     def moved(self, base: Tensor, coefficients: Tensor) -> Tensor:
         """``(k, 1, *shape)``: by how much these moves change the output ``base``."""
