@@ -124,10 +124,10 @@ def differentiate(
         if step.op == MOVE:
             values[step.outputs[0]] = move(*args)
             continue
-        duals = [place for place, argument in enumerate(args) if type(argument) is Dual]
+        duals = [place for place, argument in enumerate(args) if type(argument) is Dual or _has_dual(argument)]
         at_points = args.copy()
         for place in duals:
-            at_points[place] = args[place].value
+            at_points[place] = _at_point(args[place])
         if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or (kwargs and _has_dual([*kwargs.values()])):
             raise NoRule(step.op)
         if step.position >= 0 and step.op not in WINNERS:
@@ -135,8 +135,6 @@ def differentiate(
         if step.idle:
             continue
         if not duals:
-            if any(map(_has_dual, args)):
-                raise NoRule(step.op)
             result = step.func(*args, **kwargs)
         elif step.op in _RULES:
             result = _RULES[step.op](step, args, at_points, kwargs, known)
@@ -163,6 +161,10 @@ class _Values:
     def together(self, dual: Dual, room: Room | None = None) -> Tensor:
         """Of a tensor that is the only one its step reads: in its own memory, if nothing else needs that."""
         return dual.together(room, overwrite=self.alone(dual))
+
+
+def _at_point(value: Any) -> Any:
+    return [*map(_at_point, value)] if isinstance(value, list) else value.value if isinstance(value, Dual) else value
 
 
 def _has_dual(value: Any) -> bool:
@@ -280,6 +282,28 @@ def _view(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values:
     return Dual.of(whole.reshape(len(whole), *shape))
 
 
+def _pad(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    """With zeros."""
+    if kwargs or any(args[2:]):
+        raise NoRule(step.op)
+    return _linear(step, args, at_points, kwargs, values)
+
+
+def _cat(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
+    """Side by side, also with what does not move."""
+    parts, dim = args[0], args[1] if len(args) > 1 else 0
+    first = next(part for part in parts if isinstance(part, Dual))
+    if len(args) > 2 or kwargs or dim % first.value.ndim == 0:
+        raise NoRule(step.op)
+    shape = 1 + len(first.tangent), len(first.value)
+    together = []
+    for part in parts:
+        if not isinstance(part, Dual):
+            part = Dual(part, part.new_zeros(shape[0] - 1, 1, *part.shape[1:]))
+        together.append(part.together().flatten(0, 1))
+    return Dual.of(torch.cat(together, dim).unflatten(0, shape))
+
+
 def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Any:
     """What wins at the points."""
     _only_first(step, args)
@@ -305,6 +329,11 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),
     **dict.fromkeys(("mean", "sum", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"), _linear),
     **dict.fromkeys(("select", "slice", "transpose", "permute", "unsqueeze", "squeeze", "neg", "clone"), _linear),
+    **dict.fromkeys(
+        ("upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "reflection_pad2d", "flip"), _linear
+    ),
+    "constant_pad_nd": _pad,
+    "cat": _cat,
     "native_batch_norm": _batch_norm,
     "convolution": _convolution,
     "addmm": _addmm,

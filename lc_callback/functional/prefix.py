@@ -60,8 +60,9 @@ class Prefix:
         if values is not z or values._version != version or (len(moved), len(base)) != shape:
             return None
         if self.ends is None or self.ends[0] is not moved:
-            self.ends = moved, *(reduced(moved, functools.partial(end, dim=0)) for end in (torch.amax, torch.amin))
-        return torch.stack([base + end for end in self.ends[1:]])
+            self.ends = moved, reduced(moved, lambda z: z.amax(0)), reduced(moved, lambda z: z.amin(0))
+        _, high, low = self.ends
+        return torch.stack([base + high, base + low])
 
     def moved(self, base: Tensor, coefficients: Tensor) -> Tensor:
         """``(k, 1, *shape)``: by how much these moves change the output ``base``."""

@@ -58,6 +58,37 @@ class Bottleneck(nn.Module):
         return F.relu(self.head(F.avg_pool2d(F.relu(x), 2).mean((2, 3))))
 
 
+class SideBySide(nn.Module):
+    """What was read before next to what came of it and what does not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(2, 4, 3), nn.Conv2d(6, 3, 1), nn.Conv2d(7, 4, 3)
+        self.constant = nn.Parameter(torch.randn(1, 2, 6, 6))
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.second(torch.cat([F.relu(x), self.constant.expand(len(x), -1, -1, -1)], 1))
+        x = torch.cat((x, F.relu_(y)), dim=-3)
+        x = self.third(x)
+        return F.relu(torch.cat([x[:, 1:], -x[:, :1]], 1))
+
+
+class UpAndDown(nn.Module):
+    """What is done to images between convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(*sizes, 3) for sizes in ((2, 8), (2, 3), (3, 4)))
+
+    def forward(self, x):
+        x = F.pixel_shuffle(F.relu(self.first(x)), 2)
+        x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+        x = F.relu(self.second(F.pad(x.flip(-1), (1, 0, 0, 1))))
+        x = F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
+        return F.relu(self.third(F.pad(x, (1, 1, 1, 1), mode="reflect")))
+
+
 PIXELS = draw(7, 2, 8, 8)
 WITH_RULES = {
     "mlp": (lambda: mlp(6, 9, 9, 2), draw(7, 6)),
@@ -71,6 +102,8 @@ WITH_RULES = {
     "images": (images, PIXELS),
     "shortcuts": (Shortcuts, draw(7, 6)),
     "residual images": (Bottleneck, PIXELS),
+    "side by side": (SideBySide, PIXELS),
+    "up and down": (UpAndDown, PIXELS),
     "several kinks": (lambda: seq(nn.Linear(6, 9), nn.ReLU6(), nn.Linear(9, 9), nn.Hardtanh(), nn.PReLU()), draw(7, 6)),
     "no bias": (lambda: seq(nn.Linear(6, 9, bias=False), Call(torch.abs), nn.Linear(9, 4, bias=False)), draw(7, 6)),
     "tokens": (
@@ -97,6 +130,11 @@ class _TwoInputs(nn.Module):
 
     def forward(self, x, y):
         return F.relu(F.relu(self.of_x(x)) - self.of_y(y))
+
+
+def _doubled(x):
+    x = torch.cat([x, 2 * x])
+    return x.unflatten(0, (2, -1)).sum(0)
 
 
 def by_steps(monkeypatch):
@@ -149,6 +187,13 @@ WITHOUT = {
     "maxout": NETS["maxout"],
     "attention": NETS["attention"],
     "second axis": NETS["second_first"],
+    "padded with ones": (
+        lambda: seq(
+            nn.Linear(6, 8), nn.ReLU(), Call(lambda x: F.pad(x, (1, 0), value=1.0)), nn.Linear(9, 8), nn.ReLU()
+        ),
+        draw(7, 6),
+    ),
+    "more samples": (lambda: seq(nn.Linear(6, 8), nn.ReLU(), Call(_doubled), nn.Linear(8, 8), nn.ReLU()), draw(7, 6)),
 }
 
 
