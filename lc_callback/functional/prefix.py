@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import Knot, Recorder, Site, reduced
+from lc_callback.functional.knots import Knot, Recorder, Site, memory_order, permuted, reduced
 
 if TYPE_CHECKING:
     from lc_callback.functional.layers import Layers
@@ -67,7 +67,10 @@ class Prefix:
     def moved(self, base: Tensor, coefficients: Tensor) -> Tensor:
         """``(k, 1, *shape)``: by how much these moves change the output ``base``."""
         if self.moves is None or self.moves[0] is not coefficients:
-            moved = (coefficients @ self.steps.flatten(1)).view(-1, *base.shape[1:])
+            order = memory_order(self.steps, 1)
+            steps = permuted(self.steps, order)
+            moved = (coefficients @ steps.flatten(1)).view(-1, *steps.shape[1:])
+            moved = permuted(moved, [order.index(axis) for axis in range(len(order))])
             if base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last):
                 moved = moved.contiguous(memory_format=torch.channels_last)
             self.moves = coefficients, moved.unsqueeze(1)
