@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from models import PreActResNet18, mlp
-from timing import seconds
+from timing import ratio, seconds
 from torch import nn
 
 from lc_callback import isolation
@@ -46,18 +46,17 @@ def compare(network: str, batch: int, measure: str, threads: int, repeats: int) 
     ]
     for worker in workers:
         worker.start()
-    taken: list[list[tuple[float, float]]] = []
+    taken: list[list[tuple[float, float]]] = [[], []]
     for _ in range(repeats):
-        taken.append([])
-        for ours, _ in pairs:
+        for (ours, _), own in zip(pairs, taken, strict=True):
             ours.send(True)
-            taken[-1].append(ours.recv())
+            own.append(ours.recv())
     for (ours, _), worker in zip(pairs, workers, strict=True):
         ours.send(False)
         worker.join()
-    ratio = statistics.median(helped[0] / plain[0] for plain, helped in taken)
-    plain, helped = (statistics.median(pair[i][1] for pair in taken) for i in range(2))
-    print(f"{network}, batches of {batch}, {measure}: {ratio:.2f}, {plain:.0f} -> {helped:.0f} MB", flush=True)
+    (plain, plain_mb), (helped, helped_mb) = (zip(*own, strict=True) for own in taken)
+    mb = f"{statistics.median(plain_mb):.0f} -> {statistics.median(helped_mb):.0f} MB"
+    print(f"{network}, batches of {batch}, {measure}: {ratio(helped, plain):.2f}, {mb}", flush=True)
 
 
 def work(pipe: Connection, network: str, batch: int, measure: str, threads: int, helped: bool) -> None:

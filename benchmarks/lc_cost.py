@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 from models import PreActResNet18, TinyGPT, mlp
-from timing import seconds
+from timing import in_turn, ratio, seconds
 from torch import Tensor, nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity
@@ -37,6 +37,12 @@ def bare(model: nn.Module, x: Tensor, n_directions: int, chunk: int) -> None:
     with torch.inference_mode():
         for points in x.split(max(1, chunk // len(offsets))):
             model((points[:, None] + offsets[None]).flatten(0, 1))
+
+
+def best_chunk(model: nn.Module, x: Tensor, n_directions: int) -> int:
+    """That of bare, so that the ratio does not flatter us."""
+    chunks = (64, 128, 256, 512, 1024)
+    return min(chunks, key=lambda chunk: min(seconds(lambda: bare(model, x, n_directions, chunk)) for _ in range(3)))
 
 
 def naive(model: nn.Module, x: Tensor, n_directions: int, layers: list[nn.Module], at_once: int | None) -> int:
@@ -104,9 +110,7 @@ def compare(
     inputs = x if tokens is None else tokens
     behind = model if tokens is None else Behind(model)  # type: ignore[arg-type]
     layers = [module for module in model.modules() if isinstance(module, kind)][: -1 if kind is nn.Linear else None]
-    # Bare is given its own best chunk, so that the ratio does not flatter us.
-    chunks = [64, 128, 256, 512, 1024]
-    best = min(chunks, key=lambda c: min(seconds(lambda: bare(behind, x, n_directions, c)) for _ in range(3)))
+    best = best_chunk(behind, x, n_directions)
     settings = {"n_directions": n_directions}
     runs: dict[str, Callable[[], object]] = {
         "bare": lambda: bare(behind, x, n_directions, best),
@@ -115,15 +119,10 @@ def compare(
         "linear": lambda: local_complexity(model, inputs, radius=RADIUS, method="linear", **settings),
         "linear, 5 radii": lambda: local_complexity(model, inputs, radius=FIVE, method="linear", **settings),
     }
-    taken: dict[str, list[float]] = {run: [] for run in runs}
-    for _ in range(repeats):
-        for run, function in runs.items():
-            taken[run].append(seconds(function))
+    taken = in_turn(runs, repeats)
     print(f"{name}, bare in chunks of {best}")
     for run, own in taken.items():
-        to_bare, to_naive = (
-            statistics.median(a / b for a, b in zip(own, taken[base], strict=True)) for base in ("bare", "naive")
-        )
+        to_bare, to_naive = (ratio(own, taken[base]) for base in ("bare", "naive"))
         radii = 5 if "5" in run else 1
         print(
             f"  {run}: {statistics.median(own):.3f} s, {to_bare:.2f} x bare, naive / this {radii / to_naive:.1f}",

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import statistics
 from collections.abc import Callable
 
 import torch
-from lc_cost import RADIUS, bare
+from lc_cost import RADIUS, bare, best_chunk
 from models import resnet18
-from timing import seconds
+from timing import in_turn, ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,15 +143,12 @@ def compare(name: str, repeats: int) -> None:
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     model, x = make().eval(), torch.rand(shape)
-    best = min((64, 256), key=lambda chunk: min(seconds(lambda: bare(model, x, P, chunk)) for _ in range(2)))
-    taken: dict[str, list[float]] = {"bare": [], "vertices": [], "linear": []}
-    for _ in range(repeats):
-        taken["bare"].append(seconds(lambda: bare(model, x, P, best)))
-        for method in ("vertices", "linear"):
-            measure = functools.partial(local_complexity, model, x, radius=RADIUS, n_directions=P, method=method)
-            taken[method].append(seconds(measure))
-    ratios = (statistics.median(a / b for a, b in zip(taken[m], taken["bare"], strict=True)) for m in taken)
-    print(name, *(f"{method} {ratio:.2f}" for method, ratio in zip(taken, ratios, strict=True)), sep=", ", flush=True)
+    best = best_chunk(model, x, P)
+    runs: dict[str, Callable[[], object]] = {"bare": lambda: bare(model, x, P, best)}
+    for method in ("vertices", "linear"):
+        runs[method] = functools.partial(local_complexity, model, x, radius=RADIUS, n_directions=P, method=method)
+    taken = in_turn(runs, repeats)
+    print(name, *(f"{run} {ratio(own, taken['bare']):.2f}" for run, own in taken.items()), sep=", ", flush=True)
 
 
 if __name__ == "__main__":

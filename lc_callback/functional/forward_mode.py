@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_order, permuted, reduced
+from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_order, reduced, restored
 from lc_callback.functional.tangents import SLOPES
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
 
@@ -79,7 +79,7 @@ class Dual:
             order = memory_order(self.tangent, 2)
             shape = [1 + self.tangent.shape[0], self.value.shape[0], *(self.tangent.shape[axis] for axis in order[2:])]
             memory = self.value.new_empty(shape) if room is None else room(self.value, math.prod(shape)).view(shape)
-            whole = permuted(memory, [order.index(axis) for axis in range(len(order))])
+            whole = restored(memory, order)
             if self.factor is None:
                 whole[1:] = self.tangent
             else:
@@ -124,11 +124,11 @@ def differentiate(
         if step.op == MOVE:
             values[step.outputs[0]] = move(*args)
             continue
-        duals = [place for place, argument in enumerate(args) if type(argument) is Dual or _has_dual(argument)]
+        duals = [place for place, argument in enumerate(args) if _moves(argument)]
         at_points = args.copy()
         for place in duals:
             at_points[place] = _at_point(args[place])
-        if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or (kwargs and _has_dual([*kwargs.values()])):
+        if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or any(map(_moves, kwargs.values())):
             raise NoRule(step.op)
         if step.position >= 0 and step.op not in WINNERS:
             receive(step.position, knots_of(step.op, at_points, kwargs), args[0])
@@ -167,8 +167,8 @@ def _at_point(value: Any) -> Any:
     return [*map(_at_point, value)] if isinstance(value, list) else value.value if isinstance(value, Dual) else value
 
 
-def _has_dual(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and any(isinstance(item, Dual) or _has_dual(item) for item in value)
+def _moves(value: Any) -> bool:
+    return isinstance(value, Dual) or (isinstance(value, (list, tuple)) and any(map(_moves, value)))
 
 
 # The rules: (step, arguments, the same at the points, keywords, values) to what the operation returns

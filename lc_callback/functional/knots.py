@@ -34,6 +34,7 @@ __all__ = [
     "module_paths",
     "permuted",
     "reduced",
+    "restored",
     "select_modules",
     "viewed",
     "winners_of",
@@ -293,10 +294,15 @@ def permuted(tensor: Tensor, order: list[int]) -> Tensor:
     return tensor if order == [*range(tensor.ndim)] else tensor.permute(order)
 
 
+def restored(tensor: Tensor, order: list[int]) -> Tensor:
+    """What :func:`permuted` took, from what it returned."""
+    return permuted(tensor, [order.index(axis) for axis in range(len(order))])
+
+
 def reduced(z: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """What ``reduce`` makes of ``(k, n, ...)``, ``(n, ...)``, read in the order of the memory."""
     order = memory_order(z, 2)
-    return permuted(reduce(permuted(z, order)), [0, *(order.index(axis) - 1 for axis in range(2, z.ndim))])
+    return restored(reduce(permuted(z, order)), [axis - 1 for axis in order[1:]])
 
 
 def viewed(knots: list[Knot], view: Callable[[Tensor], Tensor]) -> list[Knot]:

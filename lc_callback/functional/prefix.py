@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import Knot, Recorder, Site, memory_order, permuted, reduced
+from lc_callback.functional.knots import Knot, Recorder, Site, memory_order, permuted, reduced, restored
 
 if TYPE_CHECKING:
     from lc_callback.functional.layers import Layers
@@ -28,6 +28,19 @@ class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass
 
 
 @dataclass
+class _Moves:
+    """What an output changes by, ``(k, 1, *shape)``, for each of ``(k, B)`` parts of the frame."""
+
+    coefficients: Tensor
+    changes: Tensor
+
+    @functools.cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """``(1, *shape)``: the largest and the smallest change."""
+        return reduced(self.changes, lambda z: z.amax(0)), reduced(self.changes, lambda z: z.amin(0))
+
+
+@dataclass
 class Prefix:
     """Where points that move along a frame can enter a model, since what comes before is affine.
 
@@ -39,16 +52,15 @@ class Prefix:
     module: nn.Module
     steps: Tensor
     held: tuple[Tensor, Tensor] | None = None  # points, and the outputs there
-    moves: tuple[Tensor, Tensor] | None = None  # coefficients, and what the output changes by
-    ends: tuple[Tensor, Tensor, Tensor] | None = None  # the latter, and the largest and smallest of it
-    entered: tuple[Tensor, int, Tensor, Tensor] | None = None  # the last values, their version, and what they sum up
+    moves: _Moves | None = None  # the last
+    entered: tuple[Tensor, int, Tensor, _Moves] | None = None  # the last values, their version, and what they sum up
 
     def values(self, layers: Layers, points: Tensor, coefficients: Tensor) -> Tensor:
         """``(k * n, *shape)``: what enters for the points ``(n,)``, moved by each of ``(k, B)`` parts of the frame."""
         base = self.at(layers, points)
-        moved = self.moved(base, coefficients)
-        values = (base + moved).flatten(0, 1)
-        self.entered = None if values.is_inference() else (values, values._version, base, moved)
+        moves = self._moves(base, coefficients)
+        values = (base + moves.changes).flatten(0, 1)
+        self.entered = None if values.is_inference() else (values, values._version, base, moves)
         return values
 
     def outermost(self, z: Tensor, shape: tuple[int, int]) -> Tensor | None:
@@ -56,25 +68,24 @@ class Prefix:
 
         Without a look at it: rounding keeps the order of the sums of a number and others.
         """
-        values, version, base, moved = self.entered or (None, 0, z, z)
-        if values is not z or values._version != version or (len(moved), len(base)) != shape:
+        if self.entered is None:
             return None
-        if self.ends is None or self.ends[0] is not moved:
-            self.ends = moved, reduced(moved, lambda z: z.amax(0)), reduced(moved, lambda z: z.amin(0))
-        _, high, low = self.ends
-        return torch.stack([base + high, base + low])
+        values, version, base, moves = self.entered
+        if values is not z or values._version != version or (len(moves.changes), len(base)) != shape:
+            return None
+        return torch.stack([base + end for end in moves.ends])
 
     def moved(self, base: Tensor, coefficients: Tensor) -> Tensor:
         """``(k, 1, *shape)``: by how much these moves change the output ``base``."""
-        if self.moves is None or self.moves[0] is not coefficients:
-            order = memory_order(self.steps, 1)
+        return self._moves(base, coefficients).changes
+
+    def _moves(self, base: Tensor, coefficients: Tensor) -> _Moves:
+        if self.moves is None or self.moves.coefficients is not coefficients:
+            order = memory_order(base, 1)
             steps = permuted(self.steps, order)
-            moved = (coefficients @ steps.flatten(1)).view(-1, *steps.shape[1:])
-            moved = permuted(moved, [order.index(axis) for axis in range(len(order))])
-            if base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last):
-                moved = moved.contiguous(memory_format=torch.channels_last)
-            self.moves = coefficients, moved.unsqueeze(1)
-        return self.moves[1]
+            changes = (coefficients @ steps.flatten(1)).view(-1, *steps.shape[1:])
+            self.moves = _Moves(coefficients, restored(changes, order).unsqueeze(1))
+        return self.moves
 
     def hold(self, layers: Layers, points: Tensor, most: int) -> None:
         """Compute the outputs at these points already, of at most so many at once."""
