@@ -60,7 +60,8 @@ class LocalComplexityCallback(ProbeCallback):
 
     Args:
         radius: ``r`` in input units, a list of these, or ``"auto"``: 0.005 times the root-mean-square spread of the
-            train probes, which on standardised data is the paper's 0.005.
+            train probes, which on standardised data is the paper's 0.005. Behind ``at`` it is that of the first row, and
+            stays so while what comes before is trained.
         n_directions: ``P``, directions of the frame. Inputs of fewer dimensions get as many as they have.
         n_probes: points for each split. The paper has 1024, see :meth:`paper`.
         schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function

@@ -61,7 +61,8 @@ class PGDRobustnessCallback(ProbeCallback):
         bounds: domain ``(low, high)`` of the inputs, scalars or per feature. ``None`` is (0, 1) for points that fill
             exactly that, else the range of each feature over all points, said in the text log; with ``at`` no bounds.
         eps_unit: ``"input"``, or ``"std"``: multiples of the root-mean-square spread of the train points (of the test
-            points in an evaluation without a fit before it).
+            points in an evaluation without a fit before it). Behind ``at`` it is that of the first row, and stays so
+            while what comes before is trained.
         attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
         raw: also log the accuracy under the attack on raw logits, which vanishing gradients can mislead.
         at: name of the module whose output is attacked instead of the input. Models of tokens: their first embedding.
