@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.callbacks.trained_space import TrainedSpace
 from lc_callback.functional.local_complexity import (
     LocalComplexity,
     check_arguments,
@@ -42,6 +43,7 @@ class LocalComplexityCallback(ProbeCallback):
       number of units. With several radii ``lc/train_r0.05`` and so on.
     - ``lc_ci99/train``, ...: half the width of the 99 % interval of that mean over the points.
     - ``lc_density/train``, ...: units that switch per unit of radius as the radius goes to 0, with the linear method.
+    - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.
     - ``lc_layer/train/<layer>``, ...: the share of each layer in it, with ``per_layer=True``.
     - ``lc/phase``: 0 in the first descent, 1 in the ascent, 2 in the region migration, as known at the row.
     - ``lc/seconds``: what the row cost.
@@ -60,8 +62,8 @@ class LocalComplexityCallback(ProbeCallback):
 
     Args:
         radius: ``r`` in input units, a list of these, or ``"auto"``: 0.005 times the root-mean-square spread of the
-            train probes, which on standardised data is the paper's 0.005. Behind ``at`` it is that of the first row, and
-            stays so while what comes before is trained.
+            train probes, which on standardised data is the paper's 0.005. Behind ``at`` it is that of the first row,
+            and stays so while what comes before is trained.
         n_directions: ``P``, directions of the frame. Inputs of fewer dimensions get as many as they have.
         n_probes: points for each split. The paper has 1024, see :meth:`paper`.
         schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
@@ -171,6 +173,8 @@ class LocalComplexityCallback(ProbeCallback):
         self.max_pool, self.per_layer, self.chunk_size = max_pool, per_layer, chunk_size
         self.method = method
         self._auto_radius: float | None = None
+        shown = " `lc_spread/train` has the spread at each row."
+        self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
         self._directions, self._sources = n_directions, ""
         self._latest: dict[str, LocalComplexity] = {}
 
@@ -219,6 +223,11 @@ class LocalComplexityCallback(ProbeCallback):
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
                 values[f"lc_density/{split}"] = lc.density
+        train = self._probes.get("train")  # all of them, also where a measurement is tried out with a few
+        if train is not None:
+            called = {"at": self.at, "forward_fn": network.forward_fn}
+            spread = self._space.look(self._name, network.module, train.inputs, **called)
+            values |= {} if spread is None else {"lc_spread/train": spread}
         return values
 
     @property
@@ -310,11 +319,12 @@ class LocalComplexityCallback(ProbeCallback):
 
     def extra_state(self) -> dict[str, Any]:
         """The radius that ``"auto"`` stood for: embeddings move, so it cannot be found again."""
-        return {"auto_radius": self._auto_radius}
+        return {"auto_radius": self._auto_radius, "spread": self._space.first}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back the radius."""
         self._auto_radius = state.get("auto_radius")
+        self._space.begin(state.get("spread"))
 
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.callbacks.trained_space import TrainedSpace
 from lc_callback.functional.robustness import RobustAccuracy, check_arguments, find_bounds, robust_accuracy
 from lc_callback.functional.space import input_points, input_spread
 from lc_callback.milestones import (
@@ -166,6 +167,7 @@ class PGDRobustnessCallback(ProbeCallback):
         self._domain, self._domain_text, self._unit, self._sources = bounds, "", 1.0, ""
         self._first_unit: float | None = None  # what the train points of the run settled
         self._first_bounds: torch.Tensor | None = None
+        self._space = TrainedSpace("eps", "accuracy under attack", ("falls", "rises"))
 
     @classmethod
     def paper(cls, **arguments: Any) -> PGDRobustnessCallback:
@@ -227,6 +229,9 @@ class PGDRobustnessCallback(ProbeCallback):
         for group, result in results.items():
             for radius, robust in zip(self._radii, result.robust_acc.values(), strict=True):
                 values[f"{group}/{attacked}_eps{radius:g}"] = robust
+        train = self._probes.get("train")  # all of them, also where a measurement is tried out with a few
+        if train is not None:
+            self._space.look(self._name, network.module, train.inputs, at=self.at, forward_fn=network.forward_fn)
         return values
 
     def _accuracy(self, network: Network, points: Probes, radii: list[float], normalize: bool = True) -> RobustAccuracy:
@@ -282,11 +287,12 @@ class PGDRobustnessCallback(ProbeCallback):
 
     def extra_state(self) -> dict[str, Any]:
         """Unit and domain that the points settled: a resumed run goes on with them, and an evaluation repeats them."""
-        return {"unit": self._first_unit, "bounds": self._first_bounds}
+        return {"unit": self._first_unit, "bounds": self._first_bounds, "spread": self._space.first}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back unit and domain."""
         self._first_unit, self._first_bounds = state.get("unit"), state.get("bounds")
+        self._space.begin(state.get("spread"))
 
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""

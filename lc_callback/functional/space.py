@@ -16,7 +16,7 @@ from lc_callback.functional.knots import Recorder, find_module, first_called, mo
 from lc_callback.functional.points import Points, call_model
 from lc_callback.isolation import untouched
 
-__all__ = ["Space", "compute_dtype", "input_points", "input_spread"]
+__all__ = ["Space", "compute_dtype", "input_points", "input_spread", "spread_behind"]
 
 
 class Space:
@@ -172,12 +172,29 @@ def input_spread(
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
     with untouched(model, dtype=dtype):
         space.locate(dtype)
-        n, sums, squares = 0, torch.zeros(()), torch.zeros(())
-        for values in space.values():
-            batch = values.reshape(len(values), -1).double().cpu()
-            n += len(batch)
-            sums, squares = sums + batch.sum(0), squares + batch.square().sum(0)
-        variance = squares / n - (sums / n).square()
+        return _dimension_and_spread(space)
+
+
+def spread_behind(
+    model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
+) -> tuple[str, float] | None:
+    """The module whose output is perturbed, and the spread of the points there; ``None`` if these are inputs.
+
+    Arguments as of :class:`Space`, spread as of :func:`input_spread`.
+    """
+    space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
+    with untouched(model, dtype=dtype):
+        space.locate(dtype)
+        return None if space.at is None else (space.at, _dimension_and_spread(space)[1])
+
+
+def _dimension_and_spread(space: Space) -> tuple[int, float]:
+    n, sums, squares = 0, torch.zeros(()), torch.zeros(())
+    for values in space.values():
+        batch = values.reshape(len(values), -1).double().cpu()
+        n += len(batch)
+        sums, squares = sums + batch.sum(0), squares + batch.square().sum(0)
+    variance = squares / n - (sums / n).square()
     return variance.numel(), float(variance.clamp(min=0).mean().sqrt())
 
 

@@ -1,0 +1,58 @@
+"""Watching how wide the points lie where they are perturbed, if what comes before that is trained as well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lc_callback.functional.space import spread_behind
+
+__all__ = ["TrainedSpace"]
+
+_MUCH = 2.0  # factor from which a change of the spread is told
+
+
+class TrainedSpace:
+    """The spread of the points at the output of a module, such as an embedding, from the first row on.
+
+    A radius stays as it is while an embedding shrinks to a part of what it was, and then reaches farther in it.
+
+    Args:
+        length: what stays as it is.
+        curve: what changes with the spread.
+        then: where that goes if the spread falls, and if it rises.
+        shown: a sentence on where the spread is shown.
+
+    Attributes:
+        first: the spread at the first row.
+    """
+
+    def __init__(self, length: str, curve: str, then: tuple[str, str], shown: str = "") -> None:
+        self._length, self._curve, self._then, self._shown = length, curve, then, shown
+        self.first: float | None = None
+        self._told = False
+
+    def begin(self, first: float | None) -> None:
+        """A run begins, or goes on after a first row with this spread."""
+        self.first, self._told = first, False
+
+    def look(self, name: str, *arguments: Any, **named: Any) -> float | None:
+        """The spread; ``None`` if inputs are perturbed. Warns in the ``name`` of a callback, once, if it changed much.
+
+        Other arguments as of :func:`spread_behind`.
+        """
+        found = spread_behind(*arguments, **named)
+        if found is None:
+            return None
+        at, spread = found
+        if self.first is None:
+            self.first = spread
+        elif not self._told and not self.first / _MUCH < spread < self.first * _MUCH:
+            self._told = True
+            rank_zero_warn(
+                f"{name}: the output of {at!r} is trained: the spread of the train points there is {spread:.3g}, and "
+                f"was {self.first:.3g} at the first row, while {self._length} stays as it is, so {self._curve} "
+                f"{self._then[spread > self.first]} for that alone.{self._shown}"
+            )
+        return spread

@@ -1,0 +1,114 @@
+"""The spread of the points where a module's output is perturbed, which is trained as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import Classifier, loader, make_trainer, our_warnings
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from lc_callback import LocalComplexityCallback, PGDRobustnessCallback
+
+STEPS = 6
+
+
+class Tokens(Classifier):
+    """Classifies three tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)))
+
+
+class Scaled(pl.Callback):
+    """Multiplies the embedding by ``factor`` after each step, which stands for weight decay."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.spreads: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """Note the spread, as the row of this step has it."""
+        with torch.no_grad():
+            found = pl_module.net[0](data().tensors[0]).flatten(1).double()
+            self.spreads.append(float(found.var(0, correction=0).mean().sqrt()))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """Change it."""
+        with torch.no_grad():
+            pl_module.net[0].weight *= self.factor
+
+
+def data() -> TensorDataset:
+    return TensorDataset(torch.arange(24).view(8, 3) % 9, torch.arange(8) % 3)
+
+
+def train(folder: Path, callback: Any, factor: float, *, steps: int = STEPS, resume: Any = None) -> tuple[Any, Scaled]:
+    torch.manual_seed(0)
+    scaled = Scaled(factor)
+    trainer = make_trainer(folder, scaled, callback, max_steps=steps)  # scaled first: before the row is measured
+    trainer.fit(Tokens(), loader(data()), loader(data()), ckpt_path=resume)
+    return trainer, scaled
+
+
+def kinds() -> list[Any]:
+    every = {"every_n_train_steps": 1, "train_probes": data(), "test_probes": data()}
+    return [LocalComplexityCallback(0.1, 4, **every), PGDRobustnessCallback(eps=0.1, steps=2, **every)]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_shrunken_embedding_is_told_once(kind: int, tmp_path: Path) -> None:
+    callback = kinds()[kind]
+    with our_warnings() as warned:
+        train(tmp_path, callback, 0.6)
+    (told,) = [text for text in warned if "is trained" in text]
+    assert "the output of 'net.0' is trained" in told
+    assert ["radius stays", "eps stays"][kind] in told
+    assert ["local complexity rises", "accuracy under attack falls"][kind] in told
+
+
+def test_a_grown_embedding_is_told_the_other_way_round(tmp_path: Path) -> None:
+    with our_warnings() as warned:
+        train(tmp_path, kinds()[0], 1.7)
+    (told,) = [text for text in warned if "is trained" in text]
+    assert "local complexity falls" in told
+
+
+def test_an_embedding_that_hardly_moves_is_not_told(tmp_path: Path) -> None:
+    with our_warnings() as warned:
+        train(tmp_path, kinds()[0], 0.97)
+    assert not [text for text in warned if "is trained" in text]
+
+
+def test_the_spread_is_logged_at_each_row(tmp_path: Path) -> None:
+    callback = kinds()[0]
+    _, scaled = train(tmp_path, callback, 0.6)
+    assert callback.history["lc_spread/train"][:STEPS] == pytest.approx(scaled.spreads)
+
+
+def test_inputs_that_are_perturbed_have_no_spread(tmp_path: Path) -> None:
+    callback = LocalComplexityCallback(0.1, 4)
+    make_trainer(tmp_path, callback, max_steps=1).fit(Classifier(), loader(), loader())
+    assert "lc_spread/train" not in callback.history.keys
+
+
+def test_a_resumed_run_compares_with_the_first_row_of_all(tmp_path: Path) -> None:
+    with our_warnings() as warned:
+        trainer, _ = train(tmp_path, kinds()[0], 0.8, steps=3)  # to 0.51
+        trainer.save_checkpoint(tmp_path / "three.ckpt")
+    assert not [text for text in warned if "is trained" in text]
+    with our_warnings() as warned:
+        train(tmp_path, kinds()[0], 0.8, steps=5, resume=tmp_path / "three.ckpt")
+    assert len([text for text in warned if "is trained" in text]) == 1
+
+
+def test_a_second_run_starts_anew(tmp_path: Path) -> None:
+    callback = kinds()[0]
+    with our_warnings() as warned:
+        train(tmp_path, callback, 0.6)
+        train(tmp_path, callback, 1.0)
+    assert len([text for text in warned if "is trained" in text]) == 1
