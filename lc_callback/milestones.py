@@ -163,7 +163,10 @@ def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping
         x, value = float(found.nodes[begin]), float(found.values[begin])
         change = float(abs(found.values[end] - found.values[start]))
         verb = "rises" if kind == "rank_rise" else "falls"
-        reason = f"{verb} by {change:.3g} from {value:.3g}; significant is {tolerance:.3g}"
+        reason = (
+            f"{verb} by {change:.3g}, from {found.values[start]:.3g} to {found.values[end]:.3g} on the fitted curve, "
+            f"steeply from here; significant is {tolerance:.3g}"
+        )
         turns.append(Turn(kind, x, value, change, reason, curve))
     return turns
 
@@ -227,8 +230,8 @@ def _second_surge(steps: Floats, values: Floats, min_rise: float, curve: str) ->
         if x[start] - x[first_end] >= _LONG_ENOUGH and v[end] - v[: first_end + 1].max() >= tolerance:
             apart = 10 ** (x[start] - x[first_end])
             reason = (
-                f"rose to {v[first_end]:.3g}, then no more for a factor of {apart:.3g} in steps, then to {v[end]:.3g}; "
-                f"significant is {tolerance:.3g}"
+                f"rose to {v[first_end]:.3g}, then no more for a factor of {apart:.3g} in steps, then to {v[end]:.3g}, "
+                f"on the fitted curve; significant is {tolerance:.3g}"
             )
             height = float(v[end] - v[start])
             return [Turn("multi_stage_generalization", float(x[start]), float(v[start]), height, reason, curve)]

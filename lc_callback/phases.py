@@ -162,7 +162,7 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
         return []
     nodes, v = found.nodes, found.values
     tolerance = significant(found, values, settings)
-    limit = f"significant is {tolerance:.3g}"
+    limit = f"on the fitted curve; significant is {tolerance:.3g}"
     turns = []
 
     def turn(kind: str, at: int, prominence: float, reason: str) -> None:
@@ -171,20 +171,20 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
     first = _first_minimum(v, tolerance)
     if first is not None:
         fall = v[:first].max() - v[first]
-        turn("first_descent_end", first, fall, f"fell by {fall:.3g} to {v[first]:.3g}, then rose; {limit}")
+        turn("first_descent_end", first, fall, f"fell by {fall:.3g} to {v[first]:.3g}, then rose, {limit}")
     start = first or 0
     top = start + int(np.argmax(v[start:]))
     rise, fall = v[top] - v[start : top + 1].min(), v[top] - v[top:].min()
     if v[top] - v[-1] < tolerance or rise < tolerance:
         return turns
-    reason = f"rose by {rise:.3g} to {v[top]:.3g}, then fell by {fall:.3g} and stayed below; {limit}"
+    reason = f"rose by {rise:.3g} to {v[top]:.3g}, then fell by {fall:.3g} and stayed below, {limit}"
     turn("migration_start", top, fall, reason)
     slopes = found.slopes
     steepest = slopes[top:].min()
     for i in range(top + 1, len(nodes) - 1):
         flat = (slopes[i:] > settings["flatness"] * steepest).all() and nodes[-1] - nodes[i] >= _LONG_ENOUGH
         if flat and v[top] - v[i] >= tolerance:
-            limit = f"{settings['flatness']:g} of its steepest"
+            limit = f"{settings['flatness']:g} of its steepest, on the fitted curve"
             reason = f"fell by {v[top] - v[i]:.3g} to {v[i]:.3g}, then no faster than {limit}"
             turn("migration_end", i, v[top] - v[i], reason)
             break

@@ -32,7 +32,7 @@ class Transition:
         step: where it happened.
         detected_at: the step from which on it was known, and known to be there: two rows in succession showed it, and
             all later ones.
-        value: of the curve there.
+        value: of the curve there, fitted or without outliers.
         prominence: how far the curve moved there: the fall before, the rise before, or the fall after.
         reason: the numbers, in one line.
         curve: key of the curve, where a callback found it.

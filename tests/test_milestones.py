@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -355,6 +356,16 @@ def test_rank_double_descent() -> None:
     )
     assert "rises by" in turns["rank_rise"].reason
     assert "falls by" in turns["second_rank_descent"].reason
+
+
+def test_the_reason_says_from_where_to_where_a_rank_falls_also_if_it_begins_slowly() -> None:
+    turn = ranks((0.3, 120), (2.0, 104), (2.6, 20), (4.2, 20))["rank_descent"]
+    assert turn.value == pytest.approx(104, abs=3)
+    by, start, end = map(
+        float, re.match(r"falls by (\S+), from (\S+) to (\S+) on the fitted curve", turn.reason).groups()
+    )
+    assert (by, start, end) == pytest.approx((100, 120, 20), abs=3)
+    assert start - end == pytest.approx(by, abs=1)
 
 
 def test_a_rise_at_the_beginning_is_none_after_a_descent() -> None:
