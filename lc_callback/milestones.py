@@ -153,7 +153,7 @@ def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping
     found = fit(steps, values)
     if found is None:
         return []
-    tolerance = significant(found, values, settings)
+    tolerance = significant(found, settings)
     movements = _movements(found.values, tolerance)
     if movements and found.values[movements[0][1]] > found.values[movements[0][0]]:
         movements = movements[1:]

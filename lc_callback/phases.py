@@ -49,7 +49,7 @@ def detect_phases(
         values: one for each step; those that are not finite are left out.
         min_prominence: a change is significant from this part of the curve's range,
         noise_factor: and from this many standard deviations of the residuals,
-        min_change: and from this part of the curve's largest absolute value: without it, the small wiggles of a curve
+        min_change: and from this part of the fit's largest absolute value: without it, the small wiggles of a curve
             that has hardly moved yet would be phases. 0 for curves without a natural zero.
         flatness: see ``migration_end``, from 0 to 1.
 
@@ -161,7 +161,7 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
     if found is None:
         return []
     nodes, v = found.nodes, found.values
-    tolerance = significant(found, values, settings)
+    tolerance = significant(found, settings)
     limit = f"on the fitted curve; significant is {tolerance:.3g}"
     turns = []
 
@@ -191,12 +191,12 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
     return turns
 
 
-def significant(found: Fit, values: Floats, settings: Mapping[str, float]) -> float:
-    """What a change of the curve must reach."""
+def significant(found: Fit, settings: Mapping[str, float]) -> float:
+    """What a change of the curve must reach. Lone spikes, which the fit leaves out, have no say in it."""
     return max(
         settings["min_prominence"] * float(np.ptp(found.values)),
         settings["noise_factor"] * found.sigma,
-        settings["min_change"] * float(np.abs(values).max()),
+        settings["min_change"] * float(np.abs(found.values).max()),
     )
 
 
@@ -223,7 +223,7 @@ def phase_of(steps: Floats, values: Floats, settings: Mapping[str, float], known
     found = fit(steps, values)
     if found is None:
         return 0
-    tolerance = significant(found, values, settings)
+    tolerance = significant(found, settings)
     if _first_minimum(found.values, tolerance) is not None:  # seen, and not known yet
         return 0
     return int(found.values[-1] - found.values.min() >= tolerance)

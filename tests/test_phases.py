@@ -295,3 +295,12 @@ def test_a_detector_refuses_what_it_cannot_take() -> None:
         PhaseDetector(flatness=2.0)
     with pytest.raises(ValueError, match=r"\['steepness'\]"):
         PhaseDetector(steepness=2.0)
+
+
+def test_a_lone_spike_takes_no_transition_away() -> None:
+    steps = [0, *dict.fromkeys(round(10 ** (k / 10)) for k in range(46))]
+    values = np.interp(np.log10(np.array(steps) + 1), [0, 1.5, 3.5, 4.5], [20, 8, 16, 4])
+    expected = [(found.kind, found.step) for found in detect_phases(steps, values)]
+    assert [kind for kind, _ in expected] == ["first_descent_end", "migration_start"]
+    values[30] = 200.0
+    assert [(found.kind, found.step) for found in detect_phases(steps, values)] == expected

@@ -232,12 +232,14 @@ class Layers(Space):
 
         Without the output, if it was written down.
         """
+        # One sample alone is laid out in several ways at once, so it can take another way than two and three did.
+        repeats = self.tape is not None and len(points) * len(coefficients) > 1
         if self.prefix is None:
             moved = self._moved(points, coefficients @ self.frame)
-            return self._followed(*moved, sink) if self.tape is None else self._repeated(*moved, sink)
+            return self._repeated(*moved, sink) if repeats else self._followed(*moved, sink)
         values = self.prefix.values(self, points, coefficients)
         recording = self._recording(lambda output: values) | {"at": self.prefix.module}
-        if self.tape is None:
+        if not repeats:
             return self._followed(self.points.batch(points[:1], None), len(values), recording, sink)
         return self._repeated(None, len(values), recording, sink)
 

@@ -134,14 +134,16 @@ class LocalComplexity:
 
         This is one divided by the radius within which one unit switches at a point in the mean, but at most a tenth of
         all units: the slope of local complexity on its first bit, for which no radius has to be chosen. Within 1.6 %.
-        NaN if a pre-activation was not finite.
+        NaN if a pre-activation was not finite; infinite if so many units are exactly on their kink, as those are which
+        see nothing but zeros.
 
         Raises:
             ValueError: without ``method="linear"``.
         """
         units = sum(self.layer_sizes)
         each = min(1.0, units / 10)
-        return each / self.critical_radius(each / units)
+        radius = self.critical_radius(each / units)
+        return each / radius if radius else math.inf
 
     def _per_radius(self, value: Tensor) -> Any:
         return value if isinstance(self.radius, list) else float(value)
@@ -649,6 +651,8 @@ def _radius_of(histogram: Tensor, rank: float) -> float:
     place = int((below < rank).sum())
     if place >= _INFINITE:
         return math.inf
+    if not place:  # zero, or as good as
+        return 0.0
     edges = (torch.tensor([place, place + 1], dtype=torch.int32) << _DROPPED).view(torch.float32)
     return float(edges.double().mean())
 

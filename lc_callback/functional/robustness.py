@@ -28,6 +28,8 @@ _BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
 _FAST, _WORTHWHILE = 64 * 2**20, 32
 # By what share of the budget, and by how many roundings of the domain, an attack may overshoot.
 _OVERSHOOT, _ROUNDINGS = 1e-4, 16
+# How many times as wide as all that can be reached the domain may be: in its units a point is rounded by as much more.
+_WIDE = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +202,10 @@ class _Measurement(Space):
                 f"{float(above.max()):.4g}: pass the domain of the inputs as the model gets them."
             )
         domain = low.cpu(), high.cpu()
-        low = torch.where(low.isinf(), below - 2 * eps, low)
-        high = torch.where(high.isinf(), above + 2 * eps, high)
+        least, most = below - 2 * eps, above + 2 * eps
+        low, high = torch.where(low.isinf(), least, low), torch.where(high.isinf(), most, high)
+        if float((high - low).max()) > _WIDE * float((most - least).max()):
+            low, high = torch.maximum(low, least), torch.minimum(high, most)
         return Box(low, high), domain
 
     def _bound(self, bound: Any, bounds: Any) -> Tensor:

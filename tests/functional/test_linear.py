@@ -259,6 +259,17 @@ def test_rounded_sizes_are_no_jumps():
     assert local_complexity(net, points(10, 5), radius=0.3, n_directions=5, method="linear").histogram is not None
 
 
+def test_units_on_their_kink_switch_at_any_radius():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.ReLU())
+    x = torch.zeros(4, 1, 8, 8)
+    x[:, :, 2:6, 2:6] = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    lc = local_complexity(net, x, radius=1e-6, method="linear", n_directions=5)
+    assert lc.mean > 200  # those that see the border only
+    assert lc.critical_radius(0.01) == 0.0
+    assert lc.density == math.inf
+    assert 0 < lc.critical_radius(0.9) < math.inf
+
+
 def test_a_value_that_is_not_finite_leaves_no_density():
     net, x = nn.Sequential(nn.Linear(5, 30), nn.ReLU()), points(10, 5)
     x[3, 2] = float("nan")

@@ -376,6 +376,31 @@ def test_infinite_bounds_let_every_point_move_by_eps(name):
     assert (half < x.amin(0)).any()
 
 
+@pytest.mark.parametrize("bound", [1e2, 1e5, 1e6, 1e8])
+@pytest.mark.parametrize("name", ["PGD", "PGDL2"])
+def test_a_wide_domain_is_as_one_without_bounds(name, bound):
+    x = normal(50, 4)
+    net = net_for(x)
+    y = classes_of(net, x)
+    free, wide = (
+        robust_accuracy(net, x, y, eps=0.03, attack=name, bounds=(-b, b), return_adversarial=True)
+        for b in (math.inf, bound)
+    )
+    assert wide.robust_acc == free.robust_acc
+    delta = (wide.adversarial[0.03] - x).flatten(1)
+    length = delta.norm(dim=1) if name == "PGDL2" else delta.abs().amax(1)
+    assert length.max() == pytest.approx(0.03, rel=1e-3)
+
+
+def test_a_wide_domain_still_ends_where_it_ends():
+    x = normal(20, 4)
+    net = net_for(x)
+    low, high = -1e6, float(x.max())
+    found = attacked(net, x, classes_of(net, x), eps=0.5, bounds=(low, high))
+    assert found.max() <= high
+    assert (found - x).abs().max() == pytest.approx(0.5, rel=1e-3)
+
+
 def test_constant_features_stay_where_they_are():
     x = uniform(10, 6) * 3
     x[:, 2] = 1.5

@@ -9,6 +9,7 @@ from test_partition import Call, seq
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lc_callback.functional import local_complexity
 from lc_callback.functional.local_complexity import Counter, LinearCounter
 
 COUNTERS = {"vertices": Counter, "linear": LinearCounter}
@@ -236,3 +237,15 @@ def test_a_module_whose_output_is_not_the_only_way_in_is_no_entry():
     assert counter.prefix is None
     assert counter.tape is not None
     assert torch.equal(again, measured(net, draw(5, 3), repeat=False)[0])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 7, 49])
+def test_a_single_sample_left_over_is_laid_out_as_the_model_does(chunk_size):
+    """Of 50 vertices one is left: channels first and last at once, so that a ``contiguous()`` has nothing to do."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3))
+    x = torch.randn(2, 3, 8, 8)
+    one_by_one = local_complexity(net, x, radius=0.5, chunk_size=1)
+    found = local_complexity(net, x, radius=0.5, chunk_size=chunk_size)
+    assert torch.equal(found.counts, one_by_one.counts)
+    assert found.mean > 0
