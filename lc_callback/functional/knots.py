@@ -5,17 +5,19 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.channels import Channels
+from lc_callback.functional.points import main_output
 
 __all__ = [
     "EXTREMES",
@@ -86,6 +88,14 @@ _KNOTS: dict[str, Callable[..., list[Knot]]] = {
 WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 
 _JUMPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "heaviside"}
+# As one of these, of (values, mask), or in place of what it quantises.
+_JUMPS |= {"fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"}
+_JUMPS |= {"fake_quantize_per_channel_affine_cachemask", "_fake_quantize_learnable_per_tensor_affine"}
+_JUMPS |= {"_fake_quantize_learnable_per_channel_affine"}
+# These decide by values, but not between two numbers next to each other: whether one is missing, say.
+_BUT_FOR_POINTS = {"eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor"}
+# What gives values to the model's Python code without an operation.
+_VALUE_READERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 
 # Squashing functions that turn logits into probabilities when they come last: nothing switches there.
 _LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
@@ -234,37 +244,92 @@ class Tracer(Recorder):
 
     Attributes:
         reads_values: whether the model's Python code got values of a tensor, as for an ``if``.
-        jumps: operations that are constant but for jumps, and the number of values they returned.
+        jumps: operations before the last pre-activation that are constant but for jumps, and the number of values they
+            returned.
+        choices: operations before the first one that decide by values, likewise.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reads_values = False
-        self.jumps: list[tuple[str, int]] = []
+        self.choices: list[tuple[str, int]] = []
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
-        self._squashed: list[tuple[int, Tensor]] = []
+        self._jumps: list[tuple[str, int]] = []
+        self._jumps_that_matter = 0
+        self._squashed: dict[int, tuple[int, Tensor]] = {}  # by memory
+        self._read: set[int] = set()  # by something that is no view
+
+    @property
+    def jumps(self) -> list[tuple[str, int]]:
+        """As far as there is something behind them."""
+        return self._jumps[: self._jumps_that_matter]
+
+    def __enter__(self) -> Recorder:
+        self._hooks.enter_context(_ValueReads(self))
+        return super().__enter__()
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
-        return super()._execute(op, func, args, kwargs)
+        result = super()._execute(op, func, args, kwargs)
+        self._note_decision(op, args, result)
+        if self._squashed:
+            own = {_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+            read = {_memory(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+            self._read |= (read - own) & self._squashed.keys()
+        return result
+
+    def _note_decision(self, op: str, args: Any, result: Any) -> None:
+        """Whether values were compared, rounded or made into integers."""
+        first = result[0] if isinstance(result, (tuple, list)) and result else result
+        if not (isinstance(first, Tensor) and args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
+            return
+        decides = first.dtype is torch.bool or not (first.is_floating_point() or first.is_complex())
+        if (decides or op == "nan_to_num") and not self.handed_over:
+            self.choices.append((op, first.numel()))
+        to_bool = op == "_to_copy" and first.dtype is torch.bool
+        if op in _JUMPS or (decides and not to_bool and op not in _BUT_FOR_POINTS):
+            self._jumps.append((op, first.numel()))
+
+    def _hand_over(self, site: Site, knots: list[Knot]) -> None:
+        super()._hand_over(site, knots)
+        self._jumps_that_matter = len(self._jumps)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
-        if op in _JUMPS and isinstance(result, Tensor) and result.is_floating_point():
-            self.jumps.append((op, result.numel()))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor):
                 self.output_bytes.append(tensor.numel() * tensor.element_size())
         if op in _LINKS and followed:
-            self._squashed.append((self.handed_over - 1, result[0] if isinstance(result, tuple) else result))
+            squashed = result[0] if isinstance(result, tuple) else result
+            self._squashed[_memory(squashed)] = self.handed_over - 1, squashed
 
     def find_links(self, output: Any) -> None:
-        """Set ``links``: positions, among what was handed over, of the squashing functions that made ``output``."""
-        returned = {t.untyped_storage().data_ptr() for t in tree_leaves(output) if isinstance(t, Tensor)}
-        self.links = {
-            position for position, result in self._squashed if result.untyped_storage().data_ptr() in returned
-        }
+        """Set ``links``: positions, among what was handed over, of the squashing functions that made ``output``.
+
+        What is returned beside the main output, and read on the way to it, is a layer.
+        """
+        returned = {_memory(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)}
+        with suppress(ValueError):  # it has none
+            returned -= self._read - {_memory(main_output(output))}
+        self.links = {position for memory, (position, _) in self._squashed.items() if memory in returned}
         self._squashed.clear()
+
+
+class _ValueReads(TorchFunctionMode):
+    """Notes what gives values to the model's Python code and is no operation."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _VALUE_READERS:
+            self._tracer.reads_values = True
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @functools.cache

@@ -90,8 +90,8 @@ class Layers(Space):
             with contextlib.suppress(Exception):  # whatever it is, the model itself can run
                 self._script = Script(before, tracer)
         self.reads_values = tracer.reads_values
-        of_samples = zip(before.jumps, tracer.jumps, strict=False)
-        self.jumps = sorted({op for (op, two), (_, three) in of_samples if three > two})
+        self.jumps = _of_samples(before.jumps, tracer.jumps)
+        self._chooses = bool(_of_samples(before.choices, tracer.choices))
         growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
         self.bytes_per_sample = max((three - two for three, two in growth), default=0)
         if len(of_two) != len(of_three):
@@ -258,10 +258,10 @@ class Layers(Space):
         """Take ``(B, D)`` directions for :meth:`follow_frame`, and find how to get there with least effort.
 
         At most so many samples are in one forward pass. Points that integers or masks belong to, that are moved inside
-        the model, or at the values of which it looks, go through all of it.
+        the model, or at the values of which it looks, or by which it decides, go through all of it.
         """
         self.frame = frame
-        whole = self.at_module is not None or not self.points.alone or self.reads_values
+        whole = self.at_module is not None or not self.points.alone or self.reads_values or self._chooses
         self._plainly()
         if whole and self._script is None:
             return
@@ -376,6 +376,11 @@ class Layers(Space):
     def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         at = {} if self.results else {"at": self.at_module, "move": move}
         return {"outputs_of": self.outputs_of, "max_pool": self.max_pool, "results": self.results, **at}
+
+
+def _of_samples(two: list[tuple[str, int]], three: list[tuple[str, int]]) -> list[str]:
+    """The operations that return more for three samples than for two."""
+    return sorted({op for (op, fewer), (_, more) in zip(two, three, strict=False) if more > fewer})
 
 
 def _numbered(names: list[str]) -> list[str]:

@@ -322,6 +322,31 @@ def test_a_network_without_knots_is_told_to_name_layers():
 # What shapes the output only
 
 
+class Returns(nn.Module):
+    """The logits and, if asked to, the features that they are made of; or probabilities, and what they say."""
+
+    def __init__(self, link, what):
+        super().__init__()
+        self.a, self.b, self.link, self.what = nn.Linear(5, 20), nn.Linear(20, 3), link, what
+
+    def forward(self, x):
+        h = self.link(self.a(x))
+        logits = self.b(h)
+        if self.what == "features":
+            return logits, h
+        if self.what == "by name":
+            return {"logits": logits, "features": h.flatten(1)}
+        probabilities = self.link(logits)
+        return probabilities, probabilities > 0.5
+
+
+@pytest.mark.parametrize("link", [nn.Sigmoid(), nn.Tanh(), nn.LogSigmoid()])
+@pytest.mark.parametrize("what", ["features", "by name", "probabilities"])
+def test_a_hidden_layer_that_is_also_returned_is_counted(link, what):
+    found = local_complexity(Returns(link, what), torch.randn(4, 5), radius=0.1, n_directions=5)
+    assert (found.layer_names, found.layer_sizes) == (["link"], [20])
+
+
 @pytest.mark.parametrize("link", [nn.Sigmoid(), nn.Tanh(), nn.LogSigmoid()])
 def test_a_squashing_function_of_the_logits_is_not_counted_but_a_hidden_one_is(link):
     hidden = nn.Sequential(nn.Linear(3, 5), link, nn.Linear(5, 2))

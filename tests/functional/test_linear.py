@@ -254,6 +254,54 @@ def test_networks_that_jump_are_counted_by_vertices(jump):
     assert found.histogram is None
 
 
+class Quantised(nn.Module):
+    """A layer behind something that is constant but for jumps."""
+
+    def __init__(self, quantise):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 30), nn.Linear(30, 2)
+        self.codes = nn.Parameter(torch.randn(12, 6))
+        self.quantise = quantise
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(self.quantise(self, self.a(x)))))
+
+
+QUANTISERS = {
+    "fake_quantize": lambda net, z: torch.fake_quantize_per_tensor_affine(z, 0.2, 0, -128, 127),
+    "cast": lambda net, z: (3 * z).int().to(z.dtype),
+    "codes": lambda net, z: net.codes[torch.cdist(z, net.codes).argmin(1)],
+    "bins": lambda net, z: torch.bucketize(z, torch.linspace(-1, 1, 9, dtype=z.dtype)).to(z.dtype),
+    "compared": lambda net, z: (z > 0.3).to(z.dtype),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_what_quantises_is_counted_by_vertices(name):
+    torch.manual_seed(0)
+    net, x = Quantised(QUANTISERS[name]), points(40, 4).float()
+    expected = local_complexity(net, x, radius=0.1, n_directions=4)
+    with pytest.warns(UserWarning, match="the model jumps .*counting by vertices"):
+        found = local_complexity(net, x, radius=0.1, n_directions=4, method="linear")
+    assert torch.equal(found.counts, expected.counts)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_decided_behind_the_last_layer_or_by_single_values_is_no_jump():
+    class Predicts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 20), nn.Linear(20, 3)
+
+        def forward(self, x):
+            z = self.a(x) * (x != 0).any(1, keepdim=True)
+            logits = self.b(torch.relu(z))
+            return {"logits": logits, "class": logits.argmax(1), "sure": logits > 3}
+
+    found = local_complexity(Predicts(), points(20, 4).float(), radius=0.1, n_directions=4, method="linear")
+    assert found.density > 0
+
+
 def test_rounded_sizes_are_no_jumps():
     net = Call(lambda x: F.relu(x * torch.tensor(2.4).round()))
     assert local_complexity(net, points(10, 5), radius=0.3, n_directions=5, method="linear").histogram is not None

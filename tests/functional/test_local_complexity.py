@@ -800,6 +800,21 @@ def test_a_path_that_depends_on_the_values_is_refused():
         local_complexity(Branch(), x, radius=0.1, n_directions=2)
 
 
+@pytest.mark.parametrize("read", [torch.Tensor.tolist, torch.Tensor.numpy, np.asarray], ids=["list", "numpy", "array"])
+def test_values_that_are_read_past_all_operations_are_warned_of(read):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 20)
+
+        def forward(self, x, lengths):
+            return torch.relu(self.a(x[:, : max(read(lengths))])).sum(1)
+
+    x, lengths = torch.randn(6, 5, 3), torch.tensor([5, 5, 5, 5, 4, 2])
+    with pytest.warns(UserWarning, match="looks at values in Python.*`chunk_size`"):
+        local_complexity(Cut(), (x, lengths), radius=0.05, n_directions=8)
+
+
 class FirstBranch(nn.Module):
     """Goes one of two ways with a whole batch, and both have one non-linearity."""
 

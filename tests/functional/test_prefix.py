@@ -233,3 +233,27 @@ def test_large_values_are_not_taken_for_infinite_ones():
     expected = local_complexity(net, x, radius=0.5, n_directions=2).counts
     net[0].weight.data *= 1e38
     assert torch.equal(local_complexity(net, x, radius=0.5, n_directions=2).counts, expected)
+
+
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+@pytest.mark.parametrize("fill", ["where", "nan_to_num"])
+def test_points_that_the_first_operations_treat_in_another_way_do_not_enter_behind_them(fill, method):
+    """Coordinates that are missing do not move, and at the first and the last point there are none."""
+
+    class Imputes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean, self.a, self.b = nn.Parameter(torch.zeros(6)), nn.Linear(6, 50), nn.Linear(50, 2)
+
+        def forward(self, x):
+            x = torch.where(x.isnan(), self.mean, x) if fill == "where" else x.nan_to_num(0.0)
+            return self.b(torch.relu(self.a(x)))
+
+    torch.manual_seed(0)
+    net, x = Imputes().double(), draw(8, 6)
+    x[3, :5] = x[4, 0] = float("nan")
+    setting = {"radius": 0.5, "n_directions": 6, "method": method}
+    together = local_complexity(net, x, **setting)
+    alone = [local_complexity(net, x[i : i + 1], **setting).counts for i in range(8)]
+    assert torch.equal(together.counts, torch.cat(alone))
+    assert (together.total > 0).all()
