@@ -27,7 +27,8 @@ def untouched(
     bf16 matmul) are off, compiled code runs eagerly, and the fused transformer and recurrent kernels, which hide
     their non-linearities, are replaced by their plain forms. Afterwards: the ``.training`` flag of every single module,
     the buffers (the model works on clones), parameters, ``.grad``, and the Python, NumPy, torch and CUDA random states
-    are what they were, and so are the generators that the modules keep as attributes.
+    are what they were, and so are the generators that the modules keep as attributes. Each attribute of a module is the
+    object that it was, and new ones are gone; what is inside a list or another object is not looked after.
 
     Where each process has a part of the weights (``fully_shard``, ``parallelize_module``), the whole ones stand in for
     them, and torch's hooks that put the parts together are left out. All processes have to enter then.
@@ -60,6 +61,7 @@ def untouched(
         raise ValueError("`model` has lazy parameters that are not initialised: run one batch through it first.")
     with ExitStack() as stack:
         stack.enter_context(fixed_rng(seed, *model.modules()))
+        stack.enter_context(_attributes(model))
         stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
         stack.enter_context(_without_sharding(model))
@@ -148,6 +150,29 @@ def _is_generator(value: object) -> bool:
     if isinstance(value, (torch.Generator, random.Random)):
         return True
     return numpy is not None and isinstance(value, (numpy.random.RandomState, numpy.random.Generator))
+
+
+@contextmanager
+def _attributes(model: nn.Module) -> Iterator[None]:
+    """Give each attribute the object that it had: a forward may cache something, count, or register a buffer."""
+    stores: list[dict[str, Any]] = []
+    transient = []
+    for module in model.modules():
+        own = vars(module)
+        inner = (own.get(name) for name in ("_parameters", "_buffers", "_modules"))
+        stores += [own, *(store for store in inner if isinstance(store, dict))]
+        transient.append(own.get("_non_persistent_buffers_set", set()))
+    before = [(store, store.copy()) for store in stores]
+    names = [(buffers, buffers.copy()) for buffers in transient]
+    try:
+        yield
+    finally:
+        for store, kept in before:
+            for name in store.keys() - kept.keys():
+                del store[name]
+            store.update(kept)
+        for buffers, known in names:
+            buffers.intersection_update(known)
 
 
 @contextmanager

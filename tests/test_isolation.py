@@ -2,12 +2,14 @@ import copy
 import random
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import Dataset
 
 from lc_callback.isolation import fixed_rng, untouched
@@ -101,6 +103,62 @@ def test_buffers_that_a_forward_writes_to_come_back(fails):
     assert net.calls.item() == 0
     assert net.mean.tolist() == [0, 0]
     assert net.absent is None
+
+
+class Caching(nn.Module):
+    """Keeps what it computed, counts, and makes a buffer and a module when it first runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls, self.last, self.length = nn.Linear(2, 2), 0, None, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = self.linear(x)
+        if len(x) > self.length:  # the length goes with the buffer
+            self.length = len(x)
+            self.register_buffer("place", torch.arange(len(x)).to(x), persistent=False)
+            self.head = nn.Identity()
+        return self.head(self.last + self.place[: len(x), None])
+
+
+@either_way
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_attributes_that_a_forward_sets_come_back(fails, ran_before):
+    net, reached = Caching(), []
+    if ran_before:
+        net(torch.ones(2, 2))
+    before = {name: id(value) for name, value in vars(net).items()}
+    keys, modules = [name for name, _ in net.named_buffers()], [name for name, _ in net.named_modules()]
+
+    def body():
+        net(torch.ones(3, 2, dtype=torch.float64))
+        reached.append((net.calls, net.length))
+
+    run(untouched(net, dtype=torch.float64), body, fails)
+    assert reached == [(1 + ran_before, 3)]
+    assert {name: id(value) for name, value in vars(net).items()} == before
+    assert [name for name, _ in net.named_buffers()] == keys
+    assert [name for name, _ in net.named_modules()] == modules
+    assert net._non_persistent_buffers_set == set(keys)
+    net(torch.ones(3, 2))
+
+
+@either_way
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "prune"])
+def test_weights_that_a_hook_computes_come_back(fails, kind):
+    net = nn.Linear(3, 2)
+    if kind == "prune":
+        prune.l1_unstructured(net, "weight", 2)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            getattr(nn.utils, kind)(net)
+    net(torch.ones(1, 3))
+    weight = net.weight
+    run(untouched(net, dtype=torch.float64), lambda: net(torch.ones(1, 3, dtype=torch.float64)), fails)
+    assert net.weight is weight
+    net.weight.square().sum().backward()
 
 
 @either_way
