@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="draw the timeline of a finished run, and list its transitions")
     report.add_argument("run_dir", type=Path, help="log directory of the run, with lc/history.csv and so on")
-    report.add_argument("--output", type=Path, help="picture to write (.png); by default report.png in RUN_DIR")
+    report.add_argument(
+        "--output", type=Path, help="picture to write (.png, .pdf, .svg); default: report.png in RUN_DIR"
+    )
     report.add_argument("--title", default="", help="of the picture")
     report.add_argument(
         "--detection",

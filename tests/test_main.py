@@ -242,6 +242,21 @@ def test_a_report_is_the_timeline_of_the_run(run_dir: Path, capsys: pytest.Captu
     assert printed.endswith(f"figure: {run_dir / 'report.png'}\n")
 
 
+@pytest.mark.parametrize(("name", "begins"), [("own.pdf", b"%PDF"), ("own.svg", b"<?xml"), ("own", b"\x89PNG")])
+def test_the_suffix_says_what_kind_of_picture_a_report_is(
+    name: str, begins: bytes, run_dir: Path, tmp_path: Path
+) -> None:
+    main(["report", str(run_dir), "--output", str(tmp_path / name)])
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "'xyz' is not supported" in refused(capsys, "report", run_dir, "--output", tmp_path / "own.xyz")
+    assert not (tmp_path / "own.xyz").exists()
+
+
 def test_output_and_title_of_a_report(run_dir: Path, tmp_path: Path) -> None:
     main(["report", str(run_dir), "--output", str(tmp_path / "own.png"), "--title", "seed 0"])
     assert (tmp_path / "own.png").read_bytes() != (run_dir / "timeline.png").read_bytes()

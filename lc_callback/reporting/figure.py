@@ -138,8 +138,20 @@ def pixels_of(draw_into: Callable[[Figure], Any]) -> tuple[np.ndarray[Any, Any],
 
 
 def save(parts: Sequence[Part], path: Path, title: str = "") -> None:
-    """Write the timeline to ``path``."""
-    path.write_bytes(image(parts, title)[1])
+    """Write the timeline to ``path``: a PNG, or by its suffix what else matplotlib writes, such as PDF or SVG.
+
+    Raises:
+        ValueError: if matplotlib does not write files with this suffix.
+    """
+    if path.suffix.lower() in ("", ".png"):
+        path.write_bytes(image(parts, title)[1])
+        return
+
+    def write(figure: Figure) -> None:
+        draw(figure, parts, title)
+        figure.savefig(path)
+
+    pixels_of(write)
 
 
 def write_png(path: Path, pixels: Any) -> None:
