@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -16,6 +17,7 @@ from lc_callback.functional.features import Features
 __all__ = ["FeatureCovariance", "FeatureRank", "check_options", "feature_rank", "feature_ranks"]
 
 _MATRICES = ("covariance", "features")
+_COARSE = 0.01  # tolerance from which a numerical rank says little
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +243,17 @@ def feature_ranks(
         lambda name, rows: covariances.setdefault(name, FeatureCovariance()).update(rows.flatten(0, 1)), chunk_size
     )
     arguments: dict[str, Any] = {"matrix": matrix, "center": center, "tol": tol, "relative": relative}
-    return {name: stream.rank(**arguments, precision=precision) for name, stream in covariances.items()}
+    found = {name: stream.rank(**arguments, precision=precision) for name, stream in covariances.items()}
+    coarse = [name for name, ranks in found.items() if tol is None and ranks.threshold > _COARSE * ranks.spectrum[0]]
+    if coarse:
+        rows = max(found[name].n for name in coarse)
+        warnings.warn(
+            f"the rank of {', '.join(coarse)} leaves out what is below a percent or more of the largest singular value: "
+            f"`max(n, d) * eps` grows with the rows, of which a feature map has one for each point and position (up to "
+            f"{rows:,} here). Pass `tol=`, or look at the effective rank.",
+            stacklevel=2,
+        )
+    return found
 
 
 def _ranks(

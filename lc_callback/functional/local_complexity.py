@@ -199,8 +199,9 @@ def local_complexity(
             has the *critical radius* :math:`\rho_i = |z_i(x)| / \max_p |dz_i(x)[v_p]|` and counts where this is at most
             ``r``, so all radii come from one pass of :math:`P + 1` samples, and ``critical_radius`` and ``density`` are
             known. Derivatives are exact where all operations are affine, have kinks or pool; with others (a LayerNorm,
-            a softmax, a GELU) they are taken from steps of about a thousandth of the largest input. A model that jumps
-            (``torch.sign``, ``round``, ...) is counted by vertices instead, with a warning.
+            a softmax, a GELU) they are taken from steps of about a thousandth of the largest coordinate of a typical
+            point. A model that jumps before its last layer (``torch.sign``, ``round``, a cast to integers, ``>``, ...)
+            is counted by vertices instead, with a warning.
         max_pool: also count the max-pooling outputs whose winning input changes.
         bracket: also bound the units that switch anywhere in the convex hull of the frame: ``counts`` are not more than
             these, for a unit that differs between vertices switches between them, and ``upper`` not fewer, for it is
@@ -517,15 +518,19 @@ class LinearCounter(Counter):
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
         """As for vertices."""
-        eps = torch.finfo(self.dtype).eps
-        small = (self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
-        self._radii, self._step = radii, 1.0 if self.by_rules else small
+        self._radii, self._step = radii, 1.0 if self.by_rules else self._small()
         self.histogram = torch.zeros(_BINS, dtype=torch.int64, device=self.device)
         counts = torch.zeros(self.n, len(radii), len(self.names), dtype=torch.int64, device=self.device)
         told = functools.partial(_tell, progress, 0, len(points))
         self._sweep(counts, points, self._steps(self._step), chunk, told)
         self.histogram = self.histogram.cpu()
         return counts.transpose(0, 1).cpu()[:, points]
+
+    def _small(self) -> float:
+        """A step that is small at most points: one that lies far out must not make it large for all."""
+        eps = torch.finfo(self.dtype).eps
+        size = self.points.typical() if self.at_module is None else 0.0
+        return (size or self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
 
     def _count_points(
         self, points: Tensor, parts: Sequence[Tensor], at_once: int, told: Callable[[int], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -623,3 +624,15 @@ def test_inference_mode_around_the_call_changes_nothing():
     with torch.inference_mode():
         inside = feature_ranks(net, x)
     assert all(torch.equal(inside[name].spectrum, outside[name].spectrum) for name in outside)
+
+
+def test_a_tolerance_that_so_many_rows_make_coarse_is_warned_of():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 300**2, 2), nn.Tanh())
+    x = torch.randn(2, 1, 300, 300)
+    with pytest.warns(UserWarning, match=r"the rank of 1 leaves out .* \(up to 180,000 here\)\. Pass `tol=`"):
+        feature_ranks(net, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feature_ranks(net, x, tol=1e-6)
+        feature_ranks(net, x[..., :90, :90], layers=["0"], forward_fn=lambda net, x: net[0](x))

@@ -307,6 +307,17 @@ def test_rounded_sizes_are_no_jumps():
     assert local_complexity(net, points(10, 5), radius=0.3, n_directions=5, method="linear").histogram is not None
 
 
+def test_a_point_that_lies_far_out_changes_no_count_of_the_others():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU())
+    x = torch.randn(40, 10)
+    x[-1] *= 1000
+    setting = {"radius": 0.05, "n_directions": 10, "method": "linear"}
+    expected = local_complexity(net, x[:-1], **setting).counts
+    assert expected.sum() > 100
+    assert torch.equal(local_complexity(net, x, **setting).counts[:-1], expected)
+
+
 def test_units_on_their_kink_switch_at_any_radius():
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.ReLU())
     x = torch.zeros(4, 1, 8, 8)
