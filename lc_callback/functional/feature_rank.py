@@ -248,7 +248,7 @@ def feature_ranks(
     if coarse:
         rows = max(found[name].n for name in coarse)
         warnings.warn(
-            f"the rank of {', '.join(coarse)} leaves out what is below a percent or more of the largest singular value: "
+            f"the rank of {', '.join(coarse)} leaves out what is below 1 % or more of the largest singular value: "
             f"`max(n, d) * eps` grows with the rows, of which a feature map has one for each point and position (up to "
             f"{rows:,} here). Pass `tol=`, or look at the effective rank.",
             stacklevel=2,
