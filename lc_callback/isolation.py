@@ -61,10 +61,10 @@ def untouched(
         raise ValueError("`model` has lazy parameters that are not initialised: run one batch through it first.")
     with ExitStack() as stack:
         stack.enter_context(fixed_rng(seed, *model.modules()))
-        stack.enter_context(_attributes(model))
         stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
         stack.enter_context(_without_sharding(model))
+        stack.enter_context(_attributes(model))  # now that the weights are where they will stay
         stack.enter_context(_stand_in_tensors(model, dtype, detached=grad))
         stack.enter_context(_plain_kernels(model))
         stack.enter_context(torch.set_grad_enabled(grad))

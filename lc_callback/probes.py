@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, IterableDataset, default_collate
 
+from lc_callback.functional.points import is_names
 from lc_callback.isolation import fixed_rng
 
 __all__ = ["Probes", "Signature", "draw_probes", "random_probes"]
@@ -43,9 +44,11 @@ class Probes:
         """The first ``n`` points."""
 
         def cut(leaf: Any) -> Any:
-            return leaf[:n] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+            each = (isinstance(leaf, Tensor) and leaf.ndim) or (is_names(leaf) and len(leaf) == len(self))
+            return leaf[:n] if each else leaf
 
-        return replace(self, inputs=tree_map(cut, self.inputs), targets=tree_map(cut, self.targets))
+        inputs, targets = (tree_map(cut, tree, is_leaf=is_names) for tree in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets)
 
     def fingerprint(self) -> str:
         """SHA-256 of the inputs."""

@@ -583,3 +583,9 @@ def test_a_resume_with_other_data_warns(tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     with pytest.warns(UserWarning, match="the test probes are not those of the checkpoint"):
         fit(tmp_path, loader(), loader(20, 60), max_steps=4, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_the_first_points_have_the_first_names() -> None:
+    probes = Probes({"x": torch.arange(4.0), "name": ["a", "b", "c", "d"], "kinds": ["one", "two"]}, None, "")
+    few = probes.head(3).inputs
+    assert (len(few["x"]), few["name"], few["kinds"]) == (3, ["a", "b", "c"], ["one", "two"])

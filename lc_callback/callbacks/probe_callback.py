@@ -22,6 +22,7 @@ from lc_callback.callbacks.processes import Processes
 from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.trainer_data import find_loader, transferred
 from lc_callback.functional.knots import find_module
+from lc_callback.functional.points import call_model
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.probes import Probes, Signature, draw_probes, random_probes
@@ -51,6 +52,10 @@ class Network:
 
     module: nn.Module
     forward_fn: Callable[..., Any] | None = None
+
+    def __call__(self, inputs: Any) -> Any:
+        """The output for the ``inputs`` of probes."""
+        return call_model(self.module, inputs, self.forward_fn)
 
 
 class ProbeCallback(Callback):

@@ -329,7 +329,10 @@ class _ValueReads(TorchFunctionMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage()._cdata
+    except RuntimeError:  # it has none, as sparse ones
+        return -1
 
 
 @functools.cache

@@ -86,7 +86,7 @@ class Layers(Space):
         of_two, before = self._traced(2)
         of_three, tracer = self._traced(3)
         self._script = None
-        if isinstance(before, Taper) and isinstance(tracer, Taper):
+        if isinstance(before, Taper) and isinstance(tracer, Taper) and not self.points.named:
             with contextlib.suppress(Exception):  # whatever it is, the model itself can run
                 self._script = Script(before, tracer)
         self.reads_values = tracer.reads_values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["Points", "call_model", "main_output"]
+__all__ = ["Points", "call_model", "is_names", "main_output"]
 
 
 def call_model(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Any:
@@ -51,7 +51,8 @@ class Points:
     """``N`` points of the input space of a model, and batches of vertices around them.
 
     The floating-point tensors of ``inputs`` span the space (several of them: their product); integer and boolean
-    ones, such as tokens and masks, stay as they are, and so does everything that is not a tensor.
+    ones, such as tokens and masks, stay as they are, and so do lists of ``N`` strings, such as names. What else is no
+    tensor belongs to all points.
 
     Args:
         inputs: a tensor ``(N, ...)``, or tuples, lists and dicts of such tensors.
@@ -63,7 +64,8 @@ class Points:
     """
 
     def __init__(self, inputs: Any, dtype: torch.dtype, device: torch.device, argument: str = "inputs") -> None:
-        self._leaves, self._spec = tree_flatten(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+        self._leaves, self._spec = tree_flatten(inputs, is_leaf=is_names)
         tensors = [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
         sizes = {len(tensor) if tensor.ndim else None for tensor in tensors}
         if len(sizes) != 1 or None in sizes or 0 in sizes:
@@ -77,8 +79,10 @@ class Points:
         self._dtype, self._device = dtype, device
         self._cuda = device.type == "cuda"  # copies to it need not be waited for
         self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
+        #: Whether each point has a string, which no operation takes: what the model does with it cannot be seen.
+        self.named = any(is_names(leaf) and len(leaf) == self.n for leaf in self._leaves)
         #: Whether nothing belongs to the points but the one tensor that moves.
-        self.alone = len(tensors) == len(self.moving) == 1
+        self.alone = len(tensors) == len(self.moving) == 1 and not self.named
         #: Shape of one point: of the one moving tensor, or ``(D,)`` for a product of several.
         self.shape = tuple(self.moving[0].shape[1:]) if len(self.moving) == 1 else (sum(map(_row, self.moving)),)
 
@@ -118,7 +122,7 @@ class Points:
                 else:
                     leaves.append(self._laid_out(torch.cat([rows] * copies) if copies > 1 else rows))
             else:
-                leaves.append(leaf)
+                leaves.append(self._names_of(leaf, points, copies))
         return tree_unflatten(leaves, self._spec)
 
     def parts(self, values: Tensor) -> list[Tensor]:
@@ -142,8 +146,18 @@ class Points:
             elif isinstance(leaf, Tensor):
                 leaves.append(leaf[points.to(leaf.device)].to(self._device))
             else:
-                leaves.append(leaf)
+                leaves.append(self._names_of(leaf, points))
         return tree_unflatten(leaves, self._spec)
+
+    def _names_of(self, leaf: Any, points: Tensor, copies: int = 1) -> Any:
+        """Of what is no tensor, the part that belongs to these points."""
+        each = is_names(leaf) and len(leaf) == self.n
+        return [leaf[i] for i in points.tolist()] * copies if each else leaf
+
+
+def is_names(value: Any) -> bool:
+    """Whether this is a list of strings, as a ``DataLoader`` makes of one for each sample."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
 def _row(tensor: Tensor) -> int:

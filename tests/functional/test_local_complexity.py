@@ -858,3 +858,32 @@ def test_the_model_is_given_back_as_it_was():
     assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), grads, strict=True))
     assert torch.equal(torch.get_rng_state(), rng)
     assert torch.is_grad_enabled()
+
+
+# Strings
+
+
+class ByName(nn.Module):
+    """Does something else with each point, by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 40), nn.Linear(40, 2)
+
+    def forward(self, x, names, classes):
+        assert (len(names), classes) == (len(x), ["cat", "dog"])
+        factors = torch.tensor([5.0 if int(name.split("-")[1]) % 2 else 0.2 for name in names]).to(x)
+        return self.b(torch.relu(self.a(x * factors[:, None])))
+
+
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 30])
+def test_each_point_keeps_its_name(method, chunk_size):
+    torch.manual_seed(0)
+    net, x = ByName().double(), points(9, 4)
+    names, classes = [f"image-{i * i + i // 2}" for i in range(9)], ["cat", "dog"]
+    setting = {"radius": 0.1, "n_directions": 4, "method": method, "chunk_size": chunk_size}
+    together = local_complexity(net, (x, names, classes), **setting)
+    alone = [local_complexity(net, (x[i : i + 1], names[i : i + 1], classes), **setting).counts for i in range(9)]
+    assert torch.equal(together.counts, torch.cat(alone))
+    assert len(together.total.unique()) > 3

@@ -1228,3 +1228,15 @@ def test_dropout_and_batch_norm_are_measured_in_eval_mode():
     one, other = (robust_accuracy(n, x, y, eps=0.3, return_adversarial=True) for n in (net.train(), still))
     assert one.clean_acc == other.clean_acc == 1
     assert torch.equal(one.adversarial[0.3], other.adversarial[0.3])
+
+
+def test_each_point_is_attacked_with_its_name():
+    class Signed(nn.Module):
+        def forward(self, x, names):
+            signs = torch.tensor([1.0 if name == "plus" else -1.0 for name in names]).to(x)
+            return torch.stack([x[:, 0] * signs, -x[:, 0] * signs], 1)
+
+    x = torch.tensor([[0.5], [-0.5], [0.2], [-0.2]])
+    names, y = ["plus", "minus", "minus", "plus"], torch.tensor([0, 0, 1, 1])
+    found = robust_accuracy(Signed(), (x, names), y, eps=[0.3, 0.6], bounds=(-1, 1), chunk_size=3)
+    assert (found.clean_acc, found.robust_acc) == (1.0, {0.3: 0.5, 0.6: 0.0})
