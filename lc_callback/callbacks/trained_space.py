@@ -48,7 +48,7 @@ class TrainedSpace:
         at, spread = found
         if self.first is None:
             self.first = spread
-        elif not self._told and not self.first / _MUCH < spread < self.first * _MUCH:
+        elif not self._told and (spread <= self.first / _MUCH or spread >= self.first * _MUCH):
             self._told = True
             rank_zero_warn(
                 f"{name}: the output of {at!r} is trained: the spread of the train points there is {spread:.3g}, and "

@@ -92,10 +92,8 @@ class Points:
 
     def typical(self) -> float:
         """The median over the points of their largest absolute coordinate."""
-        rows = [
-            leaf.detach().flatten(1).float().abs().nan_to_num(0.0, 0.0, 0.0) for leaf in self.moving if leaf.numel()
-        ]
-        largest = [row.amax(1).cpu() for row in rows]
+        rows = [leaf.detach().reshape(self.n, -1).float() for leaf in self.moving if leaf.numel()]
+        largest = [row.abs().nan_to_num(0.0, 0.0, 0.0).amax(1).cpu() for row in rows]
         return float(torch.stack(largest).amax(0).median()) if largest else 0.0
 
     def batch(self, points: Tensor, offsets: Tensor | None, copies: int = 1) -> Any:

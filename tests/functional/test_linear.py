@@ -318,6 +318,22 @@ def test_a_point_that_lies_far_out_changes_no_count_of_the_others():
     assert torch.equal(local_complexity(net, x, **setting).counts[:-1], expected)
 
 
+def test_points_may_have_a_number_each():
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm = nn.Linear(5, 40), nn.LayerNorm(40)
+
+        def forward(self, x, t):
+            return torch.relu(self.norm(self.a(torch.cat([x, t[:, None]], 1))))
+
+    torch.manual_seed(0)
+    net, inputs = Timed().double(), (points(30, 4), points(30, seed=1))
+    by = {m: local_complexity(net, inputs, radius=0.02, n_directions=5, method=m) for m in ("vertices", "linear")}
+    assert by["linear"].mean == pytest.approx(by["vertices"].mean, rel=0.05)
+    assert by["linear"].mean > 0.3
+
+
 def test_units_on_their_kink_switch_at_any_radius():
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.ReLU())
     x = torch.zeros(4, 1, 8, 8)
