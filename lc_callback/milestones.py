@@ -22,6 +22,7 @@ __all__ = [
     "check_accuracy_settings",
     "find_accuracy_milestones",
     "find_rank_turns",
+    "unconfirmed_generalization",
 ]
 
 Floats = NDArray[np.float64]
@@ -121,6 +122,33 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
     if "clean_acc/test" in curves:
         found += _second_surge(*curves["clean_acc/test"], settings["min_rise"], "clean_acc/test")
     return found
+
+
+def unconfirmed_generalization(curves: Curves, settings: Mapping[str, float]) -> str:
+    """Why :func:`find_accuracy_milestones` has no ``generalization``, though test accuracy rose; else nothing."""
+    if "clean_acc/test" not in curves:
+        return ""
+    train, test = (
+        _risen(*curves[key], settings["plateau"], settings["min_rise"]) if key in curves else None
+        for key in ("clean_acc/train", "clean_acc/test")
+    )
+    to_follow = _FOLLOWS * train.height if train is not None else settings["min_rise"]
+    if test is None:
+        values = curves["clean_acc/test"][1]
+        top = int(values.argmax())
+        if values[top] - values[: top + 1].min() < to_follow:
+            return ""
+        return (
+            f"no generalization is told: clean_acc/test was {values[top]:.3g} once, but has not risen for good, and is "
+            f"{values[-1]:.3g} at the last row"
+        )
+    if _generalised(train, test) or test.height < to_follow:
+        return ""
+    return (
+        f"no generalization is told: clean_acc/test rose from {test.base:.3g} to {test.level:.3g}, most of it by step "
+        f"{round(10**test.x - 1):,}, but that has to last for a factor of {10**_LONG_ENOUGH:.2g} in steps, and has for "
+        f"{10**test.lasts:.3g}"
+    )
 
 
 def check_accuracy_settings(settings: Mapping[str, float]) -> dict[str, float]:

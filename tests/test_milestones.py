@@ -15,6 +15,7 @@ from lc_callback.milestones import (
     check_accuracy_settings,
     find_accuracy_milestones,
     find_rank_turns,
+    unconfirmed_generalization,
 )
 from lc_callback.transitions import Turn
 
@@ -438,3 +439,43 @@ def test_settings_out_of_range_are_named(name: str, bad: tuple[float, ...], good
 def test_an_unknown_setting_is_named_with_those_that_are_possible() -> None:
     with pytest.raises(ValueError, match=r"\['plateaus'\].*'plateau'"):
         check_accuracy_settings({**ACCURACY_SETTINGS, "plateaus": 0.5})
+
+
+# What is not told
+
+
+def unconfirmed(test: np.ndarray, train: np.ndarray | None = None) -> str:
+    curves = {"clean_acc/test": test} if train is None else {"clean_acc/train": train, "clean_acc/test": test}
+    placed = {key: (STEPS, values) for key, values in curves.items()}
+    told = find_accuracy_milestones(placed, ACCURACY_SETTINGS)
+    said = unconfirmed_generalization(placed, ACCURACY_SETTINGS)
+    assert not said or "generalization" not in {turn.kind for turn in told}
+    return said
+
+
+MEMORISES = ramp(0.5, 1.5)
+
+
+def test_a_rise_that_has_not_lasted_is_said_and_why() -> None:
+    said = unconfirmed(ramp(4.2, 4.9, high=0.85), MEMORISES)
+    assert said.startswith("no generalization is told: clean_acc/test rose from 0.1 to 0.8")
+    assert "that has to last for a factor of 2 in steps, and has for 1." in said
+
+
+def test_a_rise_that_did_not_stay_is_said() -> None:
+    said = unconfirmed(at((3.0, 0.1), (4.0, 0.9), (4.4, 0.9), (4.6, 0.12), (5.0, 0.12)), MEMORISES)
+    assert said.startswith("no generalization is told: clean_acc/test was 0.9 once, but has not risen for good")
+    assert said.endswith("is 0.12 at the last row")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_network_that_memorises_is_not_said_to_have_risen(seed: int) -> None:
+    flat = noisy(np.full(len(STEPS), 0.1), np.random.default_rng(seed))
+    assert unconfirmed(flat, MEMORISES) == ""
+    assert unconfirmed(ramp(2.0, 4.9, high=0.4), MEMORISES) == ""  # less than half of the rise at train points
+
+
+def test_nothing_is_said_where_generalization_is_told_or_nothing_measured() -> None:
+    assert unconfirmed(ramp(3.0, 4.0), MEMORISES) == ""
+    assert unconfirmed_generalization({}, ACCURACY_SETTINGS) == ""
+    assert unconfirmed(MEMORISES) == ""

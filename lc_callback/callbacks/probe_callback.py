@@ -433,6 +433,10 @@ class ProbeCallback(Callback):
             raise ValueError(f"`detection`: {error}") from error
         return settings
 
+    def remark(self) -> str:
+        """What is to be said when the run ends, besides the transitions."""
+        return ""
+
     def part(self) -> Part:
         """The rows so far, how to draw them, and what was found in them."""
         keys = [key.removeprefix(self.log_key_prefix) for key in self.history.keys]

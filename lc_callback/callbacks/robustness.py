@@ -16,6 +16,7 @@ from lc_callback.milestones import (
     ACCURACY_SETTINGS,
     check_accuracy_settings,
     find_accuracy_milestones,
+    unconfirmed_generalization,
 )
 from lc_callback.probes import Probes
 from lc_callback.timeline import Panel
@@ -256,6 +257,10 @@ class PGDRobustnessCallback(ProbeCallback):
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
         """Interpolation, generalization and robustness."""
         return find_accuracy_milestones(curves, settings)
+
+    def remark(self) -> str:
+        """Why no generalization is told, though test accuracy rose."""
+        return unconfirmed_generalization(self._detector.curves, self.detection)
 
     @staticmethod
     def check_detection(settings: Mapping[str, float]) -> None:

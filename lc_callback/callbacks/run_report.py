@@ -78,9 +78,14 @@ class RunReport:
             self._guarded("drawing the timeline", lambda: self._draw(trainer, step))
         if last and any(callback.kinds for callback in self._callbacks):
             known = [found for callback in self._callbacks for found in callback.transitions]
-            log_text(trainer, "timeline/summary", summary(known), step, self._callbacks[-1].warn_of)
+            found_to_say = (self._guarded("its last remark", callback.remark) for callback in self._callbacks)
+            remarks = [remark for remark in found_to_say if remark]
+            text = "\n\n".join([summary(known), *remarks])
+            log_text(trainer, "timeline/summary", text, step, self._callbacks[-1].warn_of)
             for found in known:
                 rank_zero_info(f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}")
+            for remark in remarks:
+                rank_zero_info(remark)
 
     def _draw(self, trainer: Any, step: int) -> None:
         ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))

@@ -35,7 +35,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from lc_callback import LocalComplexityCallback
+from lc_callback import LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.callbacks import run_report
 from lc_callback.schedule import is_log_step
 from lc_callback.timeline import describe, final_transitions
@@ -480,3 +480,13 @@ def test_plot_of_several_panels_returns_a_list(no_window: Any, tmp_path: Path) -
     figure, axes = callback.plot()
     assert figure.axes == axes
     assert [ax.get_ylabel() for ax in axes] == ["local complexity, r = 0.05", "local complexity, r = 0.5"]
+
+
+def test_a_last_remark_is_on_the_console_and_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lc_callback.callbacks.run_report.rank_zero_info", said.append)
+    monkeypatch.setattr(PGDRobustnessCallback, "remark", lambda self: "it rose, but late")
+    trainer = fit(tmp_path, *all_three(), logger=TensorBoardLogger(tmp_path), max_steps=3)
+    assert said[-1:] == ["it rose, but late"]
+    (summary,) = texts(read(trainer.log_dir), "timeline/summary").values()
+    assert summary.endswith("it rose, but late")
