@@ -220,7 +220,6 @@ def _is_of_torch_distributed(hook: Any) -> bool:
 def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: bool) -> Iterator[None]:
     """Swap in clones of the buffers (a forward may write to them) and parameters that are whole, cast or detached."""
     originals: list[tuple[dict[str, Any], str, Any]] = []
-    flat_weights: list[tuple[nn.RNNBase, list[Any]]] = []
     clones: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
 
     def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
@@ -242,17 +241,13 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: boo
                     if replacement is not tensor:
                         originals.append((store, name, tensor))
                         store[name] = replacement  # type: ignore[assignment]
-            if (dtype is not None or detached) and isinstance(
-                module, nn.RNNBase
-            ):  # keeps its weights in a second place
-                flat_weights.append((module, module._flat_weights))
+            if (dtype is not None or detached) and isinstance(module, nn.RNNBase):
+                # They stand in a second place as well, which comes back with the attributes.
                 module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore[misc]
         yield
     finally:
         for store, name, tensor in reversed(originals):
             store[name] = tensor
-        for rnn, weights in flat_weights:
-            rnn._flat_weights = weights  # type: ignore[assignment]
 
 
 @contextmanager

@@ -94,6 +94,13 @@ class Classifier(pl.LightningModule):
         return self.optimizer([p for p in self.parameters() if p.requires_grad])
 
 
+class Tokens(Classifier):
+    """Its embedding, in which it is measured, moves."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)))
+
+
 class TwoOptimizers(Classifier):
     """Manual optimization: each batch is two optimizer steps."""
 

@@ -223,12 +223,9 @@ class LocalComplexityCallback(ProbeCallback):
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
                 values[f"lc_density/{split}"] = lc.density
-        train = self._probes.get("train")  # all of them, also where a measurement is tried out with a few
-        if train is not None:
-            called = {"at": self.at, "forward_fn": network.forward_fn}
-            spread = self._space.look(self._name, network.module, train.inputs, **called)
-            values |= {} if spread is None else {"lc_spread/train": spread}
-        return values
+        # Of all points, also where a measurement is tried out with a few.
+        spread = self._space.look(self._name, network, self._probes.get("train"), self.at)
+        return values if spread is None else {**values, "lc_spread/train": spread}
 
     @property
     def _method(self) -> str:

@@ -230,9 +230,8 @@ class PGDRobustnessCallback(ProbeCallback):
         for group, result in results.items():
             for radius, robust in zip(self._radii, result.robust_acc.values(), strict=True):
                 values[f"{group}/{attacked}_eps{radius:g}"] = robust
-        train = self._probes.get("train")  # all of them, also where a measurement is tried out with a few
-        if train is not None:
-            self._space.look(self._name, network.module, train.inputs, at=self.at, forward_fn=network.forward_fn)
+        # At all points, also where a measurement is tried out with a few.
+        self._space.look(self._name, network, self._probes.get("train"), self.at)
         return values
 
     def _accuracy(self, network: Network, points: Probes, radii: list[float], normalize: bool = True) -> RobustAccuracy:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.functional.space import spread_behind
+from lc_callback.probes import Probes
+
+if TYPE_CHECKING:
+    from lc_callback.callbacks.probe_callback import Network
 
 __all__ = ["TrainedSpace"]
 
@@ -37,12 +41,14 @@ class TrainedSpace:
         """A run begins, or goes on after a first row with this spread."""
         self.first, self._told = first, False
 
-    def look(self, name: str, *arguments: Any, **named: Any) -> float | None:
-        """The spread; ``None`` if inputs are perturbed. Warns in the ``name`` of a callback, once, if it changed much.
+    def look(self, name: str, network: Network, points: Probes | None, at: str | None) -> float | None:
+        """The spread of the points; ``None`` if inputs are perturbed, or there are none.
 
-        Other arguments as of :func:`spread_behind`.
+        Warns in the ``name`` of a callback, once, if it changed much.
         """
-        found = spread_behind(*arguments, **named)
+        if points is None:
+            return None
+        found = spread_behind(network.module, points.inputs, at=at, forward_fn=network.forward_fn)
         if found is None:
             return None
         at, spread = found

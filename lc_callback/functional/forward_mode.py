@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_order, reduced, restored
+from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_of, memory_order, reduced, restored
 from lc_callback.functional.tangents import SLOPES
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
 
@@ -56,7 +56,7 @@ class Dual:
 
     def shares(self, other: Dual) -> bool:
         """Whether the directions of both are in one memory."""
-        return self.tangent.untyped_storage()._cdata == other.tangent.untyped_storage()._cdata
+        return memory_of(self.tangent) == memory_of(other.tangent)
 
     def slopes(self) -> Tensor:
         """``tangent`` times ``factor``."""

@@ -32,6 +32,7 @@ __all__ = [
     "first_called",
     "knots_of",
     "known_operations",
+    "memory_of",
     "memory_order",
     "module_paths",
     "permuted",
@@ -252,18 +253,13 @@ class Tracer(Recorder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reads_values = False
+        self.jumps: list[tuple[str, int]] = []
         self.choices: list[tuple[str, int]] = []
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
-        self._jumps: list[tuple[str, int]] = []
-        self._jumps_that_matter = 0
+        self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
         self._squashed: dict[int, tuple[int, Tensor]] = {}  # by memory
         self._read: set[int] = set()  # by something that is no view
-
-    @property
-    def jumps(self) -> list[tuple[str, int]]:
-        """As far as there is something behind them."""
-        return self._jumps[: self._jumps_that_matter]
 
     def __enter__(self) -> Recorder:
         self._hooks.enter_context(_ValueReads(self))
@@ -274,9 +270,7 @@ class Tracer(Recorder):
         result = super()._execute(op, func, args, kwargs)
         self._note_decision(op, args, result)
         if self._squashed:
-            own = {_memory(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
-            read = {_memory(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
-            self._read |= (read - own) & self._squashed.keys()
+            self._read |= (_memories(args) - _memories(result)) & self._squashed.keys()
         return result
 
     def _note_decision(self, op: str, args: Any, result: Any) -> None:
@@ -289,11 +283,12 @@ class Tracer(Recorder):
             self.choices.append((op, first.numel()))
         to_bool = op == "_to_copy" and first.dtype is torch.bool
         if op in _JUMPS or (decides and not to_bool and op not in _BUT_FOR_POINTS):
-            self._jumps.append((op, first.numel()))
+            self._jumps_since.append((op, first.numel()))
 
     def _hand_over(self, site: Site, knots: list[Knot]) -> None:
         super()._hand_over(site, knots)
-        self._jumps_that_matter = len(self._jumps)
+        self.jumps += self._jumps_since
+        self._jumps_since.clear()
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
@@ -301,16 +296,16 @@ class Tracer(Recorder):
                 self.output_bytes.append(tensor.numel() * tensor.element_size())
         if op in _LINKS and followed:
             squashed = result[0] if isinstance(result, tuple) else result
-            self._squashed[_memory(squashed)] = self.handed_over - 1, squashed
+            self._squashed.update(dict.fromkeys(_memories(squashed), (self.handed_over - 1, squashed)))
 
     def find_links(self, output: Any) -> None:
         """Set ``links``: positions, among what was handed over, of the squashing functions that made ``output``.
 
         What is returned beside the main output, and read on the way to it, is a layer.
         """
-        returned = {_memory(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)}
+        returned = _memories(output)
         with suppress(ValueError):  # it has none
-            returned -= self._read - {_memory(main_output(output))}
+            returned -= self._read - _memories(main_output(output))
         self.links = {position for memory, (position, _) in self._squashed.items() if memory in returned}
         self._squashed.clear()
 
@@ -328,11 +323,19 @@ class _ValueReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except RuntimeError:  # it has none, as sparse ones
-        return -1
+def memory_of(tensor: Tensor) -> int:
+    """Which memory a tensor is in, as long as that is alive."""
+    return tensor.untyped_storage()._cdata
+
+
+def _memories(tree: Any) -> set[int]:
+    """Of all tensors in it."""
+    found = set()
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            with suppress(RuntimeError):  # it has none, as sparse ones
+                found.add(memory_of(leaf))
+    return found
 
 
 @functools.cache

@@ -80,7 +80,7 @@ class Points:
         self._cuda = device.type == "cuda"  # copies to it need not be waited for
         self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
         #: Whether each point has a string, which no operation takes: what the model does with it cannot be seen.
-        self.named = any(is_names(leaf) and len(leaf) == self.n for leaf in self._leaves)
+        self.named = any(map(self._are_names, self._leaves))
         #: Whether nothing belongs to the points but the one tensor that moves.
         self.alone = len(tensors) == len(self.moving) == 1 and not self.named
         #: Shape of one point: of the one moving tensor, or ``(D,)`` for a product of several.
@@ -149,8 +149,10 @@ class Points:
 
     def _names_of(self, leaf: Any, points: Tensor, copies: int = 1) -> Any:
         """Of what is no tensor, the part that belongs to these points."""
-        each = is_names(leaf) and len(leaf) == self.n
-        return [leaf[i] for i in points.tolist()] * copies if each else leaf
+        return [leaf[i] for i in points.tolist()] * copies if self._are_names(leaf) else leaf
+
+    def _are_names(self, leaf: Any) -> bool:
+        return isinstance(leaf, list) and len(leaf) == self.n  # other lists have been taken apart
 
 
 def is_names(value: Any) -> bool:

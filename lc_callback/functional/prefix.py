@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import Knot, Recorder, Site, memory_order, permuted, reduced, restored
+from lc_callback.functional.knots import Knot, Recorder, Site, memory_of, memory_order, permuted, reduced, restored
 
 if TYPE_CHECKING:
     from lc_callback.functional.layers import Layers
@@ -95,7 +95,7 @@ class Prefix:
 
     def at(self, layers: Layers, points: Tensor) -> Tensor:
         """The outputs at these points, or a part of what is held if the points are a part of those."""
-        if self.held is not None and self.held[0].untyped_storage()._cdata == points.untyped_storage()._cdata:
+        if self.held is not None and memory_of(self.held[0]) == memory_of(points):
             start = points.storage_offset() - self.held[0].storage_offset()
             if 0 <= start <= len(self.held[0]) - len(points):
                 return self.held[1][start : start + len(points)]

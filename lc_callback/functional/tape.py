@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional import onednn
-from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, winners_of
+from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, memory_of, winners_of
 
 __all__ = ["HAND_OVER", "MOVE", "Script", "Tape", "Taper"]
 
@@ -194,7 +194,7 @@ class Script:
         if len(two.steps) != len(three.steps) or len(two.sizes) != len(three.sizes):
             raise NotRepeatable
         self.tensors, self.inputs, self.returned = three.tensors, three.inputs, three.returned
-        self.memory = [_memory(tensor) for tensor in three.tensors]
+        self.memory = [memory_of(tensor) for tensor in three.tensors]
         self.growth = [larger - smaller for larger, smaller in zip(three.sizes, two.sizes, strict=True)]
         self.known: dict[int, Tensor] = {}
         self.steps: list[_Step | None] = []
@@ -485,11 +485,7 @@ def _leaves(spec: Any) -> list[Any]:
 
 
 def _place(tensor: Tensor) -> Any:
-    return _memory(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return memory_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _in_place(func: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,19 +123,24 @@ def image(parts: Sequence[Part], title: str = "") -> tuple[np.ndarray[Any, Any],
 
 
 def pixels_of(draw_into: Callable[[Figure], Any]) -> tuple[np.ndarray[Any, Any], bytes]:
-    """What a function draws into an empty figure, likewise; no window and no state of pyplot."""
+    """What a function draws into an empty figure, likewise."""
+    file = io.BytesIO()
+    with _canvas() as canvas:
+        draw_into(canvas.figure)
+        canvas.print_png(file)
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy(), file.getvalue()
+
+
+@contextmanager
+def _canvas() -> Iterator[Any]:
+    """With an empty figure; no window and no state of pyplot."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a style for papers, with LaTeX say, is not for this
-        figure = Figure(dpi=110)
-        canvas = FigureCanvasAgg(figure)
-        draw_into(figure)
-        file = io.BytesIO()
-        canvas.print_png(file)
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy(), file.getvalue()
+        yield FigureCanvasAgg(Figure(dpi=110))
 
 
 def save(parts: Sequence[Part], path: Path, title: str = "") -> None:
@@ -146,12 +152,9 @@ def save(parts: Sequence[Part], path: Path, title: str = "") -> None:
     if path.suffix.lower() in ("", ".png"):
         path.write_bytes(image(parts, title)[1])
         return
-
-    def write(figure: Figure) -> None:
-        draw(figure, parts, title)
-        figure.savefig(path)
-
-    pixels_of(write)
+    with _canvas() as canvas:
+        draw(canvas.figure, parts, title)
+        canvas.figure.savefig(path)
 
 
 def write_png(path: Path, pixels: Any) -> None:

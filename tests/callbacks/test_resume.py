@@ -23,6 +23,7 @@ from all_kinds import KINDS, blank, tiny
 from helpers import (
     DIM,
     Classifier,
+    Tokens,
     kinds_of,
     loader,
     make_trainer,
@@ -31,7 +32,6 @@ from helpers import (
     timeless,
 )
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch import nn
 from torch.utils.data import TensorDataset
 
 from lc_callback.callbacks import partition
@@ -383,13 +383,6 @@ def test_the_spectra_of_a_checkpoint_are_those_of_the_history(tmp_path: Path) ->
     assert same(saved, {step: arrays for step, arrays in callback.history.arrays.items() if step <= 6})
     fit(tmp_path / "again", callback, resume=checkpoint(tmp_path, 6), max_steps=7)
     assert [*callback.history.arrays] == callback.history.steps == [*range(8)]  # what came after is taken back
-
-
-class Tokens(Classifier):
-    """Its embedding, in which it is measured, moves."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)))
 
 
 def test_the_automatic_radius_is_that_of_the_first_run(tmp_path: Path) -> None:

@@ -8,20 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Classifier, loader, make_trainer, our_warnings
-from torch import nn
+from helpers import Classifier, Tokens, loader, make_trainer, our_warnings
 from torch.utils.data import TensorDataset
 
 from lc_callback import LocalComplexityCallback, PGDRobustnessCallback
 
 STEPS = 6
-
-
-class Tokens(Classifier):
-    """Classifies three tokens."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)))
 
 
 class Scaled(pl.Callback):
