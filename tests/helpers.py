@@ -26,7 +26,16 @@ _TINY = {
 }
 # What stands before the first "/" of our keys.
 _GROUPS = ("lc", "lc_ci99", "lc_layer", "clean_acc", "robust_acc", "robust_acc_raw", "rank", "effective_rank")
-_GROUPS += ("lc_density", "lc_spread", "stable_rank", "tunnel_length", "weight_norm", "alignment", "linear_probe")
+_GROUPS += (
+    "lc_density",
+    "lc_radius",
+    "lc_spread",
+    "stable_rank",
+    "tunnel_length",
+    "weight_norm",
+    "alignment",
+    "linear_probe",
+)
 
 
 def tiny(kind: str, **arguments: Any) -> Any:

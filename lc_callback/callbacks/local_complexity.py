@@ -9,6 +9,7 @@ from typing import Any
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.trained_space import TrainedSpace
+from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.local_complexity import (
     LocalComplexity,
     check_arguments,
@@ -17,7 +18,8 @@ from lc_callback.functional.local_complexity import (
     joined,
     share_of,
 )
-from lc_callback.functional.space import input_spread
+from lc_callback.functional.radius import count_units, find_radius
+from lc_callback.functional.space import input_spread, spread_behind
 from lc_callback.phases import PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.probes import Probes
 from lc_callback.timeline import Panel
@@ -25,8 +27,8 @@ from lc_callback.transitions import Curves, Turn
 
 __all__ = ["LocalComplexityCallback"]
 
-# The paper's radius on standardised data.
-_AUTO = 0.005
+# With n_probes="auto": at least so many points, at most so many, and as many as keep units x points below a number.
+_FEWEST_PROBES, _MOST_PROBES, _MOST_UNITS = 64, 512, 4_000_000
 _COLOURS = ("tab:green", "tab:orange", "tab:blue")  # the paper's for train, test and random points
 
 
@@ -43,6 +45,7 @@ class LocalComplexityCallback(ProbeCallback):
       number of units. With several radii ``lc/train_r0.05`` and so on.
     - ``lc_ci99/train``, ...: half the width of the 99 % interval of that mean over the points.
     - ``lc_density/train``, ...: units that switch per unit of radius as the radius goes to 0, with the linear method.
+    - ``lc_radius``: the radius in use, if it is one.
     - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.
     - ``lc_layer/train/<layer>``, ...: the share of each layer in it, with ``per_layer=True``.
     - ``lc/phase``: 0 in the first descent, 1 in the ascent, 2 in the region migration, as known at the row.
@@ -61,11 +64,15 @@ class LocalComplexityCallback(ProbeCallback):
     Under other strategies all processes measure all points; weights of which each has a part are put together for it.
 
     Args:
-        radius: ``r`` in input units, a list of these, or ``"auto"``: 0.005 times the root-mean-square spread of the
-            train probes, which on standardised data is the paper's 0.005. Behind ``at`` it is that of the first row,
-            and stays so while what comes before is trained.
+        radius: ``r`` in input units, a list of these, or ``"auto"``: the smallest radius that can be read with the
+            points there are, 1, 2 or 5 times a power of ten, see :func:`lc_callback.functional.radius.find_radius`. It
+            is found at the first row and kept, also in checkpoints. LC is comparable only at one radius: in a sweep,
+            pass the number that is printed. Behind ``at`` it follows the spread of the train points there from row to
+            row, since an embedding that shrinks while the next layer grows is the same function; a number stays as it
+            is.
         n_directions: ``P``, directions of the frame. Inputs of fewer dimensions get as many as they have.
-        n_probes: points for each split. The paper has 1024, see :meth:`paper`.
+        n_probes: points for each split, or ``"auto"``: from 64 to 512, as many as keep units x points below 4 million.
+            The paper has 1024, see :meth:`paper`.
         schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
             ``step -> bool``.
         every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
@@ -119,7 +126,7 @@ class LocalComplexityCallback(ProbeCallback):
         self,
         radius: float | list[float] | str = "auto",
         n_directions: int = 25,
-        n_probes: int = 64,
+        n_probes: int | str = "auto",
         schedule: str | list[int] | Callable[[int], bool] | None = None,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
@@ -173,6 +180,8 @@ class LocalComplexityCallback(ProbeCallback):
         self.max_pool, self.per_layer, self.chunk_size = max_pool, per_layer, chunk_size
         self.method = method
         self._auto_radius: float | None = None
+        self._reason = ""  # why that one
+        self._radius_now = self.radius  # of the row that is taken
         shown = " `lc_spread/train` has the spread at each row."
         self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
         self._directions, self._sources = n_directions, ""
@@ -193,21 +202,57 @@ class LocalComplexityCallback(ProbeCallback):
         """
         return cls(**{"radius": 0.005, "n_directions": 25, "n_probes": 1024, **arguments})
 
+    @staticmethod
+    def check_n_probes(n_probes: Any) -> None:
+        """A positive integer, or ``"auto"``."""
+        if n_probes != "auto":
+            positive_integer("n_probes", n_probes, "'auto'")
+
+    def choose_n_probes(self, network: Network, few: Callable[[], Mapping[str, Probes]]) -> int:
+        """As many as the size of the network allows, if there is no number."""
+        if self.n_probes != "auto":
+            return super().choose_n_probes(network, few)
+        points = next(iter(few().values()), None)
+        if points is None:
+            return _FEWEST_PROBES
+        units = count_units(
+            network.module,
+            points.inputs,
+            layers=self.layers,
+            max_pool=self.max_pool,
+            at=self.at,
+            forward_fn=network.forward_fn,
+        )
+        return max(_FEWEST_PROBES, min(_MOST_PROBES, _MOST_UNITS // units))
+
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
         """Settle the radius and the number of directions, which depend on the train probes."""
         points = next(iter(probes.values()))  # of the train split, if there is one
-        dim, spread = input_spread(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
+        dim, _ = input_spread(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
         self._directions = min(self.n_directions, dim)
         self._sources = "; ".join(
             f"{split}: {len(points)} points ({points.source})" for split, points in probes.items()
         )
         if self.radius == "auto" and self._auto_radius is None:
-            if not spread > 0:
-                raise ValueError("`radius='auto'` needs train probes that differ; these are all equal. Pass a number.")
-            self._auto_radius = _AUTO * spread
+            self._auto_radius, self._reason = self._processes.decide(partial(self._find_radius, network, points.inputs))
+
+    def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str]:
+        found = find_radius(
+            network.module,
+            inputs,
+            n_directions=self._directions,
+            seed=self.seed,
+            layers=self.layers,
+            at=self.at,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+        )
+        return found.radius, found.reason
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Local complexity of each split."""
+        spread = self._spread_now(network)
+        self._radius_now = self._radius_at(spread)
         parts = self.in_shares(network, partial(self._measure_share, network, probes))
         values: dict[str, float] = {}
         for split in probes:
@@ -223,9 +268,29 @@ class LocalComplexityCallback(ProbeCallback):
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
                 values[f"lc_density/{split}"] = lc.density
-        # Of all points, also where a measurement is tried out with a few.
-        spread = self._space.look(self._name, network, self._probes.get("train"), self.at)
-        return values if spread is None else {**values, "lc_spread/train": spread}
+        if not isinstance(self._radius_now, list):
+            values["lc_radius"] = self._radius_now
+        if spread is not None:
+            values["lc_spread/train"] = spread
+        return values
+
+    def _spread_now(self, network: Network) -> float | None:
+        """The spread of all train points behind the module whose output is perturbed; ``None`` if there is none."""
+        points = self._probes.get("train")
+        if self.radius != "auto":
+            return self._space.look(self._name, network, points, self.at)
+        found = points and spread_behind(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
+        if not found:
+            return None
+        self._space.first = self._space.first or found[1]
+        return found[1]
+
+    def _radius_at(self, spread: float | None) -> float | list[float]:
+        """The radius in use, which follows the spread of the points if it was found."""
+        if self.radius != "auto":
+            return self.radius  # type: ignore[return-value]
+        assert self._auto_radius is not None
+        return self._auto_radius * (1.0 if spread is None else spread / self._space.first)
 
     @property
     def _method(self) -> str:
@@ -248,7 +313,7 @@ class LocalComplexityCallback(ProbeCallback):
                 forward_fn=network.forward_fn,
             )
             parts[split] = counter.measure(
-                self._auto_radius if self.radius == "auto" else self.radius,  # type: ignore[arg-type]
+                self._radius_now,
                 self._directions,
                 None,
                 self.seed,
@@ -299,6 +364,7 @@ class LocalComplexityCallback(ProbeCallback):
         lines = [
             f"Radius {', '.join(f'{r:g}' for r in _radii(latest))} around {where}, {self._directions} directions, "
             f"counted {how}, computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",
+            *self._about_radius(latest),
             "",
             f"| counted layer | units | switching at {split} points{f' (r = {one.radius:g})' if several else ''} |",
             "|---|---:|---:|",
@@ -306,7 +372,7 @@ class LocalComplexityCallback(ProbeCallback):
         for name, size, share in zip(one.layer_names, one.layer_sizes, one.layer_means, strict=True):
             lines.append(f"| {name} | {size} | {share:.4g} |")
         lines.append(f"| **sum** | {sum(one.layer_sizes)} | {one.mean:.4g} |")
-        if one.mean < 1:
+        if one.mean < 1 and self.radius != "auto":
             lines += [
                 "",
                 f"Fewer than one unit switches in the mean at radius {one.radius:g}, so the curve is coarse: a larger "
@@ -314,13 +380,22 @@ class LocalComplexityCallback(ProbeCallback):
             ]
         return "\n".join(lines)
 
+    def _about_radius(self, latest: LocalComplexity) -> list[str]:
+        """Why this radius, and what it is comparable with."""
+        if self.radius != "auto":
+            return []
+        text = f"This radius is {self._reason}. Local complexity is comparable only at one radius"
+        if latest.at is None:
+            return ["", f"{text}: to compare runs, pass `radius={self._auto_radius:g}` to each."]
+        return ["", f"{text}. From here on it follows the spread of the train points behind `{latest.at}`."]
+
     def extra_state(self) -> dict[str, Any]:
-        """The radius that ``"auto"`` stood for: embeddings move, so it cannot be found again."""
-        return {"auto_radius": self._auto_radius, "spread": self._space.first}
+        """The radius that ``"auto"`` stood for: the weights move, so it cannot be found again."""
+        return {"auto_radius": self._auto_radius, "reason": self._reason, "spread": self._space.first}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back the radius."""
-        self._auto_radius = state.get("auto_radius")
+        self._auto_radius, self._reason = state.get("auto_radius"), state.get("reason", "that of the checkpoint")
         self._space.begin(state.get("spread"))
 
     def settings(self) -> dict[str, Any]:

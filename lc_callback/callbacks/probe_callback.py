@@ -21,6 +21,7 @@ from lc_callback.callbacks._compat import Callback
 from lc_callback.callbacks.processes import Processes
 from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.trainer_data import find_loader, transferred
+from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
 from lc_callback.functional.points import call_model
 from lc_callback.history import CsvFile, History
@@ -121,7 +122,7 @@ class ProbeCallback(Callback):
     def __init__(
         self,
         *,
-        n_probes: int = 64,
+        n_probes: int | str = 64,
         train_probes: Any = None,
         test_probes: Any = None,
         random_probes: bool = True,
@@ -140,8 +141,7 @@ class ProbeCallback(Callback):
         custom_scalars: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
-            raise ValueError(f"`n_probes` must be a positive integer, but got {n_probes!r}.")
+        self.check_n_probes(n_probes)
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
             raise ValueError(f"`seed` must be an integer from 0 to 2**63 - 1, but got {seed!r}.")
         flags = {"random_probes": random_probes, "raise_on_error": raise_on_error, "custom_scalars": custom_scalars}
@@ -192,6 +192,15 @@ class ProbeCallback(Callback):
         self._print: Callable[[str], None] | None = None
 
     # What a subclass defines
+
+    @staticmethod
+    def check_n_probes(n_probes: Any) -> None:
+        """Raise a ValueError if ``n_probes`` is not what :meth:`choose_n_probes` takes."""
+        positive_integer("n_probes", n_probes)
+
+    def choose_n_probes(self, network: Network, few: Callable[[], Mapping[str, Probes]]) -> int:
+        """How many points to draw for each split; ``few()`` draws two of each."""
+        return int(self.n_probes)
 
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
         """Called once with all probes before the first measurement of a run; errors stop the run before it starts."""
@@ -540,15 +549,16 @@ class ProbeCallback(Callback):
 
         def draw() -> tuple[Network, dict[str, Probes]]:
             network = self._network(pl_module)
-            return network, self._draw(trainer, Signature.of(network.module, network.forward_fn))
+            drawn = partial(self._draw, trainer, Signature.of(network.module, network.forward_fn))
+            n = self.choose_n_probes(network, partial(drawn, 2))
+            return network, drawn(min(n, _FEW) if trainer.fast_dev_run else n)
 
         network, probes = self._processes.agree(draw)
         self._probes = self._processes.alike(probes, _fingerprints)  # each may have its own part of the data
         return network
 
-    def _draw(self, trainer: Any, signature: Signature) -> dict[str, Probes]:
+    def _draw(self, trainer: Any, signature: Signature, n: int) -> dict[str, Probes]:
         probes: dict[str, Probes] = {}
-        n = min(self.n_probes, _FEW) if trainer.fast_dev_run else self.n_probes
         target_fn = self.target_fn
         if isinstance(target_fn, str):
             target_fn = _resolve(None, "target_fn", target_fn)

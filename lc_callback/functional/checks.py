@@ -10,10 +10,11 @@ import torch
 __all__ = ["is_out_of_memory", "positive_integer"]
 
 
-def positive_integer(name: str, value: Any) -> None:
-    """Raise ``ValueError``, naming the argument, unless ``value`` is one."""
+def positive_integer(name: str, value: Any, otherwise: str = "") -> None:
+    """Raise ``ValueError``, naming the argument and what it can be ``otherwise``, unless ``value`` is one."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer, but got {value!r}.")
+        possible = f"{otherwise} or a positive integer" if otherwise else "a positive integer"
+        raise ValueError(f"`{name}` must be {possible}, but got {value!r}.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,10 +27,14 @@ from lc_callback.isolation import untouched
 
 __all__ = [
     "Counter",
+    "HasJumps",
+    "LinearCounter",
     "LocalComplexity",
+    "Tally",
     "check_arguments",
     "check_method",
     "counter_of",
+    "critical_radii",
     "default_chunk",
     "frame_directions",
     "joined",
@@ -423,7 +427,7 @@ class Counter(Layers):
 
         -1 where a value was not finite.
         """
-        tallies = [_Tally(len(points)) for _ in self.axes]
+        tallies = [self.tallies(len(points)) for _ in self.axes]
         for start in range(0, len(points), at_once):
             rows = slice(start, min(start + at_once, len(points)))
             for part in parts:
@@ -438,7 +442,11 @@ class Counter(Layers):
                 broken[layer] |= tallied.broken()
         return counts.masked_fill(broken, -1).T
 
-    def _tally(self, tallies: list[_Tally], rows: slice, k: int, first: bool, position: int, knots: list[Knot]) -> None:
+    def tallies(self, n: int) -> Tally:
+        """What keeps count of one place at ``n`` points."""
+        return Tally(n)
+
+    def _tally(self, tallies: list[Tally], rows: slice, k: int, first: bool, position: int, knots: list[Knot]) -> None:
         shape = k, rows.stop - rows.start
 
         def by_vertex(z: Tensor) -> Tensor:
@@ -448,8 +456,8 @@ class Counter(Layers):
         tallies[position].add(viewed(knots, by_vertex), rows, first)
 
 
-class _HasJumps(Exception):  # noqa: N818 (no error: there is another method)
-    pass
+class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
+    """The model jumps, so its affine pieces do not tell where its units switch."""
 
 
 # For each unit of ``(n, ...)`` points, its value, a knot, and how far it gets along the directions.
@@ -472,7 +480,7 @@ class LinearCounter(Counter):
         """As for vertices, and by these if the model has no affine pieces that tell what it does nearby."""
         try:
             return super().measure(*arguments, **named)
-        except _HasJumps as jumps:
+        except HasJumps as jumps:
             warnings.warn(
                 f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead of "
                 "`method='linear'`.",
@@ -485,7 +493,7 @@ class LinearCounter(Counter):
         """As for vertices."""
         super().trace(dtype)
         if self.jumps:
-            raise _HasJumps(", ".join(self.jumps))
+            raise HasJumps(", ".join(self.jumps))
 
     def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:
         return AffineRecorder(self, self.model, receive, **recording)
@@ -615,9 +623,7 @@ class LinearCounter(Counter):
 
     def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Add the units of one place to ``counts (n, R)``. Returns their histogram. ``found`` is overwritten."""
-        if self._step != 1.0:
-            found = [(at, reach / self._step) for at, reach in found]
-        keys = functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
+        keys = _critical_keys(found, self._step)
         radii, within = keys.view(self.dtype), torch.empty_like(keys, dtype=self.dtype)
         for row, radius in enumerate(self._radii):  # as numbers of 0 and 1, for booleans take five times as long
             counts[:, row] += _total(torch.le(radii, radius, out=within))
@@ -627,6 +633,20 @@ class LinearCounter(Counter):
             return torch.bincount(bins, minlength=_BINS)
         bins = bins.long()  # bincount would wait for the device
         return torch.zeros_like(self.histogram).scatter_add_(0, bins, bins.new_ones(1).expand_as(bins))
+
+
+def critical_radii(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
+    """``(n, units)`` critical radii, from values relative to each kink, which are overwritten, and the reach of a step.
+
+    NaN where a value is not finite.
+    """
+    return _critical_keys(found, step).view(found[0][0].dtype)
+
+
+def _critical_keys(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
+    if step != 1.0:
+        found = [(at, reach / step) for at, reach in found]
+    return functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
 
 
 def _critical(at: Tensor, slope: Tensor) -> Tensor:
@@ -704,24 +724,24 @@ class _Reaches:
         return [(at.flatten(1), farthest.flatten(1)) for at, farthest in self._found]
 
 
-class _Tally:
+class Tally:
     """Over the vertices of ``n`` points, which units of one place are on both sides of a knot.
 
     Only the largest and smallest value of each unit are kept: NaN if one is.
     """
 
     def __init__(self, n: int) -> None:
-        self._n = n
+        self.n = n
         self._extremes: list[tuple[Tensor, Tensor, float | None]] = []
-        self._order: list[int] = []  # of the axes
+        self.order: list[int] = []  # of the axes, as they are in the memory
 
     def add(self, knots: list[Knot], rows: slice, first: bool) -> None:
         """Add vertices of the points in these rows: tensors of shape ``(k, rows, ...)``. ``first``: none was before."""
-        self._order = self._order or memory_order(knots[0][0], 2)
+        self.order = self.order or memory_order(knots[0][0], 2)
         for position, (z, knot) in enumerate(knots):
-            ordered, repeated = permuted(z, self._order), position and z is knots[position - 1][0]
+            ordered, repeated = permuted(z, self.order), position and z is knots[position - 1][0]
             if len(self._extremes) == position:
-                shape = self._n, *ordered.shape[2:]
+                shape = self.n, *ordered.shape[2:]
                 new = self._extremes[-1][:2] if repeated else (z.new_empty(shape), z.new_empty(shape))
                 self._extremes.append((*new, knot))
             if repeated:  # several knots of the same values
@@ -741,8 +761,12 @@ class _Tally:
             room = torch.empty_like(high)
             most, least = (_total(torch.gt(end, knot, out=room).flatten(1)) for end in (high, low))
             return most - least
+        return self.switching().count_nonzero(1)
+
+    def switching(self) -> Tensor:
+        """``(n, units)``: whether a unit has vertices above a knot and vertices not above it."""
         either = [high != low if knot is None else (high > knot) & (low <= knot) for high, low, knot in self._extremes]
-        return functools.reduce(torch.bitwise_or, either).flatten(1).count_nonzero(1)
+        return functools.reduce(torch.bitwise_or, either).flatten(1)
 
     def broken(self) -> Tensor:
         """``(n,)``: whether a value was not finite."""

@@ -396,7 +396,9 @@ def test_the_automatic_radius_is_that_of_the_first_run(tmp_path: Path) -> None:
     resumed.fit(Tokens(), loader(data), loader(data), ckpt_path=tmp_path / "four.ckpt")
     make_trainer(tmp_path, fresh, max_steps=1).fit(module, loader(data), loader(data))
     assert second._auto_radius == first._auto_radius
-    assert fresh._auto_radius != first._auto_radius  # the embedding did move
+    first_spread, second_spread = first.history["lc_spread/train"][0], second.history["lc_spread/train"][-1]
+    assert second.history["lc_radius"][-1] == pytest.approx(first._auto_radius * second_spread / first_spread)
+    assert fresh.history["lc_spread/train"][0] != first_spread  # the embedding did move
 
 
 def test_unit_and_domain_of_an_attack_are_those_of_the_first_run(tmp_path: Path) -> None:

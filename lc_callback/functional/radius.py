@@ -1,0 +1,259 @@
+"""The smallest radius at which local complexity can be read with the points there are."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lc_callback.functional.knots import Knot, permuted
+from lc_callback.functional.local_complexity import (
+    Counter,
+    HasJumps,
+    LinearCounter,
+    Tally,
+    critical_radii,
+    share_of,
+)
+from lc_callback.functional.space import Space, compute_dtype
+from lc_callback.isolation import untouched
+
+__all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]
+
+#: Units that switch at all points together. With so many the 99 % half-width of their mean is about 5 %.
+ENOUGH = 2_500
+#: A radius is at most this part of the median distance between nearest points: beyond that it is not local.
+LOCAL = 1 / 20
+_SAME = 1e-12  # of the squared lengths of two points, below which their squared distance is rounding
+_BISECTIONS = 8
+_POINTS = 64  # that the bisection looks at
+_DECADES = 6.0  # below the largest radius, in which the bisection looks
+
+
+@dataclass(frozen=True)
+class FoundRadius:
+    """A radius that can be read.
+
+    Attributes:
+        radius: 1, 2 or 5 times a power of ten, in the units of the points.
+        reason: why this one, for people.
+    """
+
+    radius: float
+    reason: str
+
+
+def find_radius(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    n_directions: int = 25,
+    seed: int = 0,
+    layers: Sequence[str | type] | None = None,
+    at: str | None = None,
+    forward_fn: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+) -> FoundRadius:
+    """The smallest radius at which local complexity can be read with these points.
+
+    At this radius 2,500 units switch at all points together, so that the 99 % half-width of the mean is about 5 % of
+    it. Units of a layer with one and the same pre-activation at a point count once, and those exactly on their kink
+    not at all: the blank border of an image makes hundreds of such copies, which switch together or not at all. The
+    radius is at most a twentieth of the median distance from a point to its nearest distinct other, and is rounded to
+    the nearest of 1, 2 and 5 times a power of ten.
+
+    It is read off the critical radii of the linear method, or found by bisection with the vertices of at most 64 points
+    where ``layers`` is given or the model jumps. Winners of max-pooling do not count here: ties in a blank patch switch
+    at any radius. Arguments as of :func:`lc_callback.functional.local_complexity`.
+
+    Raises:
+        ValueError: if the points do not differ.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.functional.radius import find_radius
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(20, 200), torch.nn.ReLU(), torch.nn.Linear(200, 2))
+        >>> find_radius(net, torch.randn(500, 20), n_directions=20).radius
+        0.05
+    """
+    where: dict[str, Any] = {"at": at, "forward_fn": forward_fn}
+    points = _points_of(model, inputs, **where)
+    most, n, found = LOCAL * nearest_distance(points), len(points), math.inf
+    with warnings.catch_warnings():  # what there is to warn of, the rows will
+        warnings.simplefilter("ignore")
+        by_vertices = layers is not None
+        if not by_vertices:
+            linear = _SmallestRadii(model, inputs, **where)
+            try:
+                linear.measure(most, n_directions, None, seed, chunk_size, None)
+                found = linear.found()
+            except HasJumps:
+                by_vertices = True
+        if by_vertices:
+            vertices = _DistinctCounter(model, inputs, layers=layers, **where)
+            found = _bisected(vertices, n, most, n_directions, seed, chunk_size)
+    return _chosen(found, most, n)
+
+
+def _chosen(found: float, most: float, n: int) -> FoundRadius:
+    if found <= most:
+        radius = rounded(found)
+        if radius <= most:
+            return FoundRadius(
+                radius, f"the smallest that can be read: {ENOUGH:,} units switch at the {n:,} train points"
+            )
+    return FoundRadius(
+        rounded(most, down=True),
+        "a twentieth of the median distance between nearest train points, beyond which it is not local; fewer than "
+        f"{ENOUGH:,} units switch at the {n:,} train points",
+    )
+
+
+def rounded(radius: float, down: bool = False) -> float:
+    """The nearest of 1, 2 and 5 times a power of ten, by ratio; ``down``: the largest of these that is not above."""
+    exponent = math.floor(math.log10(radius))
+    grid = [float(f"{digit}e{exponent + shift}") for shift in (-1, 0, 1) for digit in (1, 2, 5)]
+    if down:
+        return max(value for value in grid if value <= radius)
+    return min(grid, key=lambda value: abs(math.log(value / radius)))
+
+
+def _points_of(model: nn.Module, inputs: Any, **where: Any) -> Tensor:
+    """The points ``(N, D)`` in the space that is perturbed."""
+    space, dtype = Space(model, inputs, **where), compute_dtype(model, inputs)
+    with untouched(model, dtype=dtype):
+        space.locate(dtype)
+        return space.all_values().flatten(1)
+
+
+def nearest_distance(points: Tensor) -> float:
+    """The median distance from one of the points ``(N, D)`` to its nearest distinct other.
+
+    Raises:
+        ValueError: if no two points differ.
+    """
+    x = points.double()
+    length = x.square().sum(1)
+    scale = length[:, None] + length
+    squared = scale - 2 * x @ x.T
+    squared = squared.masked_fill(~(squared > _SAME * scale), math.inf)  # copies of the point, and itself
+    nearest = squared.amin(1)
+    nearest = nearest[nearest.isfinite()]
+    if not len(nearest):
+        raise ValueError("`radius='auto'` needs train probes that differ; these are all equal. Pass a number.")
+    return float(nearest.median().sqrt())
+
+
+def count_units(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    layers: Sequence[str | type] | None = None,
+    max_pool: bool = False,
+    at: str | None = None,
+    forward_fn: Callable[..., Any] | None = None,
+) -> int:
+    """How many units are counted at each point. Arguments as of :func:`lc_callback.functional.local_complexity`."""
+    counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    dtype = compute_dtype(model, inputs)
+    with warnings.catch_warnings(), untouched(model, dtype=dtype):
+        warnings.simplefilter("ignore")
+        counter.trace(dtype)
+    return sum(counter.sizes)
+
+
+def _bisected(counter: Counter, n: int, most: float, n_directions: int, seed: int, chunk_size: int | None) -> float:
+    """The radius from which on enough units switch; infinite if that is above ``most``."""
+
+    def is_enough(radius: float) -> bool:
+        some = share_of(n, 0, -(-n // _POINTS))
+        found = counter.measure(radius, n_directions, None, seed, chunk_size, None, points=some)
+        return float(found.counts.clamp(min=0).sum()) >= ENOUGH * len(some) / n
+
+    if not is_enough(most):
+        return math.inf
+    low, high = math.log10(most) - _DECADES, math.log10(most)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_enough(10**middle) else (middle, high)
+    return 10 ** ((low + high) / 2)
+
+
+class _SmallestRadii(LinearCounter):
+    """Keeps the smallest critical radii of all points, as many as are enough."""
+
+    def measure(self, *arguments: Any, **named: Any) -> Any:
+        """As a counter by vertices, which raises if the model jumps."""
+        self._smallest = torch.empty(0, dtype=torch.float64)
+        return Counter.measure(self, *arguments, **named)
+
+    def found(self) -> float:
+        """The radius at which enough units have switched; infinite if there are fewer."""
+        return float(self._smallest.max()) if len(self._smallest) == ENOUGH else math.inf
+
+    def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        value = found[0][0].clone()  # the next line overwrites it
+        radii = critical_radii(found, self._step)
+        limit = self._smallest.max().item() if len(self._smallest) == ENOUGH else math.inf
+        point, unit = torch.nonzero((radii > 0) & (radii < limit), as_tuple=True)
+        kept = _distinct(point, value[point, unit], radii[point, unit]).double().cpu()
+        together = torch.cat([self._smallest, kept])
+        self._smallest = together.topk(min(ENOUGH, len(together)), largest=False).values
+        return torch.zeros_like(self.histogram)
+
+
+def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
+    """The least radius of each group with one point and one value."""
+    order = radius.argsort()
+    order = order[value[order].argsort(stable=True)]
+    order = order[point[order].argsort(stable=True)]
+    point, value = point[order], value[order]
+    first = torch.ones_like(point, dtype=torch.bool)
+    first[1:] = (point[1:] != point[:-1]) | (value[1:] != value[:-1])
+    return radius[order][first]
+
+
+class _DistinctCounter(Counter):
+    """Counts by the vertices and the points themselves, and units with one and the same value at a point once."""
+
+    def _vertices(self, radius: float) -> Tensor:
+        vertices = super()._vertices(radius)
+        return torch.cat([torch.zeros_like(vertices[:1]), vertices])
+
+    def tallies(self, n: int) -> Tally:
+        """One that knows the value at the point itself."""
+        return _DistinctTally(n)
+
+
+class _DistinctTally(Tally):
+    """As its base, with the value at the points: that is the first vertex."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._values: Tensor | None = None
+
+    def add(self, knots: list[Knot], rows: slice, first: bool) -> None:
+        """As its base does."""
+        super().add(knots, rows, first)
+        z, kink = knots[0]
+        if first and kink is not None:
+            values = (permuted(z, self.order)[0] - kink).flatten(1)
+            if self._values is None:
+                self._values = values.new_empty(self.n, values.shape[1])
+            self._values[rows] = values
+
+    def crossed(self) -> Tensor:
+        """``(n,)``: the number of different values of units that switch."""
+        if self._values is None:  # winners
+            return super().crossed().zero_()
+        point, unit = torch.nonzero(self.switching() & (self._values != 0), as_tuple=True)
+        value = self._values[point, unit]
+        kept = torch.stack([point.double(), value.double()]).unique(dim=1)
+        return kept[0].long().bincount(minlength=self.n)

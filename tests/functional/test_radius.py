@@ -1,0 +1,221 @@
+"""The radius that is found: enough units switch, it is local, and it depends on the network, not on its seed."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lc_callback.functional import local_complexity
+from lc_callback.functional.radius import (
+    ENOUGH,
+    LOCAL,
+    _bisected,
+    _DistinctCounter,
+    _SmallestRadii,
+    count_units,
+    find_radius,
+    nearest_distance,
+    rounded,
+)
+
+GRID = [float(f"{digit}e{exponent}") for exponent in range(-9, 9) for digit in (1, 2, 5)]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def framed(*shape: int) -> Tensor:
+    """Images with a blank border, as those of digits are."""
+    images = torch.zeros(shape)
+    images[..., 3:-3, 3:-3] = normal(*images[..., 3:-3, 3:-3].shape).abs()
+    return images
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def cnn(bias: bool) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=bias),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1, bias=bias),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 49, 5),
+    )
+
+
+class Sign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.sign(x)
+
+
+NETWORKS: dict[str, tuple[Any, Tensor]] = {
+    "mlp": (lambda: mlp(64, 100, 100, 10), normal(400, 64)),
+    "gelu": (lambda: nn.Sequential(nn.Linear(64, 200), nn.GELU(), nn.Linear(200, 5)), normal(400, 64)),
+    "tokens": (
+        lambda: nn.Sequential(nn.Embedding(30, 32), nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 30)),
+        torch.cartesian_prod(torch.arange(30), torch.arange(30))[::3],
+    ),
+    "cnn_with_border": (lambda: cnn(bias=True), framed(100, 1, 14, 14)),
+    "cnn_without_bias_with_border": (lambda: cnn(bias=False), framed(100, 1, 14, 14)),
+    "jumps": (
+        lambda: nn.Sequential(nn.Linear(64, 200), nn.ReLU(), Sign(), nn.Linear(200, 200), nn.ReLU()),
+        normal(300, 64),
+    ),
+}
+
+
+def made(make: Any, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_five_seeds_get_one_radius_or_its_neighbour(name: str) -> None:
+    make, points = NETWORKS[name]
+    places = [GRID.index(find_radius(made(make, seed), points).radius) for seed in range(5)]
+    assert max(places) - min(places) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_enough_units_switch_at_the_radius_that_is_found(dtype: torch.dtype) -> None:
+    net, points = made(lambda: mlp(64, 100, 100, 10)).to(dtype), normal(400, 64).to(dtype)
+    counter = _SmallestRadii(net, points)
+    counter.measure(1.0, 25, None, 0, None, None)
+    lc = local_complexity(net, points, radius=[counter.found(), counter.found() * 0.999], method="linear")
+    assert int(lc.total[0].sum()) == ENOUGH  # no two units of an MLP have one value
+    assert int(lc.total[1].sum()) < ENOUGH
+
+
+def test_the_vertices_find_what_the_critical_radii_do() -> None:
+    net, points = made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)
+    linear = _SmallestRadii(net, points)
+    linear.measure(1.0, 25, None, 0, None, None)
+    vertices = _bisected(_DistinctCounter(net, points), 400, 1.0, 25, 0, None)
+    assert vertices == pytest.approx(linear.found(), rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["linear", "vertices"])
+@pytest.mark.parametrize("copies", [1, 7])
+def test_units_of_one_value_count_once(method: str, copies: int) -> None:
+    class Copied(nn.Module):  # a feature map whose positions are copies of each other, as on a blank patch
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(64, 300)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.first(x).unsqueeze(-1).repeat(1, 1, copies)).sum(-1)
+
+    net, points = made(Copied), normal(60, 64)
+    if method == "linear":
+        counter = _SmallestRadii(net, points)
+        counter.measure(1.0, 25, None, 0, None, None)
+        found = counter.found()
+    else:
+        found = _bisected(_DistinctCounter(net, points), 60, 10.0, 25, 0, None)
+    single = local_complexity(net.first, points, layers=[nn.Linear], radius=found).total.sum()
+    assert float(single) == pytest.approx(ENOUGH, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["linear", "vertices"])
+def test_units_on_their_kink_do_not_count(method: str) -> None:
+    class Blank(nn.Module):  # 400 units that see zeros only: they are 0 at every point, and switch at any radius
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(32, 300)
+            self.blank = nn.Linear(32, 400, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.first(x[:, :32])).sum(-1) + torch.relu(self.blank(x[:, 32:])).sum(-1)
+
+    net, points = made(Blank), normal(60, 64)
+    points[:, 32:] = 0
+    if method == "linear":
+        counter = _SmallestRadii(net, points)
+        counter.measure(1.0, 25, None, 0, None, None)
+        found = counter.found()
+    else:
+        found = _bisected(_DistinctCounter(net, points), 60, 10.0, 25, 0, None)
+    counts = local_complexity(net, points, radius=found, method=method).counts.sum(0).tolist()
+    assert counts == [pytest.approx(ENOUGH, rel={"linear": 1e-9, "vertices": 0.1}[method]), 60 * 400]
+
+
+@pytest.mark.parametrize("layers", [None, ["Linear"]])
+def test_a_small_network_gets_the_largest_local_radius(layers: Any) -> None:
+    net, points = made(lambda: mlp(64, 4, 2)), normal(50, 64)
+    found = find_radius(net, points, layers=layers)
+    assert found.radius <= LOCAL * nearest_distance(points) < 2.5 * found.radius
+    assert "a twentieth of the median distance" in found.reason
+    assert "fewer than 2,500 units switch at the 50 train points" in found.reason
+
+
+def test_the_reason_says_how_many_units_switch() -> None:
+    reason = find_radius(made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)).reason
+    assert reason == "the smallest that can be read: 2,500 units switch at the 400 train points"
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
+def test_the_nearest_distance_is_the_obvious_one(scale: float) -> None:
+    points = scale * normal(40, 7)
+    points = torch.cat([points, points[:5], points[:5] + 0.0])  # copies have nearest points that are no copies
+    distances = (points[:, None] - points).double().norm(dim=-1)
+    distances[distances == 0] = math.inf
+    assert nearest_distance(points) == pytest.approx(float(distances.amin(1).median()), rel=1e-6)
+
+
+@pytest.mark.parametrize("points", [torch.ones(5, 3), torch.zeros(4, 3), normal(1, 3)])
+def test_points_that_do_not_differ_are_an_error(points: Tensor) -> None:
+    with pytest.raises(ValueError, match="needs train probes that differ"):
+        nearest_distance(points)
+
+
+@pytest.mark.parametrize(
+    ("radius", "nearest", "below"),
+    [
+        (1.0, 1.0, 1.0),
+        (0.99, 1.0, 0.5),
+        (0.0222, 0.02, 0.02),
+        (0.0317, 0.05, 0.02),
+        (0.0316, 0.02, 0.02),
+        (0.049, 0.05, 0.02),
+        (7.1, 10.0, 5.0),
+        (7.0, 5.0, 5.0),
+        (3e-9, 2e-9, 2e-9),
+        (140.0, 100.0, 100.0),
+        (150.0, 200.0, 100.0),
+    ],
+)
+def test_radii_are_rounded_by_ratio(radius: float, nearest: float, below: float) -> None:
+    assert rounded(radius) == nearest
+    assert rounded(radius, down=True) == below
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_units_are_counted_without_counting_switches(name: str) -> None:
+    make, points = NETWORKS[name]
+    net = made(make)
+    assert count_units(net, points) == sum(local_complexity(net, points[:2], radius=0.1).layer_sizes)
+
+
+def test_nothing_is_left_on_the_model() -> None:
+    net, points = made(lambda: cnn(bias=True)), framed(20, 1, 14, 14)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    find_radius(net, points)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in net.modules())
