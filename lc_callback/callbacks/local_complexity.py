@@ -181,7 +181,7 @@ class LocalComplexityCallback(ProbeCallback):
         self.method = method
         self._auto_radius: float | None = None
         self._reason = ""  # why that one
-        self._radius_now = self.radius  # of the row that is taken
+        self._radius_now: float | list[float] = 0.0  # of the row that is taken
         shown = " `lc_spread/train` has the spread at each row."
         self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
         self._directions, self._sources = n_directions, ""
@@ -215,14 +215,16 @@ class LocalComplexityCallback(ProbeCallback):
         points = next(iter(few().values()), None)
         if points is None:
             return _FEWEST_PROBES
-        units = count_units(
-            network.module,
-            points.inputs,
-            layers=self.layers,
-            max_pool=self.max_pool,
-            at=self.at,
-            forward_fn=network.forward_fn,
-        )
+        counted: dict[str, Any] = {
+            "layers": self.layers,
+            "max_pool": self.max_pool,
+            "at": self.at,
+            "forward_fn": network.forward_fn,
+        }
+        try:
+            units = count_units(network.module, points.inputs, **counted)
+        except Exception:  # what is wrong, the trial measurement says
+            return _FEWEST_PROBES
         return max(_FEWEST_PROBES, min(_MOST_PROBES, _MOST_UNITS // units))
 
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
@@ -287,10 +289,10 @@ class LocalComplexityCallback(ProbeCallback):
 
     def _radius_at(self, spread: float | None) -> float | list[float]:
         """The radius in use, which follows the spread of the points if it was found."""
-        if self.radius != "auto":
+        if self._auto_radius is None or self.radius != "auto":
             return self.radius  # type: ignore[return-value]
-        assert self._auto_radius is not None
-        return self._auto_radius * (1.0 if spread is None else spread / self._space.first)
+        first = self._space.first
+        return self._auto_radius * (spread / first if spread and first else 1.0)
 
     @property
     def _method(self) -> str:

@@ -43,14 +43,14 @@ CONSTRUCTOR = [
     ({"n_directions": 0}, "`n_directions`", "got 0", WHOLE),
     ({"n_directions": 2.5}, "`n_directions`", "got 2.5", WHOLE),
     ({"n_directions": True}, "`n_directions`", "got True", WHOLE),
-    ({"n_probes": 0}, "`n_probes`", "got 0", "'auto' or a positive integer"),
-    ({"n_probes": "all"}, "`n_probes`", "got 'all'", "'auto' or a positive integer"),
-    ({"n_probes": "Auto"}, "`n_probes`", "got 'Auto'", "'auto' or a positive integer"),
-    ({"n_probes": -64}, "`n_probes`", "got -64", "'auto' or a positive integer"),
-    ({"n_probes": 64.0}, "`n_probes`", "got 64.0", "'auto' or a positive integer"),
-    ({"n_probes": True}, "`n_probes`", "got True", "'auto' or a positive integer"),
-    ({"n_probes": None}, "`n_probes`", "got None", "'auto' or a positive integer"),
-    ({"n_probes": [64]}, "`n_probes`", "got [64]", "'auto' or a positive integer"),
+    ({"n_probes": 0}, "`n_probes`", "got 0", "a positive integer"),
+    ({"n_probes": "all"}, "`n_probes`", "got 'all'", "a positive integer"),
+    ({"n_probes": "Auto"}, "`n_probes`", "got 'Auto'", "a positive integer"),
+    ({"n_probes": -64}, "`n_probes`", "got -64", "a positive integer"),
+    ({"n_probes": 64.0}, "`n_probes`", "got 64.0", "a positive integer"),
+    ({"n_probes": True}, "`n_probes`", "got True", "a positive integer"),
+    ({"n_probes": None}, "`n_probes`", "got None", "a positive integer"),
+    ({"n_probes": [64]}, "`n_probes`", "got [64]", "a positive integer"),
     ({"schedule": "linear"}, "`schedule`", "got 'linear'", SOME_STEPS),
     ({"schedule": []}, "`schedule`", "got []", SOME_STEPS),
     ({"schedule": ["a"]}, "`schedule`", "holds 'a'", SOME_STEPS),
@@ -159,6 +159,13 @@ def parameters(kind: str) -> set[str]:
 
 # Each row for every callback that has its arguments.
 ROWS = [(kind, *row) for kind in KINDS for row in CONSTRUCTOR if {*row[0]} <= parameters(kind)]
+
+
+def test_the_number_of_probes_can_be_found_for_local_complexity_only() -> None:
+    with pytest.raises(ValueError, match=r"`n_probes` must be 'auto' or a positive integer, but got 0"):
+        KINDS["lc"](n_probes=0)
+    with pytest.raises(ValueError, match=r"`n_probes` must be a positive integer, but got 'auto'"):
+        KINDS["rank"](n_probes="auto")
 
 
 @pytest.mark.parametrize(
