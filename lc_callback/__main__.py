@@ -17,7 +17,7 @@ from lc_callback.callbacks import MEASURES
 from lc_callback.callbacks.offline import measure_checkpoints
 from lc_callback.reporting.figure import save
 from lc_callback.reporting.run_dir import read_run
-from lc_callback.timeline import summary
+from lc_callback.timeline import run_summary
 
 __all__ = ["main"]
 
@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m lc_callback", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    report = commands.add_parser("report", help="draw the timeline of a finished run, and list its transitions")
+    report = commands.add_parser(
+        "report", help="say what a finished run showed, draw its timeline, and list its transitions"
+    )
     report.add_argument("run_dir", type=Path, help="log directory of the run, with lc/history.csv and so on")
     report.add_argument(
         "--output", type=Path, help="picture to write (.png, .pdf, .svg); default: report.png in RUN_DIR"
@@ -74,7 +76,7 @@ def _report(args: argparse.Namespace) -> None:
     parts = read_run(args.run_dir, MEASURES, detection)
     path = args.output or args.run_dir / "report.png"
     save(parts, path, args.title)
-    print(f"{summary([found for part in parts for found in part.transitions])}\n\nfigure: {path}")
+    print(f"{run_summary(parts)}\n\nfigure: {path}")
 
 
 def _measure(args: argparse.Namespace) -> None:
@@ -91,7 +93,7 @@ def _measure(args: argparse.Namespace) -> None:
     made = measure_checkpoints(
         args.checkpoints, model, data, callbacks, args.output, model_args=model_args, device=args.device
     )
-    print(f"\n{summary([found for callback in made for found in callback.transitions])}\n")
+    print(f"\n{run_summary([callback.part() for callback in made])}\n")
     print(f"figure: {args.output / 'timeline.png'}\ncurves: tensorboard --logdir {args.output}")
 
 

@@ -1,16 +1,16 @@
-"""Milestones of accuracies and feature ranks: interpolated, generalised, became robust, rank fell."""
+"""Milestones of accuracies and feature ranks: interpolated, generalised, became robust or lost it, rank fell."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_callback.phases import PHASE_SETTINGS, significant
+from lc_callback.phases import PHASE_SETTINGS, first_steep, movements, significant
 from lc_callback.piecewise import fit
 from lc_callback.transitions import Curves, Turn
 
@@ -33,6 +33,7 @@ ACCURACY_KINDS = (
     "delayed_generalization",
     "robustness_onset",
     "delayed_robustness",
+    "robustness_loss",
     "multi_stage_generalization",
 )
 RANK_KINDS = ("rank_descent", "rank_rise", "second_rank_descent")
@@ -49,11 +50,28 @@ _SLACK = 0.2  # of the rise, by which noise may lead back below, at most
 _LATE = 0.2  # decades whose median is the level
 _LONG_ENOUGH = 0.3  # decades that a plateau must last, and that must lie between two surges
 _CAUGHT_UP = 0.9  # of the level at train points, from which there is no more to wait for
+_LOST = 0.3  # of its highest value that accuracy under attack must lose: a third, but for noise
 _FOLLOWS = 0.5  # of the rise at train points that the rise at test points must be, to be called generalisation
 
 
 @dataclass(frozen=True)
-class _Rise:
+class Loss:
+    """How far a curve fell from its highest value, and where the part that counts was lost for good."""
+
+    x: float
+    value: float
+    peak: float
+    peak_step: int
+    level: float
+
+    @property
+    def share(self) -> float:
+        """Of the highest value."""
+        return 1 - self.level / self.peak
+
+
+@dataclass(frozen=True)
+class Rise:
     """How far a curve rose, and where it reached a share of that for good."""
 
     x: float
@@ -64,6 +82,7 @@ class _Rise:
 
     @property
     def height(self) -> float:
+        """From the lowest value to the level."""
         return self.level - self.base
 
 
@@ -81,7 +100,11 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
       ``clean_acc/test`` is at least 0.9 of that, it need not last.
     - ``delayed_generalization``: at ``generalization``, if ``clean_acc/train`` reached its plateau at least a factor of
       ``delay`` earlier in steps.
-    - ``robustness_onset``: ``robust_acc/test_eps...`` has made half of its rise for good.
+    - ``robustness_loss``: ``robust_acc/test_eps...`` has lost 30 % of its highest value (in the running median of five
+      rows) for good, 0.2 decades ago or more: at least ``min_rise``, and after a rise of at least that, or where the
+      clean accuracies stood at 0.9 of their own highest values. What an untrained network answers by chance is no
+      robustness.
+    - ``robustness_onset``: ``robust_acc/test_eps...`` has made half of its rise for good, and has no loss.
     - ``delayed_robustness``: there, if ``clean_acc/test`` made half of its own rise at least a factor of ``delay``
       earlier.
     - ``multi_stage_generalization``: where a second surge of ``clean_acc/test`` begins, one that leads above the first
@@ -93,11 +116,11 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
     """
     found: list[Turn] = []
 
-    def add(kind: str, rise: _Rise, curve: str, reason: str) -> None:
+    def add(kind: str, rise: Rise, curve: str, reason: str) -> None:
         found.append(Turn(kind, rise.x, rise.value, rise.height, reason, curve))
 
-    def risen(key: str, share: float) -> _Rise | None:
-        return _risen(*curves[key], share, settings["min_rise"]) if key in curves else None
+    def risen(key: str, share: float) -> Rise | None:
+        return rise_of(curves, key, share, settings["min_rise"])
 
     found += _interpolation(curves, settings["interpolation"])
     plateau = settings["plateau"]
@@ -108,13 +131,18 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
         if train is not None and _factor(train, test) >= settings["delay"]:
             reason = f"at its plateau {_factor(train, test):.3g} times later in steps than clean_acc/train"
             add("delayed_generalization", test, "clean_acc/test", reason)
-    for key in curves:
-        onset = risen(key, 0.5) if key.startswith("robust_acc/") and "_eps" in key else None
+    for key in attacked_keys(curves):
+        loss = loss_of(curves, key, settings["min_rise"])
+        if loss is not None:
+            reason = f"fell from {loss.peak:.3g} at step {loss.peak_step:,} to {loss.level:.3g}, {loss.share:.0%} of it"
+            found.append(Turn("robustness_loss", loss.x, loss.value, loss.peak - loss.level, reason, key))
+            continue
+        onset = risen(key, 0.5)
         if onset is None:
             continue
         reason = f"rose from {onset.base:.3g} to {onset.level:.3g}, and has made half of that for good"
         add("robustness_onset", onset, key, reason)
-        clean = key.replace("robust_acc", "clean_acc").partition("_eps")[0]
+        clean = clean_key(key)
         first = risen(clean, 0.5)
         if first is not None and _factor(first, onset) >= settings["delay"]:
             reason = f"half of its rise {_factor(first, onset):.3g} times later in steps than {clean}"
@@ -129,8 +157,7 @@ def unconfirmed_generalization(curves: Curves, settings: Mapping[str, float]) ->
     if "clean_acc/test" not in curves:
         return ""
     train, test = (
-        _risen(*curves[key], settings["plateau"], settings["min_rise"]) if key in curves else None
-        for key in ("clean_acc/train", "clean_acc/test")
+        rise_of(curves, key, settings["plateau"], settings["min_rise"]) for key in ("clean_acc/train", "clean_acc/test")
     )
     to_follow = _FOLLOWS * train.height if train is not None else settings["min_rise"]
     if test is None:
@@ -138,16 +165,12 @@ def unconfirmed_generalization(curves: Curves, settings: Mapping[str, float]) ->
         top = int(values.argmax())
         if values[top] - values[: top + 1].min() < to_follow:
             return ""
-        return (
-            f"no generalization is told: clean_acc/test was {values[top]:.3g} once, but has not risen for good, and is "
-            f"{values[-1]:.3g} at the last row"
-        )
+        return f"test accuracy was {values[top]:.3g} once, but has not risen for good: {values[-1]:.3g} at the last row"
     if _generalised(train, test) or test.height < to_follow:
         return ""
     return (
-        f"no generalization is told: clean_acc/test rose from {test.base:.3g} to {test.level:.3g}, most of it by step "
-        f"{round(10**test.x - 1):,}, but that has to last for a factor of {10**_LONG_ENOUGH:.2g} in steps, and has for "
-        f"{10**test.lasts:.3g}"
+        f"test accuracy rose from {test.base:.3g} to {test.level:.3g}, most of it by step {round(10**test.x - 1):,}, "
+        f"but that has to last for a factor of {10**_LONG_ENOUGH:.2g} in steps, and has for {10**test.lasts:.3g}"
     )
 
 
@@ -182,12 +205,12 @@ def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping
     if found is None:
         return []
     tolerance = significant(found, settings)
-    movements = _movements(found.values, tolerance)
-    if movements and found.values[movements[0][1]] > found.values[movements[0][0]]:
-        movements = movements[1:]
+    moves = movements(found.values, tolerance)
+    if moves and found.values[moves[0][1]] > found.values[moves[0][0]]:
+        moves = moves[1:]
     turns = []
-    for kind, (start, end) in zip(RANK_KINDS, movements, strict=False):
-        begin = start + _first_steep(found.slopes[start:end], settings["flatness"])
+    for kind, (start, end) in zip(RANK_KINDS, moves, strict=False):
+        begin = start + first_steep(found.slopes[start:end], settings["flatness"])
         x, value = float(found.nodes[begin]), float(found.values[begin])
         change = float(abs(found.values[end] - found.values[start]))
         verb = "rises" if kind == "rank_rise" else "falls"
@@ -209,31 +232,92 @@ def _interpolation(curves: Curves, level: float) -> list[Turn]:
     return [Turn("interpolation", x, value, value - float(values[0]), reason, "clean_acc/train")]
 
 
-def _risen(steps: Floats, values: Floats, share: float, min_rise: float) -> _Rise | None:
+class Smoothed:
+    """A curve without lone outliers, and what is said about all of it.
+
+    Args:
+        steps: ``(N,)``, at least three.
+        values: ``(N,)``, finite.
+    """
+
+    def __init__(self, steps: Floats, values: Floats) -> None:
+        self.steps, self.x = steps, np.log10(steps + 1)
+        middle = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
+        #: Running median of three rows, ``(N,)``.
+        self.values: Floats = np.concatenate([middle[:1], middle, middle[-1:]])
+        late = np.maximum(self.x >= self.x[-1] - _LATE, np.arange(len(self.x)) >= len(self.x) - 3)
+        #: Median of the last 0.2 decades.
+        self.level = float(np.median(values[late]))
+        #: Standard deviation of a row.
+        self.noise = 1.48 * float(np.median(np.abs(np.diff(values, n=2)))) / math.sqrt(6)
+
+    def smallest_change(self, least: float) -> float:
+        """What a change must be, so that it is none of the noise."""
+        return max(least, _NOISE_FACTOR * self.noise)
+
+
+def rise_of(curves: Curves, key: str, share: float, min_rise: float) -> Rise | None:
     """The rise of a curve if it is at least ``min_rise``, and where ``share`` of it was made for good."""
-    if len(values) < _FEWEST:
+    if key not in curves or len(curves[key][0]) < _FEWEST:
         return None
-    x = np.log10(steps + 1)
-    middle = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
-    smooth = np.concatenate([middle[:1], middle, middle[-1:]])
-    late = np.maximum(x >= x[-1] - _LATE, np.arange(len(x)) >= len(x) - 3)
-    level = float(np.median(values[late]))
-    noise = 1.48 * float(np.median(np.abs(np.diff(values, n=2)))) / math.sqrt(6)  # standard deviation of a row
+    curve = Smoothed(*curves[key])
+    smooth, level = curve.values, curve.level
     there = int(np.argmax(smooth >= level)) if (smooth >= level).any() else len(smooth)
     base = float(smooth[: there + 1].min())
-    if level - base < max(min_rise, _NOISE_FACTOR * noise):
+    if level - base < curve.smallest_change(min_rise):
         return None
     threshold = base + share * (level - base)
-    below = np.flatnonzero(smooth < threshold - min(2 * noise, _SLACK * (level - base)))
+    below = np.flatnonzero(smooth < threshold - min(2 * curve.noise, _SLACK * (level - base)))
     above = np.flatnonzero(smooth >= threshold)
     above = above[above > below[-1]] if len(below) else above
     if not len(above):
         return None
     first = int(above[0])
-    return _Rise(float(x[first]), float(smooth[first]), base, level, float(x[-1] - x[first]))
+    return Rise(float(curve.x[first]), float(smooth[first]), base, level, float(curve.x[-1] - curve.x[first]))
 
 
-def _generalised(train: _Rise | None, test: _Rise) -> bool:
+def attacked_keys(keys: Iterable[str]) -> list[str]:
+    """The keys of accuracies under attack."""
+    return [key for key in keys if key.startswith("robust_acc/") and "_eps" in key]
+
+
+def clean_key(attacked: str) -> str:
+    """Key of the accuracy without the attack."""
+    return attacked.replace("robust_acc", "clean_acc").partition("_eps")[0]
+
+
+def loss_of(curves: Curves, key: str, min_rise: float) -> Loss | None:
+    """What an accuracy has lost for good of its highest value, if that is about a third."""
+    if len(curves[key][0]) < _FEWEST:
+        return None
+    curve = Smoothed(*curves[key])
+    wide = [np.median(curves[key][1][max(0, i - 2) : i + 3]) for i in range(len(curve.x))]  # a peak is no lone row
+    smooth, level = np.array(wide), curve.level
+    top = int(smooth.argmax())
+    peak = float(smooth[top])
+    bound, least = (1 - _LOST) * peak, curve.smallest_change(min_rise)
+    if level > bound or peak - level < least:
+        return None
+    if peak - smooth[: top + 1].min() < least and not _trained_by(curves, curve.steps[top]):
+        return None
+    above = np.flatnonzero(smooth > bound + min(2 * curve.noise, _SLACK * (peak - level)))
+    below = np.flatnonzero(smooth <= bound)
+    below = below[below > above[-1]]
+    if not len(below) or curve.x[-1] - curve.x[below[0]] < _LATE:
+        return None
+    first = int(below[0])
+    return Loss(float(curve.x[first]), float(smooth[first]), peak, round(curve.steps[top]), level)
+
+
+def _trained_by(curves: Curves, step: float) -> bool:
+    """Whether the clean accuracies of this step are near their highest values."""
+    clean = [
+        Smoothed(*curves[key]) for key in curves if key.startswith("clean_acc/") and len(curves[key][0]) >= _FEWEST
+    ]
+    return all((some.values[some.steps <= step][-1:] >= _CAUGHT_UP * some.values.max()).any() for some in clean)
+
+
+def _generalised(train: Rise | None, test: Rise) -> bool:
     """Whether the test points are on their plateau, and this is no memorising network's."""
     if train is None:
         return test.lasts >= _LONG_ENOUGH
@@ -241,7 +325,7 @@ def _generalised(train: _Rise | None, test: _Rise) -> bool:
     return (caught_up or test.lasts >= _LONG_ENOUGH) and test.height >= _FOLLOWS * train.height
 
 
-def _factor(earlier: _Rise, later: _Rise) -> float:
+def _factor(earlier: Rise, later: Rise) -> float:
     return 10 ** (later.x - earlier.x)
 
 
@@ -264,22 +348,3 @@ def _second_surge(steps: Floats, values: Floats, min_rise: float, curve: str) ->
             height = float(v[end] - v[start])
             return [Turn("multi_stage_generalization", float(x[start]), float(v[start]), height, reason, curve)]
     return []
-
-
-def _movements(v: Floats, tolerance: float) -> list[tuple[int, int]]:
-    """Alternating rises and falls of at least ``tolerance``, from one extreme to the next."""
-    low = high = direction = 0
-    turning: list[int] = []
-    for i in range(1, len(v)):
-        low, high = (i if v[i] < v[low] else low), (i if v[i] > v[high] else high)
-        if direction >= 0 and v[high] - v[i] >= tolerance:
-            turning, direction, low = [*turning, high], -1, i
-        elif direction <= 0 and v[i] - v[low] >= tolerance:
-            turning, direction, high = [*turning, low], 1, i
-    turning.append(high if direction > 0 else low)
-    return list(pairwise(turning))
-
-
-def _first_steep(slopes: Floats, flatness: float) -> int:
-    steepest = slopes[np.argmax(np.abs(slopes))]
-    return int(np.argmax(slopes / steepest > flatness))

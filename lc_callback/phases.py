@@ -1,19 +1,33 @@
-"""Phases of local complexity: where it stops falling, starts to fall for good, and flattens out."""
+"""Phases of local complexity: where it stops falling, begins to rise, starts to fall for good, and flattens out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lc_callback.piecewise import Fit, fit
-from lc_callback.transitions import Detector, PhaseEvent, Transition, Turn
+from lc_callback.transitions import Detector, PhaseEvent, Transition, Turn, only_supported
 
-__all__ = ["PHASE_SETTINGS", "PhaseDetector", "check_phase_settings", "detect_phases", "find_phases", "phase_of"]
+__all__ = [
+    "PHASE_KINDS",
+    "PHASE_SETTINGS",
+    "PhaseDetector",
+    "check_phase_settings",
+    "detect_phases",
+    "find_phases",
+    "first_steep",
+    "movements",
+    "phase_of",
+    "significant",
+]
 
 Floats = NDArray[np.float64]
+
+PHASE_KINDS = ("first_descent_end", "ascent_start", "migration_start", "migration_end")
 
 #: The keyword arguments of :func:`detect_phases`.
 PHASE_SETTINGS = {"min_prominence": 0.15, "noise_factor": 3.0, "min_change": 0.05, "flatness": 0.25}
@@ -39,10 +53,15 @@ def detect_phases(
 
     - ``first_descent_end``: the first minimum that a significant fall leads to and a significant rise leaves. A run
       may have none, as with large initialisation.
+    - ``ascent_start``: where the first significant rise becomes steeper than ``flatness`` times its steepest slope, if
+      that is not where the first descent ends: there was no first descent, or the curve stays on a floor of at least
+      0.2 decades before it rises.
     - ``migration_start``: the highest maximum after it (else of all), if a significant rise leads to it and the curve
       ends significantly below it.
     - ``migration_end``: where, after that and at least as far below, no piece falls at more than ``flatness`` times the
       steepest slope of the migration, for at least 0.2 decades up to the end.
+
+    None of them is at a step before which the curve has fewer than four rows.
 
     Args:
         steps: increasing, from 0. More than twenty in a decade are seen as twenty.
@@ -51,7 +70,7 @@ def detect_phases(
         noise_factor: and from this many standard deviations of the residuals,
         min_change: and from this part of the fit's largest absolute value: without it, the small wiggles of a curve
             that has hardly moved yet would be phases. 0 for curves without a natural zero.
-        flatness: see ``migration_end``, from 0 to 1.
+        flatness: see ``ascent_start`` and ``migration_end``, from 0 to 1.
 
     Returns:
         In the order of their steps.
@@ -105,7 +124,7 @@ class PhaseDetector:
     def __init__(self, **settings: float) -> None:
         checked = check_phase_settings({**PHASE_SETTINGS, **settings})
         self._rows: list[tuple[int, float]] = []
-        self._detector = Detector(lambda curves: find_phases(*curves[""], checked) if curves else [])
+        self._detector = Detector(only_supported(lambda curves: find_phases(*curves[""], checked) if curves else []))
 
     @property
     def transitions(self) -> list[Transition]:
@@ -172,6 +191,11 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
     if first is not None:
         fall = v[:first].max() - v[first]
         turn("first_descent_end", first, fall, f"fell by {fall:.3g} to {v[first]:.3g}, then rose, {limit}")
+    ascent = _ascent(found, tolerance, settings["flatness"], first)
+    if ascent is not None:
+        begin, highest = ascent
+        rise = v[highest] - v[begin]
+        turn("ascent_start", begin, rise, f"rises by {rise:.3g}, from {v[begin]:.3g} to {v[highest]:.3g}, {limit}")
     start = first or 0
     top = start + int(np.argmax(v[start:]))
     rise, fall = v[top] - v[start : top + 1].min(), v[top] - v[top:].min()
@@ -210,6 +234,39 @@ def _first_minimum(v: Floats, tolerance: float) -> int | None:
     return None
 
 
+def _ascent(found: Fit, tolerance: float, flatness: float, first: int | None) -> tuple[int, int] | None:
+    """Nodes where the first significant rise begins and ends, if that is an event beside ``first``, its minimum."""
+    v = found.values
+    start, top = next(((i, j) for i, j in movements(v, tolerance) if v[j] > v[i]), (0, 0))
+    if start == top:
+        return None
+    begin = start + first_steep(found.slopes[start:top], flatness)
+    if v[top] - v[begin] < tolerance:
+        return None
+    at_once = first is not None and found.nodes[begin] - found.nodes[first] < _LONG_ENOUGH
+    return None if at_once else (begin, top)
+
+
+def movements(v: Floats, tolerance: float) -> list[tuple[int, int]]:
+    """Alternating rises and falls of at least ``tolerance``, from one extreme to the next."""
+    low = high = direction = 0
+    turning: list[int] = []
+    for i in range(1, len(v)):
+        low, high = (i if v[i] < v[low] else low), (i if v[i] > v[high] else high)
+        if direction >= 0 and v[high] - v[i] >= tolerance:
+            turning, direction, low = [*turning, high], -1, i
+        elif direction <= 0 and v[i] - v[low] >= tolerance:
+            turning, direction, high = [*turning, low], 1, i
+    turning.append(high if direction > 0 else low)
+    return list(pairwise(turning))
+
+
+def first_steep(slopes: Floats, flatness: float) -> int:
+    """The first piece of a movement that is steeper than ``flatness`` times its steepest."""
+    steepest = slopes[np.argmax(np.abs(slopes))]
+    return int(np.argmax(slopes / steepest > flatness))
+
+
 def phase_of(steps: Floats, values: Floats, settings: Mapping[str, float], known: Sequence[Transition]) -> int:
     """0 first descent, 1 ascent, 2 region migration.
 
@@ -218,7 +275,7 @@ def phase_of(steps: Floats, values: Floats, settings: Mapping[str, float], known
     kinds = {transition.kind for transition in known}
     if "migration_start" in kinds:
         return 2
-    if "first_descent_end" in kinds:
+    if kinds & {"first_descent_end", "ascent_start"}:
         return 1
     found = fit(steps, values)
     if found is None:

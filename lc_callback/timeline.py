@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from lc_callback.transitions import Curves, PhaseEvent, Transition, Turn, in_order
+import numpy as np
+
+from lc_callback.conclusions import Followed, curve_sentences, headline, phrase_of
+from lc_callback.transitions import Curves, Find, PhaseEvent, Transition, Turn, in_order
 
 __all__ = [
     "EventsFile",
@@ -23,24 +27,10 @@ __all__ = [
     "panel_order",
     "read_events",
     "read_rows",
+    "run_sentences",
+    "run_summary",
     "summary",
 ]
-
-#: What a transition says happened, as the end of a sentence.
-_PHRASES = {
-    "first_descent_end": "the first descent ended",
-    "migration_start": "region migration began",
-    "migration_end": "region migration ended",
-    "interpolation": "the training points were interpolated",
-    "generalization": "test accuracy reached its plateau",
-    "delayed_generalization": "test accuracy reached its plateau, late",
-    "robustness_onset": "accuracy under attack had made half of its rise",
-    "delayed_robustness": "accuracy under attack had made half of its rise, late",
-    "multi_stage_generalization": "a second surge of test accuracy began",
-    "rank_descent": "the feature rank began to fall",
-    "rank_rise": "the feature rank began to rise",
-    "second_rank_descent": "the feature rank began to fall again",
-}
 
 # Panels of the timeline from above; those of other measures are below.
 _ORDER = ("lc", "robust_acc", "rank")
@@ -89,11 +79,32 @@ class Part:
         rows: in the order of their steps; each has a ``"step"``.
         panels: how to draw them.
         transitions: what was found in them.
+        followed: the keys that its markers are about; each gets a sentence if it has no marker.
+        prefix: of its keys.
+        settings: of its detector.
+        find: what rows show, by keys without the prefix.
     """
 
     rows: Sequence[dict[str, float]]
     panels: Sequence[Panel]
     transitions: Sequence[Transition]
+    followed: Sequence[str] = ()
+    prefix: str = ""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    find: Find | None = None
+
+    def seen(self) -> Followed:
+        """What sentences are made of."""
+        curves, missing = {}, []
+        for key in self.followed:
+            rows = [(row["step"], row[key]) for row in self.rows if math.isfinite(row.get(key, math.nan))]
+            if rows:
+                steps, values = np.array(rows, np.float64).T
+                curves[key.removeprefix(self.prefix)] = steps, values
+            elif any(key in row for row in self.rows):
+                missing.append(key.removeprefix(self.prefix))
+        known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
+        return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "))
 
 
 class Measure(Protocol):
@@ -106,6 +117,11 @@ class Measure(Protocol):
     @staticmethod
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
         """The transitions that all rows so far show."""
+        ...
+
+    @staticmethod
+    def followed(keys: Sequence[str]) -> list[str]:
+        """Of the keys of a row, those that :meth:`find` is about."""
         ...
 
     @classmethod
@@ -126,9 +142,7 @@ def panel_order(group: str, prefix: str) -> tuple[int, str, str]:
 
 def phrase(found: Transition) -> str:
     """What happened, such as ``"region migration began"``; with the budget, if it was under attack."""
-    text = _PHRASES.get(found.kind, found.kind.replace("_", " "))
-    eps = found.curve.partition("_eps")[2]
-    return text.replace("under attack", f"under attack (eps {eps})") if eps else text
+    return phrase_of(found.kind, found.curve)
 
 
 def leads(transitions: Sequence[Transition]) -> list[str]:
@@ -166,6 +180,23 @@ def summary(transitions: Sequence[Transition]) -> str:
         lines.append(f"| {t.kind} | {t.curve} | {t.step:,} | {t.detected_at:,} | {t.reason} |")
     said = [f"- {sentence}" for sentence in leads(transitions)]
     return "\n".join([*lines, *(["", *said] if said else [])])
+
+
+def run_sentences(parts: Sequence[Part]) -> list[str]:
+    """What the run showed: first what it comes to, then each curve without a transition."""
+    seen = [part.seen() for part in parts]
+    if len({one.name for one in seen}) == 1:  # nothing to tell apart
+        seen = [replace(one, name="") for one in seen]
+    first = headline(seen)
+    return [*([first] if first else []), *curve_sentences(seen)]
+
+
+def run_summary(parts: Sequence[Part], remarks: Sequence[str] = ()) -> str:
+    """All that is known of a run, as Markdown: what it comes to, each transition, and the leads."""
+    first, *others = run_sentences(parts) or [""]
+    known = [found for part in parts for found in part.transitions]
+    paragraphs = [first, "\n".join(f"- {sentence}" for sentence in others), summary(known), *remarks]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
 # Files

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lc_callback.piecewise import bins_of
 
-__all__ = ["Curves", "Detector", "Find", "PhaseEvent", "Transition", "Turn", "dated", "in_order"]
+__all__ = [
+    "Curves",
+    "Detector",
+    "Find",
+    "PhaseEvent",
+    "Transition",
+    "Turn",
+    "dated",
+    "in_order",
+    "last_looks",
+    "only_supported",
+    "supported",
+]
 
 Floats = NDArray[np.float64]
 #: Steps and values of each curve by key, without what is not finite.
@@ -20,6 +32,7 @@ Curves = Mapping[str, tuple[Floats, Floats]]
 
 # Within so many decades or steps a transition is the same as before.
 _SAME_DECADES, _SAME_STEPS = 0.15, 2
+_FEWEST_BEFORE = 4  # rows of its curve that a transition needs before it: what fewer show may be chance
 
 
 @dataclass(frozen=True)
@@ -27,8 +40,8 @@ class Transition:
     """A moment at which a curve changes.
 
     Attributes:
-        kind: ``"first_descent_end"``, ``"migration_start"``, ``"migration_end"``; or an event of another curve, such as
-            ``"generalization"`` or ``"rank_descent"``.
+        kind: one of :data:`lc_callback.phases.PHASE_KINDS`; or an event of another curve, such as ``"generalization"``
+            or ``"rank_descent"``.
         step: where it happened.
         detected_at: the step from which on it was known, and known to be there: two rows in succession showed it, and
             all later ones.
@@ -100,6 +113,26 @@ def _close(one: int, other: int) -> bool:
 
 #: What all rows so far show.
 Find = Callable[[Curves], list[Turn]]
+
+
+Moment = TypeVar("Moment", Turn, Transition)
+
+
+def supported(found: Iterable[Moment], curves: Curves) -> list[Moment]:
+    """Those before which their curve has at least four rows; of a curve that is not in ``curves``, all."""
+    rows_before = ((curves[one.curve][0] < one.step).sum() if one.curve in curves else np.inf for one in found)
+    return [one for one, rows in zip(found, rows_before, strict=True) if rows >= _FEWEST_BEFORE]
+
+
+def only_supported(find: Find) -> Find:
+    """``find`` without what rests on too few rows."""
+    return lambda curves: supported(find(curves), curves)
+
+
+def last_looks(steps: Floats) -> tuple[int, ...]:
+    """How many rows the last two looks of a :class:`Detector` see, the very last included."""
+    opens = np.flatnonzero(np.diff(bins_of(steps), prepend=-1)) + 1
+    return tuple(int(n) for n in dict.fromkeys([*opens, len(steps)]))[-2:]
 
 
 def dated(seen: Sequence[tuple[int, list[Turn]]]) -> list[Transition]:

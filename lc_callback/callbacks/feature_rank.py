@@ -253,6 +253,11 @@ class FeatureRankCallback(ProbeCallback):
         return find_rank_turns(layers[-1], *curves[layers[-1]], settings) if layers else []
 
     @staticmethod
+    def followed(keys: Sequence[str]) -> list[str]:
+        """The rank of the last layer."""
+        return _layers(keys)[-1:]
+
+    @staticmethod
     def check_detection(settings: Mapping[str, float]) -> None:
         """As :func:`lc_callback.detect_phases` does."""
         check_phase_settings(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from lc_callback.functional.local_complexity import (
 )
 from lc_callback.functional.radius import count_units, find_radius
 from lc_callback.functional.space import input_spread, spread_behind
-from lc_callback.phases import PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
+from lc_callback.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.probes import Probes
 from lc_callback.timeline import Panel
 from lc_callback.transitions import Curves, Turn
@@ -118,7 +118,7 @@ class LocalComplexityCallback(ProbeCallback):
     """
 
     group = "lc"
-    kinds = ("first_descent_end", "migration_start", "migration_end")
+    kinds = PHASE_KINDS
     detection_settings = PHASE_SETTINGS
     shares_points = True
 
@@ -332,6 +332,12 @@ class LocalComplexityCallback(ProbeCallback):
         return [] if key is None else find_phases(*curves[key], settings, key)
 
     @staticmethod
+    def followed(keys: Sequence[str]) -> list[str]:
+        """Local complexity at the train points, of the first radius."""
+        key = _followed(keys)
+        return [] if key is None else [key]
+
+    @staticmethod
     def check_detection(settings: Mapping[str, float]) -> None:
         """As :func:`lc_callback.detect_phases` does."""
         check_phase_settings(settings)
@@ -407,9 +413,9 @@ class LocalComplexityCallback(ProbeCallback):
         return {name: value for name, value in own.items() if value is not None} | super().settings()
 
 
-def _followed(curves: Curves) -> str | None:
+def _followed(keys: Iterable[str]) -> str | None:
     """The curve whose phases are the run's: at the train points, of the first radius."""
-    return next((key for key in curves if key.startswith("lc/train")), None)
+    return next((key for key in keys if key.startswith("lc/train")), None)
 
 
 def _several(lc: LocalComplexity) -> bool:

@@ -31,7 +31,7 @@ from lc_callback.reporting.figure import draw, write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
 from lc_callback.schedule import Schedule
 from lc_callback.timeline import Panel, Part
-from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn
+from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn, only_supported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ class ProbeCallback(Callback):
         self._probes: dict[str, Probes] = {}
         #: What was found, moved and withdrawn so far.
         self.events: list[PhaseEvent] = []
-        self._detector = Detector(partial(self.find, settings=self.detection), log_key_prefix)
+        self._detector = Detector(only_supported(partial(self.find, settings=self.detection)), log_key_prefix)
         self._detector_state: dict[str, Any] | None = None
         self._marks: dict[str, float] | None = None  # of the last look
         self._untold: list[PhaseEvent] = []
@@ -240,6 +240,14 @@ class ProbeCallback(Callback):
         Args:
             curves: steps and values of each key, without the prefix.
             settings: one value for each of :attr:`detection_settings`.
+        """
+        return []
+
+    @staticmethod
+    def followed(keys: Sequence[str]) -> list[str]:
+        """Of the keys (without prefix) of a row, those that :meth:`find` is about; none by default.
+
+        Each gets a sentence in the summary of the run if no transition of it is known.
         """
         return []
 
@@ -449,8 +457,11 @@ class ProbeCallback(Callback):
     def part(self) -> Part:
         """The rows so far, how to draw them, and what was found in them."""
         keys = [key.removeprefix(self.log_key_prefix) for key in self.history.keys]
-        panels = [panel.prefixed(self.log_key_prefix) for panel in self.panels(keys)]
-        return Part(self.history.rows, panels, self.transitions)
+        prefix = self.log_key_prefix
+        panels = [panel.prefixed(prefix) for panel in self.panels(keys)]
+        followed = [prefix + key for key in self.followed(keys)]
+        find = partial(self.find, settings=self.detection)
+        return Part(self.history.rows, panels, self.transitions, followed, prefix, self.detection, find)
 
     def plot(self) -> tuple[Figure, Any]:
         """Draw the rows so far, with a line at each transition.

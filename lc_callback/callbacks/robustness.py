@@ -14,9 +14,9 @@ from lc_callback.functional.space import input_points, input_spread
 from lc_callback.milestones import (
     ACCURACY_KINDS,
     ACCURACY_SETTINGS,
+    attacked_keys,
     check_accuracy_settings,
     find_accuracy_milestones,
-    unconfirmed_generalization,
 )
 from lc_callback.probes import Probes
 from lc_callback.timeline import Panel
@@ -257,9 +257,10 @@ class PGDRobustnessCallback(ProbeCallback):
         """Interpolation, generalization and robustness."""
         return find_accuracy_milestones(curves, settings)
 
-    def remark(self) -> str:
-        """Why no generalization is told, though test accuracy rose."""
-        return unconfirmed_generalization(self._detector.curves, self.detection)
+    @staticmethod
+    def followed(keys: Sequence[str]) -> list[str]:
+        """Clean accuracies, and accuracy under each attack."""
+        return [*(key for key in keys if key.startswith("clean_acc/")), *attacked_keys(keys)]
 
     @staticmethod
     def check_detection(settings: Mapping[str, float]) -> None:
@@ -270,8 +271,7 @@ class PGDRobustnessCallback(ProbeCallback):
     def panels(cls, keys: Sequence[str]) -> list[Panel]:
         """Clean accuracies, and accuracy under each attack."""
         clean = {key.partition("/")[2]: key for key in keys if key.startswith("clean_acc/")}
-        attacked = [key for key in keys if key.startswith("robust_acc/") and "_eps" in key]
-        robust = {key.partition("/")[2].replace("_eps", ", eps "): key for key in attacked}
+        robust = {key.partition("/")[2].replace("_eps", ", eps "): key for key in attacked_keys(keys)}
         colours = [_COLOURS[name] for name in clean] + _ROBUST_COLOURS
         return [Panel("accuracy", clean | robust, colours, limits=(0, 1))] if clean else []
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lc_callback.reporting.figure import image
 from lc_callback.reporting.loggers import log_image, log_layout, log_text
-from lc_callback.timeline import EventsFile, describe, panel_order, summary
+from lc_callback.timeline import EventsFile, Part, describe, panel_order, run_sentences, run_summary
 from lc_callback.transitions import PhaseEvent
 
 if TYPE_CHECKING:
@@ -77,19 +77,27 @@ class RunReport:
             self._is_stale = False
             self._guarded("drawing the timeline", lambda: self._draw(trainer, step))
         if last and any(callback.kinds for callback in self._callbacks):
-            known = [found for callback in self._callbacks for found in callback.transitions]
-            found_to_say = (self._guarded("its last remark", callback.remark) for callback in self._callbacks)
-            remarks = [remark for remark in found_to_say if remark]
-            text = "\n\n".join([summary(known), *remarks])
-            log_text(trainer, "timeline/summary", text, step, self._callbacks[-1].warn_of)
-            for found in known:
-                rank_zero_info(f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}")
-            for remark in remarks:
-                rank_zero_info(remark)
+            self._guarded("its summary", lambda: self._conclude(trainer, step))
+
+    def _conclude(self, trainer: Any, step: int) -> None:
+        """Say what the run showed: in the text tab, and on the console."""
+        parts = self._parts()
+        found_to_say = (self._guarded("its last remark", callback.remark) for callback in self._callbacks)
+        remarks = [remark for remark in found_to_say if remark]
+        text = run_summary(parts, remarks)
+        log_text(trainer, "timeline/summary", text, step, self._callbacks[-1].warn_of)
+        first, *others = run_sentences(parts) or [""]
+        known = [found for part in parts for found in part.transitions]
+        marks = [f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}" for found in known]
+        for line in filter(None, [first, *marks, *others, *remarks]):
+            rank_zero_info(line)
+
+    def _parts(self) -> list[Part]:
+        ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))
+        return [callback.part() for callback in ordered]
 
     def _draw(self, trainer: Any, step: int) -> None:
-        ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))
-        parts = [callback.part() for callback in ordered]
+        parts = self._parts()
         if not any(part.panels for part in parts) or trainer.fast_dev_run:
             return
         start = time.perf_counter()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from lc_callback.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
-from lc_callback.transitions import Detector, Transition
+from lc_callback.transitions import Curves, Detector, Transition, only_supported, supported
 
 __all__ = ["read_run"]
 
@@ -50,8 +53,12 @@ def read_run(
         if found_then is None:
             transitions = _detected(measure, prefix, rows, settings)
         else:
-            transitions = [t for t in found_then if t.kind in measure.kinds and t.curve in _keys(rows)]
-        parts.append((panel_order(measure.group, prefix), Part(rows, panels, transitions)))
+            own_kinds = [t for t in found_then if t.kind in measure.kinds and t.curve in _keys(rows)]
+            transitions = supported(own_kinds, _curves(rows))
+        followed = [prefix + key for key in measure.followed([key.removeprefix(prefix) for key in _keys(rows)])]
+        find = partial(measure.find, settings=settings)
+        part = Part(rows, panels, transitions, followed, prefix, settings, find)
+        parts.append((panel_order(measure.group, prefix), part))
     unknown = sorted({*(detection or {})} - used)
     if unknown:
         raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {sorted(possible)}.")
@@ -61,7 +68,7 @@ def read_run(
 def _detected(
     measure: type[Measure], prefix: str, rows: list[dict[str, float]], settings: dict[str, float]
 ) -> list[Transition]:
-    detector = Detector(partial(measure.find, settings=settings), prefix)
+    detector = Detector(only_supported(partial(measure.find, settings=settings)), prefix)
     for row in rows:
         detector.update(int(row["step"]), {key.removeprefix(prefix): v for key, v in row.items() if key != "step"})
     detector.finish()
@@ -75,6 +82,15 @@ def _measure_of(rows: list[dict[str, float]], measures: Sequence[type[Measure]])
             if key.endswith(f"{measure.group}/seconds"):
                 return measure, key.removesuffix(f"{measure.group}/seconds")
     return None, ""
+
+
+def _curves(rows: list[dict[str, float]]) -> Curves:
+    curves = {}
+    for key in _keys(rows):
+        seen = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+        steps, values = np.array(seen, np.float64).reshape(-1, 2).T
+        curves[key] = steps, values
+    return curves
 
 
 def _keys(rows: list[dict[str, float]]) -> list[str]:
