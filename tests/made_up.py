@@ -31,6 +31,11 @@ def three_phases(later: int = 0) -> Curve:
     return curve((0, 100), (4 + later, 20), (15 + later, 80), (40 + later, 8), (1000, 7))
 
 
+THREE_PHASES = ["first_descent_end", "migration_start", "migration_end"]  # it rises straight from its minimum
+
+# Stays on a floor before it rises.
+WITH_FLOOR = curve((0, 100), (4, 20), (12, 20), (30, 80), (60, 8), (1000, 7))
+
 # Seems to migrate, rises again, then migrates.
 HESITATES = curve((0, 100), (4, 20), (10, 60), (18, 30), (35, 90), (70, 10), (1000, 8))
 
@@ -64,7 +69,7 @@ class MadeUpRobustness(MadeUp, PGDRobustnessCallback):
 class MadeUpRank(MadeUp, FeatureRankCallback):
     curves = {
         "rank/net.1": curve((0, 16), (1000, 15)),
-        "rank/net.3": curve((0, 16), (3, 16), (10, 4), (14, 4), (30, 12), (80, 3), (1000, 3)),
+        "rank/net.3": curve((0, 16), (5, 16), (10, 4), (14, 4), (30, 12), (80, 3), (1000, 3)),
     }
 
 

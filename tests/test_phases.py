@@ -14,7 +14,7 @@ import pytest
 
 from lc_callback.phases import PHASE_SETTINGS, PhaseDetector, Transition, detect_phases, find_phases, phase_of
 from lc_callback.piecewise import bins_of
-from lc_callback.transitions import PhaseEvent, dated
+from lc_callback.transitions import PhaseEvent, Turn, dated, supported
 
 SHAPES = ("three", "no_end", "no_descent", "no_migration", "two_ascents", "falling", "rising", "flat")
 SILENT = ("falling", "rising", "flat")
@@ -88,10 +88,14 @@ def suite(half: str, n: int = 504) -> Iterator[Curve]:
 
 
 def last_two_looks(curve: Curve) -> dict[str, float]:
-    """What `detect_phases` gives, without looking at all earlier rows for the date."""
+    """What `detect_phases` gives, without looking at all earlier rows for the date. The ascent is tested below."""
     opens_a_bin = np.flatnonzero(np.diff(bins_of(curve.steps), prepend=-1))
     looks = [*opens_a_bin, len(curve.steps) - 1][-2:] if opens_a_bin[-1] < len(curve.steps) - 1 else opens_a_bin[-2:]
-    seen = [(i, find_phases(curve.steps[: i + 1], curve.values[: i + 1], PHASE_SETTINGS)) for i in looks]
+    seen = []
+    for i in looks:
+        rows = curve.steps[: i + 1], curve.values[: i + 1]
+        turns = supported(find_phases(*rows, PHASE_SETTINGS), {"": rows})
+        seen.append((i, [turn for turn in turns if turn.kind != "ascent_start"]))
     known = {found.kind for found in dated(seen)}
     return {turn.kind: turn.x for turn in seen[-1][1] if turn.kind in known}
 
@@ -126,7 +130,7 @@ def test_the_suite_has_every_shape_and_noise() -> None:
 def test_a_transition_is_dated_by_the_row_that_showed_it(shape: str) -> None:
     curve = make(np.random.default_rng(3), shape)
     found = detect_phases(curve.steps, curve.values)
-    assert {turn.kind for turn in found} == {*curve.truth}
+    assert {turn.kind for turn in found} - {"ascent_start"} == {*curve.truth}
     for turn in found:
         assert turn.step < turn.detected_at
         n = int(np.flatnonzero(curve.steps == turn.detected_at)[0]) + 1
@@ -242,7 +246,7 @@ def test_row_by_row_gives_what_all_at_once_gives(shape: str, seed: int) -> None:
             finished.finish()
             assert finished.transitions == detect_phases(curve.steps[:n], curve.values[:n])
     events += detector.finish()
-    assert {turn.kind: turn.step for turn in detector.transitions} == {
+    assert {turn.kind: turn.step for turn in detector.transitions if turn.kind != "ascent_start"} == {
         kind: round(10**x - 1) for kind, x in last_two_looks(curve).items()
     }
     # The events tell all that is known.
@@ -304,3 +308,57 @@ def test_a_lone_spike_takes_no_transition_away() -> None:
     assert [kind for kind, _ in expected] == ["first_descent_end", "migration_start"]
     values[30] = 200.0
     assert [(found.kind, found.step) for found in detect_phases(steps, values)] == expected
+
+
+# The ascent, and what rests on too few rows
+
+LOG_STEPS = [0, *dict.fromkeys(round(10 ** (k / 10)) for k in range(46))]
+ASCENTS = {
+    "after a floor": ([(0, 10), (1, 3), (2, 3), (3.5, 16)], {"first_descent_end": 1.0, "ascent_start": 2.0}),
+    "no first descent": ([(0, 0.7), (2, 0.7), (4, 5.6)], {"ascent_start": 2.0}),
+    "no first descent, and a migration": (
+        [(0, 5), (1.5, 5), (3, 12), (4, 2)],
+        {"ascent_start": 1.5, "migration_start": 3.0},
+    ),
+    "slow, then steep": ([(0, 5), (2, 5.2), (3.5, 16)], {"ascent_start": 2.0}),
+    "straight from the minimum": ([(0, 10), (1.5, 3), (3, 16)], {"first_descent_end": 1.5}),
+    "from the start": ([(0, 3), (3, 16)], {}),
+    "within the first four rows": ([(0, 3), (0.4, 3), (2, 16)], {}),
+    "falling": ([(0, 16), (3, 3)], {}),
+    "flat": ([(0, 5), (3, 5)], {}),
+    "a rise that is too small": ([(0, 5), (2, 5), (4, 5.1)], {}),
+}
+
+
+@pytest.mark.parametrize("name", ASCENTS)
+def test_where_the_ascent_begins(name: str) -> None:
+    nodes, truth = ASCENTS[name]
+    values = np.interp(np.log10(np.array(LOG_STEPS) + 1), *zip(*nodes, strict=True))
+    values *= 1 + 0.005 * np.random.default_rng(0).normal(size=len(values))
+    found = {turn.kind: math.log10(turn.step + 1) for turn in detect_phases(LOG_STEPS, values)}
+    assert {kind: x for kind, x in found.items() if kind != "migration_end"} == pytest.approx(truth, abs=0.12)
+
+
+def test_few_flat_or_falling_curves_have_an_ascent() -> None:
+    curves = [make(np.random.default_rng(seed), shape) for shape in ("flat", "falling") for seed in range(40)]
+    spoke = [curve for curve in curves if any(t.kind == "ascent_start" for t in found_turns(curve))]
+    assert len(spoke) <= 2
+
+
+def found_turns(curve: Curve) -> list[Turn]:
+    return find_phases(curve.steps, curve.values, PHASE_SETTINGS)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_no_transition_rests_on_fewer_than_four_rows(step: int) -> None:
+    steps = np.arange(60.0)
+    values = np.interp(np.log10(steps + 1), np.log10([1, step + 1, 61]), [10, 1, 20])
+    shown = {turn.kind: turn.step for turn in find_phases(steps, values, PHASE_SETTINGS)}
+    assert shown == {"first_descent_end": step}
+    assert [turn.step for turn in detect_phases([*map(int, steps)], [*values])] == ([step] if step >= 4 else [])
+
+
+def test_the_phase_is_the_ascent_where_only_its_beginning_is_known() -> None:
+    steps = np.array(LOG_STEPS, float)
+    ascent = Transition("ascent_start", 100, 200, 1.0, 1.0, "")
+    assert phase_of(steps, np.full(len(steps), 5.0), PHASE_SETTINGS, [ascent]) == 1

@@ -20,6 +20,7 @@ from made_up import (
     HESITATES,
     MADE_UP,
     STEPS,
+    WITH_FLOOR,
     all_three,
     events_file,
     fit,
@@ -152,7 +153,8 @@ STOPS += [("robustness", "interpolation"), ("robustness", "robustness_onset"), (
 
 @pytest.mark.parametrize(("kind", "after"), STOPS)
 def test_the_training_stops_where_the_transition_is_found(kind: str, after: str, tmp_path: Path) -> None:
-    callback = made_up(kind, stop_after=after, every_n_train_steps=1)
+    curves = {"lc/train": WITH_FLOOR} if after == "ascent_start" else {}
+    callback = made_up(kind, stop_after=after, every_n_train_steps=1, curves=curves)
     others = [made_up(other) for other in MADE_UP if other != kind]
     trainer = fit(tmp_path, others[0], callback, others[1])
     at = next(event.at for event in found(callback) if event.transition.kind == after)
