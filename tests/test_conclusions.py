@@ -65,7 +65,7 @@ HEADLINES = {
         GROKS | {LC: PHASES, ROBUST: at((3.3, 0.0), (4, 0.6)), RANK: at((0, 64), (3, 64), (4, 20)).round()},
         [
             "It grokked: the training points were interpolated at step 32, test accuracy reached its plateau of 0.95 "
-            "at step 3,162, 96 times later in steps; it became more robust: accuracy under attack rose to 0.6 (eps 0.1,",
+            "at step 3,162, 96 times later in steps; it became more robust: accuracy under attack rose to 0.6 (eps 0.1",
             "Local complexity at the train points fell from 10 at step 0 to 3",
             "region migration began at step 316; the rank of `net.3` fell from 64 at step 1,000 to 20",
         ],
