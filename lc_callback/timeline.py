@@ -191,9 +191,15 @@ def run_sentences(parts: Sequence[Part]) -> list[str]:
     return [*([first] if first else []), *curve_sentences(seen)]
 
 
-def run_summary(parts: Sequence[Part], remarks: Sequence[str] = ()) -> str:
-    """All that is known of a run, as Markdown: what it comes to, each transition, and the leads."""
-    first, *others = run_sentences(parts) or [""]
+def run_summary(parts: Sequence[Part], remarks: Sequence[str] = (), sentences: Sequence[str] | None = None) -> str:
+    """All that is known of a run, as Markdown: what it comes to, each transition, and the leads.
+
+    Args:
+        parts: what each measure saw.
+        remarks: what else is to be said, at the end.
+        sentences: those of :func:`run_sentences`, if they are there already.
+    """
+    first, *others = (run_sentences(parts) if sentences is None else sentences) or [""]
     known = [found for part in parts for found in part.transitions]
     paragraphs = [first, "\n".join(f"- {sentence}" for sentence in others), summary(known), *remarks]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)

@@ -84,9 +84,10 @@ class RunReport:
         parts = self._parts()
         found_to_say = (self._guarded("its last remark", callback.remark) for callback in self._callbacks)
         remarks = [remark for remark in found_to_say if remark]
-        text = run_summary(parts, remarks)
+        sentences = run_sentences(parts)
+        text = run_summary(parts, remarks, sentences)
         log_text(trainer, "timeline/summary", text, step, self._callbacks[-1].warn_of)
-        first, *others = run_sentences(parts) or [""]
+        first, *others = sentences or [""]
         known = [found for part in parts for found in part.transitions]
         marks = [f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}" for found in known]
         for line in filter(None, [first, *marks, *others, *remarks]):
