@@ -34,7 +34,7 @@ def three_phases(later: int = 0) -> Curve:
 THREE_PHASES = ["first_descent_end", "migration_start", "migration_end"]  # it rises straight from its minimum
 
 # Stays on a floor before it rises.
-WITH_FLOOR = curve((0, 100), (4, 20), (12, 20), (30, 80), (60, 8), (1000, 7))
+WITH_FLOOR = curve((0, 100), (4, 20), (12, 22), (30, 80), (60, 8), (1000, 7))
 
 # Seems to migrate, rises again, then migrates.
 HESITATES = curve((0, 100), (4, 20), (10, 60), (18, 30), (35, 90), (70, 10), (1000, 8))

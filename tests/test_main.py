@@ -229,7 +229,7 @@ def test_the_run_left_what_the_tests_need(finished: Path) -> None:
     assert {event.what for event in events} >= {"found", "updated"}
     kinds = {(event.transition.kind, event.transition.curve) for event in events}
     assert {("migration_start", "lc/train"), ("migration_start", "wide_lc/train")} <= kinds
-    assert {("generalization", "clean_acc/test"), ("rank_descent", "rank/net.3")} <= kinds
+    assert ("generalization", "clean_acc/test") in kinds
 
 
 def test_a_report_is_the_timeline_of_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,10 +273,10 @@ def test_detection_anew_with_the_same_settings_finds_the_same(run_dir: Path, nam
 def test_detection_anew_with_other_settings(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(run_dir)])
     before = capsys.readouterr().out
-    main(["report", str(run_dir), "--detection", "interpolation=0.6", "noise_factor=1e9"])
+    main(["report", str(run_dir), "--detection", "interpolation=0.95", "noise_factor=1e9"])
     after = capsys.readouterr().out
     assert "at least 0.99" in before
-    assert "at least 0.6" in after
+    assert "at least 0.95" in after
     assert "| migration_start |" in before
     assert "| migration_start |" not in after  # settings of all that have them
     assert "| rank_descent |" not in after

@@ -53,8 +53,11 @@ def read_run(
         if found_then is None:
             transitions = _detected(measure, prefix, rows, settings)
         else:
-            own_kinds = [t for t in found_then if t.kind in measure.kinds and t.curve in _keys(rows)]
-            transitions = supported(own_kinds, _curves(rows))
+            curves = _curves(rows)
+            own_kinds = [t for t in found_then if t.kind in measure.kinds and t.curve in curves]
+            # Version 0.1 wrote transitions that rest on fewer rows. Rows that end before one say nothing about it.
+            kept = supported(own_kinds, curves)
+            transitions = [t for t in own_kinds if t in kept or (curves[t.curve][0] < t.step).all()]
         followed = [prefix + key for key in measure.followed([key.removeprefix(prefix) for key in _keys(rows)])]
         find = partial(measure.find, settings=settings)
         part = Part(rows, panels, transitions, followed, prefix, settings, find)
