@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lc_callback.callbacks import MEASURES
 from lc_callback.callbacks.offline import measure_checkpoints
-from lc_callback.reporting.figure import save
+from lc_callback.reporting.figure import WIDTH, save
 from lc_callback.reporting.run_dir import read_run
 from lc_callback.timeline import run_summary
 
@@ -42,7 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--output", type=Path, help="picture to write (.png, .pdf, .svg); default: report.png in RUN_DIR"
     )
-    report.add_argument("--title", default="", help="of the picture")
+    report.add_argument("--title", default="", help="of the picture; default: the model")
+    report.add_argument(
+        "--width", type=float, default=WIDTH, help="of the picture in inches, such as 3.3 for a column (default: 10)"
+    )
     report.add_argument(
         "--detection",
         nargs="+",
@@ -75,7 +78,7 @@ def _report(args: argparse.Namespace) -> None:
     detection = None if args.detection is None else _pairs(args.detection, "--detection")
     parts = read_run(args.run_dir, MEASURES, detection)
     path = args.output or args.run_dir / "report.png"
-    save(parts, path, args.title)
+    save(parts, path, args.title, args.width)
     print(f"{run_summary(parts)}\n\nfigure: {path}")
 
 

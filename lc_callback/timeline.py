@@ -29,6 +29,7 @@ __all__ = [
     "read_rows",
     "run_sentences",
     "run_summary",
+    "spaced",
     "summary",
 ]
 
@@ -53,13 +54,33 @@ class Panel:
         colours: of the curves, in their order.
         bands: key of the half width of a band round a curve, by the curve's key.
         limits: of the vertical axis.
+        faint: key of a thin, pale curve in the same colour, by the curve's key.
+        faint_name: what the pale curves are, for the legend.
+        strong: key of the curve that is drawn thicker than the others.
+        caption: what stands under the panel: what the curves and bands are.
     """
 
     label: str
     lines: dict[str, str]
-    colours: Sequence[str] = ("tab:green", "tab:orange", "tab:blue", "tab:red", "tab:purple", "tab:brown")
+    colours: Sequence[str] = ("#009E73", "#E69F00", "#0072B2", "#CC79A7", "#D55E00", "#56B4E9")  # of Okabe and Ito
     bands: dict[str, str] = field(default_factory=dict)
     limits: tuple[float | None, float | None] = (None, None)
+    faint: dict[str, str] = field(default_factory=dict)
+    faint_name: str = ""
+    strong: str = ""
+    caption: str = ""
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all curves, the faint ones too."""
+        return [*self.lines.values(), *self.faint.values()]
+
+    def colour_of(self, key: str) -> str | None:
+        """The colour of a curve; ``None`` if it is not in the panel."""
+        for i, line in enumerate(self.lines.values()):
+            if key in (line, self.faint.get(line)):
+                return self.colours[i % len(self.colours)]
+        return None
 
     def prefixed(self, prefix: str) -> Panel:
         """The same for keys with a prefix."""
@@ -68,7 +89,28 @@ class Panel:
             label=f"{self.label} ({prefix.strip('/_-. ')})" if prefix else self.label,
             lines={name: prefix + key for name, key in self.lines.items()},
             bands={prefix + key: prefix + band for key, band in self.bands.items()},
+            faint={prefix + key: prefix + pale for key, pale in self.faint.items()},
+            strong=prefix + self.strong if self.strong else "",
         )
+
+
+def spaced(scale: Sequence[str], n: int) -> list[str]:
+    """``n`` colours of a scale of hexadecimal ones, from its first to its last; the last if it is one.
+
+    Example::
+
+        >>> from lc_callback.timeline import spaced
+        >>> spaced(["#000000", "#ff0000"], 3)
+        ['#000000', '#800000', '#ff0000']
+    """
+    stops = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in scale]
+    colours = []
+    for k in range(n):
+        at = (len(stops) - 1) * (k / (n - 1) if n > 1 else 1)
+        i = min(int(at), len(stops) - 2)
+        mixed = [round(a + (at - i) * (b - a)) for a, b in zip(stops[i], stops[i + 1], strict=True)]
+        colours.append("#" + "".join(f"{value:02x}" for value in mixed))
+    return colours
 
 
 @dataclass(frozen=True)
@@ -83,6 +125,8 @@ class Part:
         prefix: of its keys.
         settings: of its detector.
         find: what rows show, by keys without the prefix.
+        model: what was measured, such as ``"LitCNN"``.
+        made_by: the layer that made a row which stands alone, by curve and step, as far as it is known.
     """
 
     rows: Sequence[dict[str, float]]
@@ -105,6 +149,9 @@ class Part:
                 missing.append(key.removeprefix(self.prefix))
         known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
         return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "))
+
+    model: str = ""
+    made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
 class Measure(Protocol):

@@ -21,12 +21,14 @@ from lc_callback.functional.weight_norm import weight_norms
 from lc_callback.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
 from lc_callback.phases import check_phase_settings
 from lc_callback.probes import Probes
-from lc_callback.timeline import Panel
+from lc_callback.timeline import Panel, spaced
 from lc_callback.transitions import Curves, Turn
 
 __all__ = ["FeatureRankCallback"]
 
 _COLOURS = ("#a0da39", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e", "#440154")  # first to last layer
+
+_MOST_SHOWN = 5  # layers in one panel
 
 
 class FeatureRankCallback(ProbeCallback):
@@ -264,14 +266,31 @@ class FeatureRankCallback(ProbeCallback):
 
     @classmethod
     def panels(cls, keys: Sequence[str]) -> list[Panel]:
-        """Ranks of the layers; of many, some with the last."""
-        layers = _layers(keys)
-        n = min(len(layers), len(_COLOURS))
-        shown = [layers[len(layers) - 1 - i * (len(layers) - 1) // max(1, n - 1)] for i in reversed(range(n))]
-        last = len(_COLOURS) - 1
-        colours = [_COLOURS[last - i * last // max(1, n - 1)] for i in reversed(range(n))]
-        lines = {key.removeprefix("rank/"): key for key in shown}
-        return [Panel("feature rank", lines, colours, limits=(0, None))] if lines else []
+        """Effective and, faint, numerical rank of the layers; of many, the last, the first and some between."""
+        layers = [key.removeprefix("rank/") for key in _layers(keys)]
+        n = min(len(layers), _MOST_SHOWN)
+        shown = [layers[i * (len(layers) - 1) // max(1, n - 1)] for i in range(n - 1)] + layers[-1:]
+        both = {layer: f"effective_rank/{layer}" for layer in shown if f"effective_rank/{layer}" in keys}
+        lines = {layer: both.get(layer, f"rank/{layer}") for layer in shown}
+        faint = {key: f"rank/{layer}" for layer, key in both.items()}
+        panel = Panel(
+            "feature rank",
+            lines,
+            spaced(_COLOURS, n),
+            limits=(0, None),
+            faint=faint,
+            faint_name="numerical rank",
+            strong=[*lines.values()][-1] if lines else "",
+            caption=_caption(len(layers), n, "the points"),
+        )
+        return [panel] if lines else []
+
+    def caption(self, panel: Panel) -> str:
+        """The ranks, the layers and the points."""
+        n_points = self._n_points.get(self.split)
+        points = "the points" if n_points is None else f"{n_points:,} {self.split} points"
+        layers = _layers([key.removeprefix(self.log_key_prefix) for key in self.history.keys])
+        return _caption(len(layers), len(panel.lines), points)
 
     def histogram(self, key: str, array: Tensor) -> Tensor | None:
         """Log10 of the spectrum in units of its largest value, if histograms are asked for."""
@@ -326,6 +345,12 @@ class FeatureRankCallback(ProbeCallback):
         """Arguments for ``repr`` and the log."""
         own = {"layers": self.layers, "matrix": self.matrix, "center": self.center, "split": self.split}
         return {name: value for name, value in own.items() if value is not None} | super().settings()
+
+
+def _caption(n_layers: int, n_shown: int, points: str) -> str:
+    left_out = f" {n_shown} of {n_layers} hidden layers are drawn; all are in the rows." if n_shown < n_layers else ""
+    last = " The last hidden layer is the thickest line." if n_shown > 1 else ""
+    return f"Effective rank of the features of {points}; thin and pale: numerical rank.{last}{left_out}"
 
 
 def _layers(keys: Sequence[str]) -> list[str]:

@@ -29,7 +29,13 @@ __all__ = ["LocalComplexityCallback"]
 
 # With n_probes="auto": at least so many points, at most so many, and as many as keep units x points below a number.
 _FEWEST_PROBES, _MOST_PROBES, _MOST_UNITS = 64, 512, 4_000_000
-_COLOURS = ("tab:green", "tab:orange", "tab:blue")  # the paper's for train, test and random points
+# The papers' green, orange and blue for train, test and random points, in shades that the colour-blind tell apart.
+_COLOURS = ("#009E73", "#E69F00", "#0072B2")
+_SPLITS = ("train", "test", "random")
+_DENSITY_CAPTION = (
+    "Units that switch per unit of radius as the radius goes to 0, mean over the same points: local complexity without "
+    "a choice of radius."
+)
 
 
 class LocalComplexityCallback(ProbeCallback):
@@ -186,6 +192,8 @@ class LocalComplexityCallback(ProbeCallback):
         self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
         self._directions, self._sources = n_directions, ""
         self._latest: dict[str, LocalComplexity] = {}
+        self._layer_names: list[str] = []
+        self._shares: dict[int, dict[str, list[float]]] = {}  # of each layer, by step and curve
 
     @classmethod
     def paper(cls, **arguments: Any) -> LocalComplexityCallback:
@@ -349,16 +357,48 @@ class LocalComplexityCallback(ProbeCallback):
 
     @classmethod
     def panels(cls, keys: Sequence[str]) -> list[Panel]:
-        """One for each radius."""
-        suffixes = [key.removeprefix("lc/train") for key in keys if key.startswith("lc/train")]
+        """One for each radius, and below them the density."""
         panels = []
-        for suffix in suffixes:
-            splits = [split for split in ("train", "test", "random") if f"lc/{split}{suffix}" in keys]
-            lines = {split: f"lc/{split}{suffix}" for split in splits}
-            bands = {f"lc/{split}{suffix}": f"lc_ci99/{split}{suffix}" for split in splits}
-            label = "local complexity" + suffix.replace("_r", ", r = ")
-            panels.append(Panel(label, lines, _COLOURS, bands, (0, None)))
+        for start, title in (("lc/", "local complexity"), ("lc_density/", "density of local complexity")):
+            for suffix in [key.removeprefix(f"{start}train") for key in keys if key.startswith(f"{start}train")]:
+                splits = [split for split in _SPLITS if f"{start}{split}{suffix}" in keys]
+                lines = {split: f"{start}{split}{suffix}" for split in splits}
+                bands = {f"lc/{split}{suffix}": f"lc_ci99/{split}{suffix}" for split in splits if start == "lc/"}
+                label = title + suffix.replace("_r", ", r = ")
+                radius = f"radius {suffix[2:]}" if suffix else "the radius"
+                caption = _DENSITY_CAPTION if start == "lc_density/" else _caption(radius, "the points")
+                panels.append(Panel(label, lines, _COLOURS, bands, (0, None), caption=caption))
         return panels
+
+    def caption(self, panel: Panel) -> str:
+        """The radius, the points, and what the band is."""
+        first = next(iter(panel.lines.values()))
+        if not first.startswith("lc/"):
+            return panel.caption
+        used = [row[key] for row in self.history.rows if (key := f"{self.log_key_prefix}lc_radius") in row]
+        given = self._auto_radius if self.radius == "auto" else self.radius
+        if "_r" in first:
+            radius = f"radius {first.rpartition('_r')[2]}"
+        elif used:
+            radius = f"radius {used[-1]:.4g}" + (f" (at first {used[0]:.4g})" if used[0] != used[-1] else "")
+        else:
+            radius = "the radius" if given is None else f"radius {given:.3g}"
+        at = next((latest.at for latest in self._latest.values()), self.at)
+        return _caption(f"{radius}{'' if at is None else f' at the output of {at},'}", self.points_text())
+
+    def recorded(self, step: int) -> None:
+        """Keep the share of each layer in every curve."""
+        shares = self._shares[step] = {}
+        for split, lc in self._latest.items():
+            for radius, means in zip(_radii(lc), lc.layer_means if _several(lc) else [lc.layer_means], strict=True):
+                suffix = f"_r{radius:g}" if _several(lc) else ""
+                shares[f"lc/{split}{suffix}"] = [float(share) for share in means]
+        self._layer_names = [*next(iter(self._latest.values())).layer_names]
+
+    def layer_shares(self, key: str, row: Mapping[str, float]) -> Mapping[str, float]:
+        """The share of each layer."""
+        shares = self._shares.get(int(row["step"]), {}).get(key, [])
+        return dict(zip(self._layer_names, shares, strict=True)) if len(shares) == len(self._layer_names) else {}
 
     def describe(self) -> str:
         """The layers that are counted, their sizes, and what each contributes at the last row."""
@@ -398,11 +438,14 @@ class LocalComplexityCallback(ProbeCallback):
         return ["", f"{text}. From here on it follows the spread of the train points behind `{latest.at}`."]
 
     def extra_state(self) -> dict[str, Any]:
-        """The radius that ``"auto"`` stood for: the weights move, so it cannot be found again."""
-        return {"auto_radius": self._auto_radius, "reason": self._reason, "spread": self._space.first}
+        """The radius that ``"auto"`` stood for, since the weights move; and the shares of the layers at each row."""
+        settled = {"auto_radius": self._auto_radius, "reason": self._reason, "spread": self._space.first}
+        return {**settled, "layers": [*self._layer_names], "shares": {s: {**of} for s, of in self._shares.items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back the radius."""
+        """Take back the radius and the shares."""
+        self._layer_names = [str(name) for name in state.get("layers", [])]
+        self._shares = {int(step): dict(of) for step, of in state.get("shares", {}).items()}
         self._auto_radius, self._reason = state.get("auto_radius"), state.get("reason", "that of the checkpoint")
         self._space.begin(state.get("spread"))
 
@@ -411,6 +454,13 @@ class LocalComplexityCallback(ProbeCallback):
         own = {"radius": self.radius, "n_directions": self.n_directions, "layers": self.layers, "at": self.at}
         own["method"] = None if self.method == "auto" else self.method
         return {name: value for name, value in own.items() if value is not None} | super().settings()
+
+
+def _caption(radius: str, points: str) -> str:
+    return (
+        f"Units that switch within {radius} of a point, mean over {points}. "
+        "Band: 99\u00a0% interval of that mean over the points, not over seeds."
+    )
 
 
 def _followed(keys: Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -26,8 +26,9 @@ from lc_callback.functional.knots import find_module
 from lc_callback.functional.points import call_model
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
+from lc_callback.outliers import layers_of_lone_rows, shares_in_columns
 from lc_callback.probes import Probes, Signature, draw_probes, random_probes
-from lc_callback.reporting.figure import draw, write_png
+from lc_callback.reporting.figure import WIDTH, draw, write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
 from lc_callback.schedule import Schedule
 from lc_callback.timeline import Panel, Part
@@ -180,6 +181,8 @@ class ProbeCallback(Callback):
         self._has_measured = False
         self._run: RunReport | None = None  # in the last measuring callback of the Trainer
         self._fingerprints: dict[str, str] = {}
+        self._model = ""  # what was measured, for the title of the timeline
+        self._n_points: dict[str, int] = {}
         self._restored = False
         self._active = False
         self._processes = Processes()
@@ -258,8 +261,23 @@ class ProbeCallback(Callback):
     @classmethod
     def panels(cls, keys: Sequence[str]) -> list[Panel]:
         """How the timeline shows the keys (without prefix) of a row: by default all that are of :attr:`group`."""
-        lines = {key: key for key in keys if key.startswith(f"{cls.group}/") and not key.endswith("/seconds")}
+        own = [key for key in keys if key.startswith(f"{cls.group}/") and not key.endswith("/seconds")]
+        lines = {key.removeprefix(f"{cls.group}/"): key for key in own}
         return [Panel(cls.group, lines)] if lines else []
+
+    def caption(self, panel: Panel) -> str:
+        """What stands under a panel of :meth:`panels` (without prefix); by default what the panel brings along."""
+        return panel.caption
+
+    def recorded(self, step: int) -> None:
+        """Called when the row of ``step``, just measured, is in the history."""
+
+    def layer_shares(self, key: str, row: Mapping[str, float]) -> Mapping[str, float]:
+        """The share of each layer in the value of a curve (without prefix) at a row, for the name of a lone row.
+
+        By default the numbers ``lc_layer/train/<layer>`` of the row, for the curve ``lc/train``; empty if it has none.
+        """
+        return shares_in_columns(key, self._unprefixed(row))
 
     def marks(self, curves: Curves) -> dict[str, float]:
         """What to log with a row that depends on all rows so far, by key; by default nothing.
@@ -305,6 +323,8 @@ class ProbeCallback(Callback):
         if trainer.fast_dev_run:
             self._probes = {split: probes.head(_FEW) for split, probes in self._probes.items()}
         self._check_fingerprints()
+        self._model = _model_name(pl_module, self.submodule, network.module)
+        self._n_points = {split: len(probes) for split, probes in self._probes.items()}
         self._try_out(network, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / (self._prefixed(self.group).replace("/", "_"))
         if trainer.is_global_zero and not trainer.fast_dev_run:
@@ -456,12 +476,15 @@ class ProbeCallback(Callback):
 
     def part(self) -> Part:
         """The rows so far, how to draw them, and what was found in them."""
-        keys = [key.removeprefix(self.log_key_prefix) for key in self.history.keys]
-        prefix = self.log_key_prefix
-        panels = [panel.prefixed(prefix) for panel in self.panels(keys)]
+        rows, prefix = self.history.rows, self.log_key_prefix
+        keys = [key.removeprefix(prefix) for key in self.history.keys]
+        panels = [replace(panel, caption=self.caption(panel)).prefixed(prefix) for panel in self.panels(keys)]
+        curves = [key for panel in panels for key in panel.keys]
+        made_by = layers_of_lone_rows(rows, curves, lambda key, row: self.layer_shares(key.removeprefix(prefix), row))
         followed = [prefix + key for key in self.followed(keys)]
         find = partial(self.find, settings=self.detection)
-        return Part(self.history.rows, panels, self.transitions, followed, prefix, self.detection, find)
+        settled = (followed, prefix, self.detection, find)
+        return Part(rows, panels, self.transitions, *settled, model=self._model, made_by=made_by)
 
     def plot(self) -> tuple[Figure, Any]:
         """Draw the rows so far, with a line at each transition.
@@ -471,9 +494,16 @@ class ProbeCallback(Callback):
         """
         from matplotlib import pyplot
 
-        figure = pyplot.figure()
+        figure = pyplot.figure(figsize=(WIDTH, 4))
         axes = draw(figure, [self.part()])
         return figure, axes[0] if len(axes) == 1 else axes
+
+    def points_text(self) -> str:
+        """The points of a run, such as ``"64 train and 64 test points"``; ``"the points"`` before it."""
+        texts = [f"{n:,} {split}" for split, n in self._n_points.items()]
+        if not texts:
+            return "the points"
+        return f"{', '.join(texts[:-1])}{' and ' if len(texts) > 1 else ''}{texts[-1]} points"
 
     def _tell(self, events: list[PhaseEvent] | None) -> None:
         self.events += events or []
@@ -669,7 +699,7 @@ class ProbeCallback(Callback):
             self._marks = self._guarded("marking the row", lambda: self.marks(self._detector.curves)) or {}
         values.update({self._prefixed(key): value for key, value in self._marks.items()})
         self._seconds += time.perf_counter() - start
-        self._guarded(f"recording step {step}", lambda: self.history.append(step, values, arrays))
+        self._guarded(f"recording step {step}", lambda: self._record(step, values, arrays))
         self._publish(trainer, values)
         if not trainer.is_global_zero:
             return
@@ -677,6 +707,10 @@ class ProbeCallback(Callback):
         csv = self._csv
         if csv is not None:
             self._guarded(f"writing {csv.path} at step {step}", lambda: csv.append(self.history))
+
+    def _record(self, step: int, values: Mapping[str, float], arrays: Mapping[str, torch.Tensor]) -> None:
+        self.history.append(step, values, arrays)
+        self.recorded(step)
 
     def _measured(self, pl_module: Any, step: int) -> tuple[dict[str, float], dict[str, torch.Tensor]] | None:
         """The numbers and arrays of one row, or ``None`` if that failed."""
@@ -769,6 +803,13 @@ class ProbeCallback(Callback):
         if self.raise_on_error:
             raise RuntimeError(f"{self._name}: {what}: {error}") from error
         rank_zero_warn(f"{self._name}: {what} ({type(error).__name__}: {error}). Training goes on.")
+
+
+def _model_name(pl_module: Any, submodule: str | None, measured: nn.Module) -> str:
+    """The class of the LightningModule, and what of it is measured, if not the whole."""
+    name = type(getattr(pl_module, "_orig_mod", pl_module)).__name__
+    part = type(getattr(measured, "_orig_mod", measured)).__name__
+    return name if submodule is None else f"{name}: {submodule} ({part})"
 
 
 def _listed(value: Any) -> Sequence[Any]:

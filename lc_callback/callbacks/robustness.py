@@ -19,13 +19,13 @@ from lc_callback.milestones import (
     find_accuracy_milestones,
 )
 from lc_callback.probes import Probes
-from lc_callback.timeline import Panel
+from lc_callback.timeline import Panel, spaced
 from lc_callback.transitions import Curves, Turn
 
 __all__ = ["PGDRobustnessCallback"]
 
-_COLOURS = {"train": "tab:green", "test": "tab:orange"}
-_ROBUST_COLOURS = ["tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray", "tab:cyan"]
+_COLOURS = {"train": "#009E73", "test": "#E69F00"}
+_ROBUST_COLOURS = ("#d98cb3", "#a34a8c", "#3f1a5c")  # from the smallest eps to the largest
 
 
 class PGDRobustnessCallback(ProbeCallback):
@@ -272,8 +272,27 @@ class PGDRobustnessCallback(ProbeCallback):
         """Clean accuracies, and accuracy under each attack."""
         clean = {key.partition("/")[2]: key for key in keys if key.startswith("clean_acc/")}
         robust = {key.partition("/")[2].replace("_eps", ", eps "): key for key in attacked_keys(keys)}
-        colours = [_COLOURS[name] for name in clean] + _ROBUST_COLOURS
-        return [Panel("accuracy", clean | robust, colours, limits=(0, 1))] if clean else []
+        colours = [_COLOURS[name] for name in clean] + spaced(_ROBUST_COLOURS, len(robust))
+        caption = "Share of the points that are classified correctly; with eps as they are and under attack."
+        return [Panel("accuracy", clean | robust, colours, limits=(0, 1), caption=caption)] if clean else []
+
+    def caption(self, panel: Panel) -> str:
+        """The points, the attack, and the unit of eps."""
+        if not self._n_points:
+            return panel.caption
+        inside = self.at is not None or self._domain_text == "none"
+        where = f" on the output of {self.at or 'the first embedding'}" if inside else ""
+        unit = (
+            "spreads of the train points"
+            if self.eps_unit == "std"
+            else "units of that output"
+            if inside
+            else "units of the input"
+        )
+        return (
+            f"Share of {self.points_text()} classified correctly; with eps: as they are and under "
+            f"{self._attack_name()} of {self.steps} steps{where}; eps in {unit}."
+        )
 
     def describe(self) -> str:
         """The attack, its budget and its domain."""
@@ -283,11 +302,13 @@ class PGDRobustnessCallback(ProbeCallback):
         step = "2.5 eps / steps" if self.alpha is None else f"{self.alpha:g}"
         where = "output of the first embedding" if self._domain_text == "none" else "inputs"
         where = where if self.at is None else f"output of `{self.at}`"
-        name = self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "own function")
         return (
-            f"Attack {name} on the {where}, eps {', '.join(f'{r:g}' for r in self._radii)}{unit}, {self.steps} steps "
-            f"of {step}, logits normalised. Bounds: {self._domain_text}. {self._sources}"
+            f"Attack {self._attack_name()} on the {where}, eps {', '.join(f'{r:g}' for r in self._radii)}{unit}, "
+            f"{self.steps} steps of {step}, logits normalised. Bounds: {self._domain_text}. {self._sources}"
         )
+
+    def _attack_name(self) -> str:
+        return self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "own function")
 
     def extra_state(self) -> dict[str, Any]:
         """Unit and domain that the points settled: a resumed run goes on with them, and an evaluation repeats them."""

@@ -112,7 +112,7 @@ class RunReport:
     def _log_layout(self, trainer: Any) -> None:
         asked = [callback for callback in self._callbacks if callback.custom_scalars]
         charts = {
-            panel.label: ["Multiline", [f"^{re.escape(key)}$" for key in panel.lines.values()]]
+            panel.label: ["Multiline", [f"^{re.escape(panel.faint.get(key, key))}$" for key in panel.lines.values()]]
             for callback in asked
             for panel in callback.part().panels
         }

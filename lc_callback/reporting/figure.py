@@ -1,138 +1,313 @@
-"""The timeline of a run: its curves on a logarithmic axis, its phases, and a labelled line at every transition."""
+"""The timeline of a run: its curves on a logarithmic axis, its phases, and a numbered line at every transition."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lc_callback.reporting.annotations import (
+    N_TOLD,
+    Marker,
+    Span,
+    draw_cut_rows,
+    draw_markers,
+    draw_spans,
+    number,
+    phase_spans,
+    y_range,
+)
+from lc_callback.reporting.layout import Layout, elided, extent, wrapped
+from lc_callback.reporting.notes import Notes
 from lc_callback.timeline import Panel, Part
-from lc_callback.transitions import Transition, in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "image", "pixels_of", "save", "write_png"]
+__all__ = ["WIDTH", "draw", "image", "pixels_of", "save", "write_png"]
 
-_WIDTH, _HEIGHT = 10.0, 2.7  # inches, of a figure and of each panel
-_SHADES = {"first descent": "#e8f0fa", "ascent": "#fdf3dc", "region migration": "#e6f4e6"}
-_PHASES = ("first_descent_end", "migration_start", "migration_end")
-_CLOSE = 0.026  # of the width of the panel: numbers are no nearer than this
+#: Of a timeline, in inches.
+WIDTH = 10.0
+_DPI = 110
+_HANDLE = 3.2  # of a legend: length of a line and room, times the size of the text
+_ABOVE, _BELOW = 0.13, 0.03  # of the height of the curves: room for the numbers, and for a line at the lower limit
+# Text stays text, so that it can be edited and searched.
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.hashsalt": "lc_callback",
+}
+_UNDATED: dict[str, Any] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
 def draw(figure: Figure, parts: Sequence[Part], title: str = "") -> list[Axes]:
     """Draw the parts of a run into an empty figure, one panel below the other.
 
-    The axis of the steps is logarithmic from step 1 on; step 0 stands at its left end.
+    The axis of the steps is logarithmic from step 1 on; step 0 stands at its left end. The figure keeps its width and
+    is made as high as the panels need. Below 5.5 inches the legends stand under the panels.
+
+    Args:
+        figure: an empty figure.
+        parts: what each measure saw.
+        title: above all; by default the models that were measured.
 
     Returns:
         The axes, one for each panel.
     """
-    drawn = [(part, panel) for part in parts for panel in part.panels]
-    figure.set_size_inches(_WIDTH, 0.9 + _HEIGHT * max(1, len(drawn)))
-    figure.set_layout_engine("constrained")
-    axes = list(figure.subplots(max(1, len(drawn)), 1, sharex=True, squeeze=False)[:, 0])
     last = max((row["step"] for part in parts for row in part.rows), default=1.0)
-    axes[-1].set_xscale("symlog", linthresh=1, linscale=0.3)
-    axes[-1].set_xlim(0, max(last, 2))
-    axes[-1].set_xlabel("optimizer steps")
-    of_parts = [{t.kind: t for t in part.transitions if t.kind in _PHASES} for part in parts]
-    phases = next((found for found in of_parts if found), {})  # of several that follow local complexity, the first
-    for ax in axes:
-        _shade(ax, phases, last, labelled=ax is axes[0])
-    for ax, (part, panel) in zip(axes, drawn, strict=False):
-        own = [t for t in part.transitions if t.curve in panel.lines.values()]
-        curves = _curves(ax, part, panel)
-        entries = curves + _markers(ax, panel, own)
-        ax.legend(handles=entries, frameon=False, loc="upper left", bbox_to_anchor=(1, 1.03), fontsize=8.5)
-        for transition in phases.values():
-            if transition not in own:
-                ax.axvline(transition.step, color="black", linewidth=0.7, alpha=0.4)
-    if title:
-        axes[0].set_title(title, loc="left", pad=18)
+    markers = number(parts)
+    drawn = [(part, panel) for part in parts for panel in part.panels] or [(Part([], [], []), Panel("", {}))]
+    layout = _layout(figure.get_figwidth(), drawn, markers)
+    heading = wrapped(title or _models(parts), layout.width - 2 * layout.left, 1.15 * layout.text)
+    # A part without phases of its own has those of the first that has some.
+    phases = [phase_spans(part.transitions, part.rows) for part, _ in drawn]
+    first = next((i for i, found in enumerate(phases) if found), 0)
+    blocks: list[_Block] = []
+    named: Sequence[Span] = []
+    for (part, panel), own in zip(drawn, phases, strict=True):
+        source, spans = (part, own) if own else (drawn[first][0], phases[first])
+        shown = [m for m in markers if m.is_of(part, panel) or (m.is_phase and m.part is source)]
+        blocks.append(_Block(part, panel, shown, spans, named=spans != named, layout=layout))
+        named = spans
+    top = 0.6 * layout.line + 1.35 * layout.line * len(heading)
+    axis, ticks = 3.1 * layout.line, 0.5 * layout.line  # under the last panel, and under the others
+    figure.set_figheight(top + sum(block.above + block.inner + ticks + block.below for block in blocks) + axis - ticks)
+    axes: list[Axes] = []
+    down = top
+    for block in blocks:
+        is_last = block is blocks[-1]
+        axes.append(_empty_axes(figure, layout, down + block.above, block.inner, axes[0] if axes else None))
+        _axis_of_steps(axes[-1], last, layout, is_last)
+        block.draw(axes[-1], axis if is_last else ticks)
+        down += block.above + block.inner + ticks + block.below
+    if heading:
+        pad = 72 * (0.3 * layout.line + blocks[0].above)
+        axes[0].set_title("\n".join(heading), loc="left", pad=pad, fontsize=layout.text * 1.15, parse_math=False)
     return axes
 
 
-def _curves(ax: Axes, part: Part, panel: Panel) -> list[Any]:
-    lines = []
-    for i, (name, key) in enumerate(panel.lines.items()):
-        rows = [row for row in part.rows if key in row]
-        steps, values = np.array([row["step"] for row in rows]), np.array([row[key] for row in rows])
-        colour = panel.colours[i % len(panel.colours)]
-        lines += ax.plot(steps, values, color=colour, label=name, linewidth=1.5)
+def _models(parts: Sequence[Part]) -> str:
+    return ", ".join(dict.fromkeys(part.model for part in parts if part.model))
+
+
+def _empty_axes(figure: Figure, layout: Layout, down: float, height: float, shared: Axes | None) -> Axes:
+    """Axes that begin so many inches below the upper edge."""
+    whole = figure.get_figheight()
+    place = (layout.left / layout.width, 1 - (down + height) / whole, layout.inner / layout.width, height / whole)
+    return figure.add_axes(place, sharex=shared)
+
+
+def _axis_of_steps(ax: Axes, last: float, layout: Layout, labelled: bool) -> None:
+    ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+    ax.set_xlim(0, max(last, 2))
+    ax.tick_params(labelsize=layout.text, labelbottom=labelled, length=0.35 * layout.text)
+    if labelled:
+        ax.set_xlabel("optimizer steps", fontsize=layout.text, labelpad=0.15 * layout.text)
+
+
+def _layout(width: float, drawn: Sequence[tuple[Part, Panel]], markers: Sequence[Marker]) -> Layout:
+    """With room for the widest number and the widest entry of a legend."""
+    layout = Layout(width)
+    highest = [y_range(part, panel)[:2] for part, panel in drawn]
+    numbers = [f"{end:.0f}" if high - low > 5 else "0.00" for low, high in highest for end in (low, high)]
+    lines = [line for part, panel in drawn for lines in _key(part, panel, markers) for line in lines]
+    return replace(
+        layout,
+        numbers=max(extent(text, layout.text) for text in numbers),
+        legend=max((extent(line, layout.text) for line in lines), default=0.0) + _HANDLE * layout.text / 72,
+    )
+
+
+def _key(part: Part, panel: Panel, markers: Sequence[Marker]) -> list[list[str]]:
+    """The entries of a legend, each in its lines."""
+    curves = [[name] for name in panel.lines] + ([[panel.faint_name]] if panel.faint else [])
+    return curves + [marker.lines for marker in markers if marker.is_of(part, panel)]
+
+
+class _Block:
+    """A panel with its legend and its caption.
+
+    Args:
+        part: has the panel.
+        panel: what to draw.
+        markers: its own, and the phases that it shows.
+        spans: the phases to shade.
+        named: put their names above it.
+        layout: sizes.
+    """
+
+    def __init__(
+        self, part: Part, panel: Panel, markers: Sequence[Marker], spans: Sequence[Span], named: bool, layout: Layout
+    ) -> None:
+        self._part, self._panel, self._markers, self._layout = part, panel, markers, layout
+        self._spans, self._named = spans, named
+        low, high, self._cut = y_range(part, panel)
+        room = high - low
+        self._limits = low - _BELOW * room, high + (_ABOVE + (0.1 if self._cut else 0.0)) * room
+        key = _key(part, panel, markers)
+        n_curves = len(panel.lines) + bool(panel.faint)
+        self._legends = [_Legend(key[:n_curves], layout), _Legend(key[n_curves:], layout)]
+        legends = sum(legend.height for legend in self._legends)
+        self._caption = wrapped(self._text(), 0.97 * layout.inner, layout.small)
+        #: Heights in inches: of what stands above the axes, of these, and of what stands under them and their numbers.
+        self.above = 1.3 * layout.small_line if named else 0.0
+        self.inner = layout.panel if layout.narrow else max(layout.panel, legends)
+        self._legend_below = legends + 0.3 * layout.line if layout.narrow and legends else 0.0
+        self.below = self._legend_below + len(self._caption) * layout.small_line + layout.gap
+
+    def draw(self, ax: Axes, axis: float) -> None:
+        """Draw into the axes, under which the numbers of the steps and their label take so many inches."""
+        layout = self._layout
+        ax.set_ylim(*self._limits)
+        draw_spans(ax, self._spans, layout, self._named)
+        curves = _curves(ax, self._part, self._panel, layout)
+        markers = draw_markers(ax, self._part, self._panel, self._markers, layout)
+        draw_cut_rows(ax, self._part, self._panel, self._cut, layout)
+        self._axis_of_values(ax)
+        if layout.narrow:
+            first, second = self._legends
+            first.draw(ax, curves, (0.0, -axis / self.inner))
+            if markers and (above := ax.get_legend()) is not None:
+                ax.add_artist(above)  # which would else be replaced
+            second.draw(ax, markers, (0.0, -(axis + first.height) / self.inner))
+        else:
+            _Legend(_key(self._part, self._panel, self._markers), layout).draw(
+                ax, [*curves, *markers], (1 + layout.text / 72 / layout.inner, 1.0)
+            )
+        if self._caption:
+            ax.annotate(
+                "\n".join(self._caption),
+                (0, 0),
+                (0, -72 * (axis + self._legend_below)),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                va="top",
+                fontsize=layout.small,
+                color="0.35",
+                linespacing=1.15,
+                gid="caption",
+                parse_math=False,
+            )
+
+    def _text(self) -> str:
+        many = f"; the {N_TOLD} farthest have their values" if len(self._cut) > N_TOLD else ""
+        cut = f"Arrow: a row beyond the axis{many}." if self._cut else ""
+        return " ".join(filter(None, [self._panel.caption, cut]))
+
+    def _axis_of_values(self, ax: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        layout = self._layout
+        label = wrapped(self._panel.label, 0.95 * self.inner, layout.text)
+        ax.set_ylabel("\n".join(label), fontsize=layout.text, linespacing=1.1, parse_math=False)
+        ax.yaxis.set_label_coords(-(layout.left - 0.3 * layout.line) / layout.inner, 0.5)
+        ax.yaxis.label.set_verticalalignment("top")
+        ax.yaxis.set_major_locator(MaxNLocator(4 if layout.narrow else 5, steps=[1, 2, 2.5, 5, 10]))
+        ax.spines[["top", "right"]].set_visible(False)
+
+
+class _Legend:
+    """Entries in as many columns as there is room for.
+
+    Args:
+        key: the entries, each in its lines.
+        layout: sizes.
+    """
+
+    def __init__(self, key: Sequence[Sequence[str]], layout: Layout) -> None:
+        self._layout = layout
+        handle = _HANDLE * layout.text / 72
+        widest = max((extent(line, layout.text) for entry in key for line in entry), default=0.0) + handle
+        self._columns = max(1, min(4, len(key), int(layout.inner / widest))) if layout.narrow else 1
+        self._room = (layout.inner if layout.narrow else 1.02 * layout.right - 2.2 * layout.text / 72) - handle
+        rows = -(-len(key) // self._columns)
+        columns = [key[i : i + rows] for i in range(0, len(key), rows or 1)]
+        #: In inches.
+        self.height = layout.line * max((sum(map(len, column)) for column in columns), default=0)
+
+    def draw(self, ax: Axes, entries: Sequence[Any], place: tuple[float, float]) -> None:
+        """Draw it with its upper left corner at a place in the coordinates of the axes."""
+        if not entries:
+            return
+        size = self._layout.text
+        legend = ax.legend(
+            entries,
+            ["\n".join(elided(line, self._room, size) for line in entry.get_label().split("\n")) for entry in entries],
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=place,
+            ncols=self._columns,
+            fontsize=size,
+            handlelength=1.7,
+            handletextpad=0.6,
+            labelspacing=0.3,
+            columnspacing=1.2,
+            borderpad=0.0,
+            borderaxespad=0.0,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _curves(ax: Axes, part: Part, panel: Panel, layout: Layout) -> list[Any]:
+    """Draw the curves and bands. Returns entries for the legend."""
+    from matplotlib.lines import Line2D
+
+    lines: list[Any] = []
+    # Where curves coincide, those below show at the edges of those above.
+    widths = 0.16 * layout.text * np.linspace(1.25, 0.75, len(panel.lines))
+    for wide, (name, key) in zip(widths, panel.lines.items(), strict=True):
+        colour = panel.colour_of(key)
+        steps, values = _column(part, key)
+        wide = 0.28 * layout.text if key == panel.strong else wide
+        lines += ax.plot(steps, values, color=colour, label=name, linewidth=wide, zorder=3, solid_capstyle="round")
+        if len(steps) == 1:
+            lines[-1].set_marker(".")
         if key in panel.bands:
-            half = np.array([row.get(panel.bands[key], np.nan) for row in rows])
-            ax.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0)
-    low, high = ax.get_ylim()
-    low, high = (low if panel.limits[0] is None else panel.limits[0]), panel.limits[1] or high
-    ax.set_ylim(low, high + 0.12 * (high - low))  # room for the numbers of the lines
-    ax.set_ylabel(panel.label)
-    ax.spines[["top", "right"]].set_visible(False)
+            half = np.array([row.get(panel.bands[key], np.nan) for row in part.rows if key in row])
+            half[~np.isfinite(half)] = np.nan
+            ax.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0, zorder=2.1)
+        if key in panel.faint:
+            pale = _column(part, panel.faint[key])
+            ax.plot(*pale, color=colour, linewidth=0.09 * layout.text, alpha=0.6, zorder=2.8, label=f"_{name}")
+    if panel.faint:
+        lines.append(Line2D([], [], color="0.5", linewidth=0.09 * layout.text, alpha=0.7, label=panel.faint_name))
     return lines
 
 
-def _shade(ax: Axes, phases: dict[str, Transition], last: float, labelled: bool) -> None:
-    descent, start, end = (phases[kind].step if kind in phases else None for kind in _PHASES)
-    if descent is None and start is None:
-        return
-    spans: list[tuple[str, float, float]] = [("first descent", 0, descent)] if descent is not None else []
-    spans.append(("ascent", descent or 0, last if start is None else start))
-    if start is not None:
-        spans.append(("region migration", start, last if end is None else end))
-    for name, left, right in spans:
-        ax.axvspan(left, right, color=_SHADES[name], linewidth=0, zorder=0)
-        middle = float(np.mean(ax.transData.transform([[left, 0], [right, 0]])[:, 0]))
-        if labelled:
-            at = float(ax.transAxes.inverted().transform((middle, 0))[0])
-            side = "right" if at > 0.9 else "left" if at < 0.1 else "center"
-            at = {"right": 1.0, "left": 0.0}.get(side, at)
-            ax.text(at, 1.01, name, transform=ax.transAxes, ha=side, va="bottom", fontsize=8, color="0.35")
+def _column(part: Part, key: str) -> tuple[Any, Any]:
+    rows = [row for row in part.rows if key in row]
+    return np.array([row["step"] for row in rows]), np.array([row[key] for row in rows])
 
 
-def _markers(ax: Axes, panel: Panel, transitions: Sequence[Transition]) -> list[Any]:
-    """A numbered line at each transition; those of one curve at one step share it. Returns entries for the legend."""
-    colours = {key: panel.colours[i % len(panel.colours)] for i, key in enumerate(panel.lines.values())}
-    lines: dict[tuple[int, str], list[str]] = {}
-    for transition in sorted(transitions, key=in_order):
-        lines.setdefault((transition.step, transition.curve), []).append(transition.kind)
-    entries, taken = [], -1.0
-    for number, ((step, curve), kinds) in enumerate(lines.items(), start=1):
-        is_phase = kinds[0] in _PHASES
-        colour, style = ("black", "-") if is_phase else (colours.get(curve, "0.3"), "--")
-        eps = curve.partition("_eps")[2]
-        names = ",\n    ".join(kind.replace("_", " ") for kind in kinds) + (f" (eps {eps})" if eps else "")
-        line = ax.axvline(step, color=colour, linewidth=1, linestyle=style)
-        line.set_label(f"{number}  {names}: {step:,}")
-        entries.append(line)
-        # Numbers of lines that almost touch stand side by side.
-        at = ax.transAxes.inverted().transform(ax.transData.transform((step, 0)))[0]
-        taken = max(float(at), taken + _CLOSE)
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8}
-        ax.text(taken, 0.955, str(number), transform=ax.transAxes, ha="center", va="center", fontsize=7, bbox=box)
-    return entries
+def image(parts: Sequence[Part], title: str = "", width: float = WIDTH) -> tuple[np.ndarray[Any, Any], bytes]:
+    """The timeline as pixels ``(H, W, 3)`` and as the bytes of a PNG file; ``width`` in inches of 110 pixels.
+
+    The file holds its captions as text, too, see :class:`lc_callback.reporting.notes.Notes`.
+    """
+    return pixels_of(lambda figure: draw(figure, parts, title), width, Notes.of(parts).texts())
 
 
-def image(parts: Sequence[Part], title: str = "") -> tuple[np.ndarray[Any, Any], bytes]:
-    """The timeline as pixels ``(H, W, 3)`` and as the bytes of a PNG file."""
-    return pixels_of(lambda figure: draw(figure, parts, title))
-
-
-def pixels_of(draw_into: Callable[[Figure], Any]) -> tuple[np.ndarray[Any, Any], bytes]:
-    """What a function draws into an empty figure, likewise."""
+def pixels_of(
+    draw_into: Callable[[Figure], Any], width: float = WIDTH, texts: dict[str, str] | None = None
+) -> tuple[np.ndarray[Any, Any], bytes]:
+    """What a function draws into an empty figure, likewise; ``texts`` are put into the file."""
     file = io.BytesIO()
-    with _canvas() as canvas:
+    with _canvas(width) as canvas:
         draw_into(canvas.figure)
-        canvas.print_png(file)
+        canvas.print_png(file, metadata=texts)
     return np.asarray(canvas.buffer_rgba())[..., :3].copy(), file.getvalue()
 
 
 @contextmanager
-def _canvas() -> Iterator[Any]:
+def _canvas(width: float) -> Iterator[Any]:
     """With an empty figure; no window and no state of pyplot."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -140,21 +315,30 @@ def _canvas() -> Iterator[Any]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a style for papers, with LaTeX say, is not for this
-        yield FigureCanvasAgg(Figure(dpi=110))
+        matplotlib.rcParams.update(_SETTINGS)
+        yield FigureCanvasAgg(Figure((width, 4), dpi=_DPI))
 
 
-def save(parts: Sequence[Part], path: Path, title: str = "") -> None:
+def save(parts: Sequence[Part], path: Path, title: str = "", width: float = WIDTH) -> None:
     """Write the timeline to ``path``: a PNG, or by its suffix what else matplotlib writes, such as PDF or SVG.
 
+    Args:
+        parts: what each measure saw.
+        path: of the file.
+        title: above all; by default the models that were measured.
+        width: of the picture, in inches. A column of a paper has 3.3, a page 6.8.
+
     Raises:
-        ValueError: if matplotlib does not write files with this suffix.
+        ValueError: if matplotlib does not write files with this suffix, or for a width out of range.
     """
+    if not 2 <= width <= 50:
+        raise ValueError(f"`width` must be from 2 to 50 inches, but got {width!r}: a page has 6.8, a column 3.3.")
     if path.suffix.lower() in ("", ".png"):
-        path.write_bytes(image(parts, title)[1])
+        path.write_bytes(image(parts, title, width)[1])
         return
-    with _canvas() as canvas:
+    with _canvas(width) as canvas:
         draw(canvas.figure, parts, title)
-        canvas.figure.savefig(path)
+        canvas.figure.savefig(path, metadata=_UNDATED.get(path.suffix.lower()))
 
 
 def write_png(path: Path, pixels: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lc_callback.reporting.notes import Notes
 from lc_callback.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
 from lc_callback.transitions import Curves, Detector, Transition, only_supported, supported
 
@@ -39,6 +40,7 @@ def read_run(
     events = _latest(folder, "events", "jsonl")
     if events is not None and detection is None:
         found_then = final_transitions(read_events(events))
+    notes = Notes.of_picture(folder / "timeline.png")
     parts, used, possible = [], set(), set()
     for path in files:
         rows = read_rows(path)
@@ -61,7 +63,7 @@ def read_run(
         followed = [prefix + key for key in measure.followed([key.removeprefix(prefix) for key in _keys(rows)])]
         find = partial(measure.find, settings=settings)
         part = Part(rows, panels, transitions, followed, prefix, settings, find)
-        parts.append((panel_order(measure.group, prefix), part))
+        parts.append((panel_order(measure.group, prefix), notes.added_to(part)))
     unknown = sorted({*(detection or {})} - used)
     if unknown:
         raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {sorted(possible)}.")

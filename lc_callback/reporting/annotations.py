@@ -1,0 +1,313 @@
+"""What is drawn over the curves of a timeline: phases, numbered markers, and arrows to rows beyond the axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lc_callback.outliers import lone_rows
+from lc_callback.reporting.layout import Layout, extent, spread_out
+from lc_callback.timeline import Panel, Part
+from lc_callback.transitions import Transition, in_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "N_TOLD",
+    "Marker",
+    "Span",
+    "draw_cut_rows",
+    "draw_markers",
+    "draw_spans",
+    "number",
+    "phase_spans",
+    "y_range",
+]
+
+# The transitions of local complexity, in the order in which they come.
+_PHASES = ("first_descent_end", "ascent_start", "migration_start", "migration_end")
+_SHADES = {"first descent": "#e8f0fa", "ascent": "#fdf3dc", "region migration": "#e6f4e6"}
+_RISES = 0.15  # of the range of the curve: what is less is no ascent
+_DONE = 0.95  # of its movement: there a phase ends whose end was not found; what is left, that it has not begun
+_FLAT = 0.15  # of its movement: as much as a curve varies before it begins
+_SNAP = 0.1  # decades: a phase that ends so near to the last row goes on to it
+_TOO_FAR = 1.0  # times the room of all other rows, above them: a lone row there is cut off
+_NUMBERS_AT = 0.945  # of the height of a panel
+_ALIKE = 0.1  # of a value: one that differs by less is not told beside it
+#: Rows that are cut off, whose values are told in one panel.
+N_TOLD = 4
+
+Floats = NDArray[np.float64]
+
+
+# Phases
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase: its name, and the steps from and to which it is shaded."""
+
+    name: str
+    left: float
+    right: float
+
+
+def phase_spans(transitions: Sequence[Transition], rows: Sequence[Mapping[str, float]]) -> list[Span]:
+    """The phases of local complexity, each only as long as the curve moves.
+
+    Args:
+        transitions: of one part.
+        rows: of the same.
+    """
+    found = {t.kind: t for t in transitions if t.kind in _PHASES}
+    if not found:
+        return []
+    descent, rise, start, end = (found[kind].step if kind in found else None for kind in _PHASES)
+    steps, values = _curve(rows, next(iter(found.values())).curve)
+    last = float(max((row["step"] for row in rows), default=1.0))
+    spans = [] if descent is None else [Span("first descent", _begin(steps, -values, 0, descent), descent)]
+    floor = 0 if descent is None else descent
+    if start is not None:
+        begin = _begin(steps, values, floor, start) if rise is None else rise
+        if begin < start:
+            spans.append(Span("ascent", begin, start))
+        spans.append(Span("region migration", start, end if end is not None else _end(steps, -values, start, last)))
+    elif rise is not None or _rises(steps, values, floor):
+        begin = _begin(steps, values, floor, last) if rise is None else rise
+        spans.append(Span("ascent", begin, _end(steps, values, begin, last)))
+    return spans
+
+
+def _curve(rows: Sequence[Mapping[str, float]], key: str) -> tuple[Floats, Floats]:
+    """Finite steps and values, each the median of three rows."""
+    points = [(row["step"], row[key]) for row in rows if np.isfinite(row.get(key, np.nan))]
+    steps, values = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+    if len(values) >= 3:
+        values[1:-1] = np.median([values[:-2], values[1:-1], values[2:]], axis=0)
+    return steps, values
+
+
+def _rises(steps: Floats, values: Floats, begin: float) -> bool:
+    later = values[steps >= begin]
+    return len(later) > 1 and float(later.max() - later[0]) > _RISES * float(np.ptp(values))
+
+
+def _begin(steps: Floats, rising: Floats, begin: float, end: float) -> float:
+    """Where a curve that is flat from ``begin`` on, and then rises until ``end``, begins to rise."""
+    here = (steps >= begin) & (steps <= end)
+    if not here.any():
+        return begin
+    steps, way = steps[here], rising[here] - rising[here].min()
+    peak = int(np.argmax(way))
+    low = np.flatnonzero(way[: peak + 1] <= (1 - _DONE) * way[peak])
+    is_flat = len(low) > 0 and np.ptp(rising) > 0 and way[: low[-1] + 1].max() <= _FLAT * way[peak]
+    return float(steps[low[-1]]) if is_flat and low[-1] > 0 else begin
+
+
+def _end(steps: Floats, rising: Floats, begin: float, last: float) -> float:
+    """Where a curve that rises from ``begin`` has made almost all of its way."""
+    later = steps >= begin
+    if later.sum() < 2:
+        return last
+    here, way = steps[later], rising[later] - rising[later][0]
+    done = float(here[int(np.argmax(way >= _DONE * way.max()))]) if way.max() > 0 else last
+    return last if np.log10((last + 1) / (done + 1)) < _SNAP else done
+
+
+def draw_spans(ax: Axes, spans: Sequence[Span], layout: Layout, named: bool) -> None:
+    """Shade phases; with ``named`` put their names above the panel."""
+    for span in spans:
+        ax.axvspan(span.left, span.right, color=_SHADES[span.name], linewidth=0, zorder=0)
+    if not (named and spans):
+        return
+    edges = ax.transData.transform([(x, 0) for span in spans for x in (span.left, span.right)])
+    inside = ax.transAxes.inverted().transform(edges)[:, 0]
+    centres = [float(np.mean(np.clip(inside[i : i + 2], 0, 1))) for i in range(0, len(inside), 2)]
+    widths = [(extent(span.name, layout.small) + 0.8 * layout.small / 72) / layout.inner for span in spans]
+    for span, at in zip(spans, spread_out(centres, widths, 0, 1), strict=True):
+        ax.text(at, 1.015, span.name, transform=ax.transAxes, ha="center", va="bottom", fontsize=layout.small, c="0.35")
+
+
+# Markers
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A line at a step, for all transitions of one curve there.
+
+    Attributes:
+        number: counts the markers of all panels in the order of their steps.
+        step: where it stands.
+        curve: key of the curve.
+        kinds: of the transitions.
+        part: what has the curve.
+    """
+
+    number: int
+    step: int
+    curve: str
+    kinds: tuple[str, ...]
+    part: Part
+
+    def is_of(self, part: Part, panel: Panel) -> bool:
+        """Whether the panel has its curve."""
+        return self.part is part and self.curve in panel.keys
+
+    @property
+    def is_phase(self) -> bool:
+        """Whether it stands in other panels, too."""
+        return self.kinds[0] in _PHASES
+
+    @property
+    def lines(self) -> list[str]:
+        """What it says, for the key: ``["3  robustness onset (eps 0.1): 700"]``, or a line for each kind."""
+        eps = self.curve.partition("_eps")[2]
+        names = [kind.replace("_", " ") for kind in self.kinds]
+        names[-1] += (f" (eps {eps})" if eps else "") + f": {self.step:,}"
+        return [f"{self.number}  {names[0]}", *(f"    {name}" for name in names[1:])]
+
+
+def number(parts: Sequence[Part]) -> list[Marker]:
+    """The markers of all panels, numbered in the order of their steps."""
+    kinds: dict[tuple[int, str, int], list[str]] = {}
+    for i, part in enumerate(parts):
+        drawn = {key for panel in part.panels for key in panel.keys}
+        for found in sorted((t for t in part.transitions if t.curve in drawn), key=in_order):
+            kinds.setdefault((found.step, found.curve, i), []).append(found.kind)
+    places = sorted(kinds, key=lambda place: place[0])
+    return [
+        Marker(n, step, curve, tuple(kinds[step, curve, i]), parts[i]) for n, (step, curve, i) in enumerate(places, 1)
+    ]
+
+
+def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], layout: Layout) -> list[Any]:
+    """A numbered line at each marker of the panel, a thin one at each of others. Returns those of the key."""
+    at = ax.transAxes.inverted().transform(ax.transData.transform([(m.step, 0) for m in markers] or [(0, 0)]))[:, 0]
+    size = 0.95 * layout.small
+    widths = [(extent(f"{m.number}", size) + size / 72) / layout.inner for m in markers]
+    places = spread_out(at[: len(markers)].tolist(), widths, 0, 1)
+    entries = []
+    for marker, place in zip(markers, places, strict=True):
+        own = marker.is_of(part, panel)
+        colour = "black" if marker.is_phase else panel.colour_of(marker.curve) or "0.3"
+        if own:
+            style = "-" if marker.is_phase else "--"
+            line = ax.axvline(marker.step, color=colour, linewidth=1, linestyle=style, zorder=2.2)
+            line.set_label("\n".join(marker.lines))
+            entries.append(line)
+        else:
+            ax.axvline(marker.step, color="black", linewidth=0.7, alpha=0.4, zorder=1)
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8}
+        ax.text(
+            place,
+            _NUMBERS_AT,
+            f"{marker.number}",
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="black" if own else "0.5",
+            bbox=box if own else None,
+            zorder=5,
+            gid="number",
+        )
+    return entries
+
+
+# Rows beyond the axis
+
+
+def y_range(part: Part, panel: Panel) -> tuple[float, float, list[tuple[str, int]]]:
+    """Of the vertical axis: from, to, and the lone rows that are beyond it, as key and step.
+
+    A lone row is cut off if it is so far from all other rows that these would have less than half of the axis.
+    """
+    values, lone, wide = [], [], []
+    for key in panel.keys:
+        rows = [row for row in part.rows if key in row]
+        alone = {*lone_rows([row[key] for row in rows])}
+        for i, row in enumerate(rows):
+            if i in alone:
+                lone.append((row[key], key, int(row["step"])))
+            elif np.isfinite(row[key]):
+                values.append(row[key])
+                half = row.get(panel.bands.get(key, ""), 0.0)
+                wide += [row[key] - half, row[key] + half] if np.isfinite(half) else []
+    floor, ceiling = panel.limits
+    low = min(values, default=0.0) if floor is None else floor
+    high = max(values, default=1.0) if ceiling is None else ceiling
+    room = max(high - low, 0.0)
+    cut = []
+    for value, key, step in lone:
+        beyond = value - high if ceiling is None else 0.0, low - value if floor is None else 0.0
+        if room > 0 and max(beyond) > _TOO_FAR * room:
+            cut.append((key, step))
+        else:
+            values.append(value)
+    if floor is None:
+        low = max(min([low, *wide, *values]), min([low, *values]) - room)
+    if ceiling is None:
+        high = min(max([high, *wide, *values]), max([high, *values]) + room)
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    return low, high, cut
+
+
+def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> None:
+    """An arrow at the edge for each row beyond the axis; at the farthest ones their value, step and layer."""
+    bottom, top = ax.get_ylim()
+    values = {(key, int(row["step"])): row[key] for key, _ in cut for row in part.rows if key in row}
+    for key, step in reversed(cut):  # the first curve's on top
+        up = values[key, step] > top
+        colour, at = panel.colour_of(key), ax.get_xaxis_transform()
+        arrow: dict[str, Any] = {
+            "marker": "^" if up else "v",
+            "markersize": 0.75 * layout.text,
+            "color": colour,
+            "linestyle": "none",
+        }
+        ax.plot([step], [1.0 if up else 0.0], transform=at, clip_on=False, zorder=6, gid="cut", label="_cut", **arrow)
+    taken: list[tuple[float, float, float]] = []
+    middle = (bottom + top) / 2
+    for step in sorted({step for _, step in cut}, key=lambda step: -_distance(values, step, middle))[:N_TOLD]:
+        own = [(key, values[key, step]) for key, at_step in cut if at_step == step]
+        text = _told(step, own, part)
+        x = float(ax.transAxes.inverted().transform(ax.transData.transform((step, 0)))[0])
+        width, offset = extent(text, layout.small) / layout.inner, 0.6 * layout.text / 72 / layout.inner
+        left = x + offset if x + offset + width <= 1 else max(0.0, x - offset - width)
+        up, height = own[0][1] > top, layout.small_line / layout.panel
+        y = 0.83 if up else 0.05
+        while any(abs(y - other) < 0.9 * height and left < b and a < left + width for a, b, other in taken):
+            y += -height if up else height
+        taken.append((left, left + width, y))
+        box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.5}
+        ax.text(
+            left,
+            y,
+            text,
+            transform=ax.transAxes,
+            va="bottom",
+            fontsize=layout.small,
+            zorder=6,
+            gid="cut",
+            parse_math=False,
+            bbox=box,
+        )
+
+
+def _distance(values: Mapping[tuple[str, int], float], step: int, middle: float) -> float:
+    return max(abs(value - middle) for (_, at), value in values.items() if at == step)
+
+
+def _told(step: int, own: Sequence[tuple[str, float]], part: Part) -> str:
+    """What stands at an arrow: the values of all curves there, the step, and the layers."""
+    told = [own[0][1]]
+    told += [value for _, value in own[1:] if all(abs(value - other) > _ALIKE * abs(other) for other in told)]
+    values = ", ".join(f"{value:,.4g}" for value in told)
+    layers = dict.fromkeys(layer for key, _ in own if (layer := part.made_by.get((key, step))))
+    return f"{values} at step {step:,}" + (f" ({', '.join(layers)})" if layers else "")

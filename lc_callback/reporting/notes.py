@@ -1,0 +1,68 @@
+"""What a timeline says and its rows do not: kept inside the picture, so that the rows can be drawn again with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lc_callback.outliers import layers_of_lone_rows, shares_in_columns
+from lc_callback.timeline import Panel, Part
+
+__all__ = ["Notes"]
+
+_FIELD = "lc_callback"  # of the texts in a PNG file
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Models and captions by the first curve of a panel, and the layers that made lone rows, by curve and step."""
+
+    models: Mapping[str, str] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Notes:
+        """Those of a timeline."""
+        return cls(
+            {_first(panel): part.model for part in parts for panel in part.panels},
+            {_first(panel): panel.caption for part in parts for panel in part.panels},
+            {place: layer for part in parts for place, layer in part.made_by.items()},
+        )
+
+    @classmethod
+    def of_picture(cls, path: Path) -> Notes:
+        """Those in a PNG file; none, if it is not there or has none that can be read."""
+        from PIL import Image
+
+        try:
+            with Image.open(path) as picture:
+                known = json.loads(picture.info[_FIELD])
+            made_by = {(str(key), int(step)): str(layer) for key, step, layer in known["made_by"]}
+            models, captions = (
+                {f"{key}": f"{text}" for key, text in known[name].items()} for name in ("models", "captions")
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+            return cls()
+        return cls(models, captions, made_by)
+
+    def texts(self) -> dict[str, str]:
+        """For a PNG file."""
+        made_by = [[key, step, layer] for (key, step), layer in self.made_by.items()]
+        known = {"models": dict(self.models), "captions": dict(self.captions), "made_by": made_by}
+        return {_FIELD: json.dumps(known)}
+
+    def added_to(self, part: Part) -> Part:
+        """The part with its captions and its model, and with the layers of lone rows that these or its columns tell."""
+        panels = [replace(panel, caption=self.captions.get(_first(panel)) or panel.caption) for panel in part.panels]
+        curves = [key for panel in panels for key in panel.keys]
+        made_by = layers_of_lone_rows(part.rows, curves, shares_in_columns)
+        made_by |= {place: layer for place, layer in self.made_by.items() if place[0] in curves}
+        model = next((self.models[first] for panel in panels if (first := _first(panel)) in self.models), "")
+        return replace(part, panels=panels, model=model, made_by=made_by)
+
+
+def _first(panel: Panel) -> str:
+    return next(iter(panel.lines.values()), "")
