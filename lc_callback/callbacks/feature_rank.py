@@ -14,7 +14,8 @@ from torch import Tensor
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.functional.alignment import centroid_alignment
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.feature_rank import FeatureRank, check_options, feature_ranks
+from lc_callback.functional.feature_rank import FeatureRank, check_options, coarse_tolerance, ranks_of
+from lc_callback.functional.features import Features
 from lc_callback.functional.knots import check_layers
 from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.weight_norm import weight_norms
@@ -67,7 +68,8 @@ class FeatureRankCallback(ProbeCallback):
         split: whose features: ``"train"`` or ``"test"``.
         matrix: numerical rank of the ``"covariance"`` of the features (as in the paper) or of the ``"features"``.
         center: subtract the mean first.
-        tol: tolerance; ``None`` is ``max(n, d) * eps`` of the precision.
+        tol: tolerance; ``None`` is ``d * eps`` of the precision, with ``d`` the width: it does not grow with the number
+            of points or positions.
         relative: the tolerance is relative to the largest singular value.
         precision: whose ``eps``: ``"float32"``, ``"float64"``, ... ; ``None`` is that of the computation.
         tunnel_fraction: of the width; the paper has 300 of 400.
@@ -191,10 +193,12 @@ class FeatureRankCallback(ProbeCallback):
         self.histograms, self.max_width, self.chunk_size = histogram, max_width, chunk_size
         self._aligned, self._sources, self._measured_split = alignment, "", split
         self._latest: dict[str, FeatureRank] = {}
+        self._has_warned = False
 
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
         """Find out whether gradients reach the inputs, and whether there are points for a linear probe."""
         self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
+        self._has_warned = False
         self._aligned = self.alignment and "train" in probes
         if self._aligned:
             try:
@@ -214,20 +218,24 @@ class FeatureRankCallback(ProbeCallback):
         """Ranks and spectra of each layer, norms, alignment and linear probes."""
         self._measured_split = self.split if self.split in probes else next(iter(probes))
         points = probes[self._measured_split]
-        self._latest = feature_ranks(
+        features = Features(
             network.module,
             points.inputs,
             layers=self.layers,
+            max_width=self.max_width,
+            seed=self.seed,
+            forward_fn=network.forward_fn,
+        )
+        self._latest = ranks_of(
+            features,
+            self.chunk_size,
             matrix=self.matrix,
             center=self.center,
             tol=self.tol,
             relative=self.relative,
             precision=self._precision,
-            max_width=self.max_width,
-            seed=self.seed,
-            forward_fn=network.forward_fn,
-            chunk_size=self.chunk_size,
         )
+        self._warn_of_tolerance()
         # In an evaluation there may be no points of the split that was asked for: these ranks are others.
         other = "" if self._measured_split == self.split else f"_{self._measured_split}"
         values: dict[str, float | Tensor] = {}
@@ -247,6 +255,13 @@ class FeatureRankCallback(ProbeCallback):
             accuracies = self._linear_probe(network, probes)
             values.update((f"linear_probe/{layer}", accuracy) for layer, accuracy in accuracies.items())
         return values
+
+    def _warn_of_tolerance(self) -> None:
+        """Warn once a run: the trial before the first step has all layers, and their tolerance, already."""
+        text = "" if self._has_warned else coarse_tolerance(self._latest, self.tol)
+        if text:
+            self._has_warned = True
+            rank_zero_warn(f"{type(self).__name__}: {text}")
 
     @staticmethod
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from lc_callback.functional.features import Features
 
-__all__ = ["FeatureCovariance", "FeatureRank", "check_options", "feature_rank", "feature_ranks"]
+__all__ = [
+    "FeatureCovariance",
+    "FeatureRank",
+    "check_options",
+    "coarse_tolerance",
+    "feature_rank",
+    "feature_ranks",
+    "ranks_of",
+]
 
 _MATRICES = ("covariance", "features")
 _COARSE = 0.01  # tolerance from which a numerical rank says little
@@ -57,17 +65,20 @@ def feature_rank(
     r"""Numerical rank of a layer's features, with its spectrum and two ranks that need no threshold.
 
     The numerical rank is the number of singular values above ``tol`` times the largest, by default with
-    ``tol = max(n, d) * eps``, as in :func:`torch.linalg.matrix_rank`. *Deep Grokking* (2024, page 3) counts the
-    singular values of the covariance that way, and leaves centring and precision open; they change the number much. The
-    default here is the centred covariance with the ``eps`` of the features' own dtype. The computation itself is in
-    float64 whatever the precision.
+    ``tol = d * eps``. For the covariance, a matrix ``(d, d)``, this is :func:`torch.linalg.matrix_rank`. It does not
+    grow with the number of samples, so more samples of the same distribution do not lower the rank.
+
+    *Deep Grokking* (2024, page 3) counts the singular values of the covariance that way. It writes ``max(n, d) * eps``,
+    and leaves centring and precision open; they change the number much. The default here is the centred covariance with
+    the ``eps`` of the features' own dtype; ``tol=max(n, d) * eps`` is the paper's formula to the letter. The
+    computation itself is in float64 whatever the precision.
 
     Args:
         features: ``(n, d)``, one row for each sample.
         matrix: ``"covariance"`` (singular values :math:`\sigma_i^2 / (n - 1)`; over ``n`` without centring), or
             ``"features"`` (:math:`\sigma_i`), where :math:`\sigma_i` are the singular values of the features.
         center: subtract the mean over the samples first.
-        tol: tolerance; ``None`` is ``max(n, d) * eps``.
+        tol: tolerance; ``None`` is ``d * eps``.
         relative: the tolerance is relative to the largest singular value, else it is the threshold itself.
         precision: floating-point type whose ``eps`` is meant; ``None`` is that of the features.
 
@@ -211,7 +222,7 @@ def feature_ranks(
             module names, ``fnmatch`` patterns, class names or types takes the outputs of these modules.
         matrix: as for :func:`feature_rank`, and so are the next four.
         center: subtract the mean over the rows first.
-        tol: tolerance; ``None`` is ``max(n, d) * eps`` with ``n`` rows.
+        tol: tolerance; ``None`` is ``d * eps``, whatever the number of points and positions.
         relative: the tolerance is relative to the largest singular value.
         precision: floating-point type whose ``eps`` is meant; ``None`` is that of the computation.
         max_width: wider layers are first projected to this width by a seeded Gaussian matrix, and the key ends in
@@ -238,22 +249,33 @@ def feature_ranks(
         {'1': 2}
     """
     features = Features(model, inputs, layers=layers, max_width=max_width, seed=seed, forward_fn=forward_fn)
+    options: dict[str, Any] = {"matrix": matrix, "center": center, "tol": tol, "relative": relative}
+    found = ranks_of(features, chunk_size, **options, precision=precision)
+    text = coarse_tolerance(found, tol)
+    if text:
+        warnings.warn(text, stacklevel=2)
+    return found
+
+
+def ranks_of(features: Features, chunk_size: int | None = None, **options: Any) -> dict[str, FeatureRank]:
+    """:func:`feature_ranks` of these features, with the options of :func:`feature_rank`, without its warning."""
     covariances: dict[str, FeatureCovariance] = {}
     features.stream(
         lambda name, rows: covariances.setdefault(name, FeatureCovariance()).update(rows.flatten(0, 1)), chunk_size
     )
-    arguments: dict[str, Any] = {"matrix": matrix, "center": center, "tol": tol, "relative": relative}
-    found = {name: stream.rank(**arguments, precision=precision) for name, stream in covariances.items()}
+    return {name: stream.rank(**options) for name, stream in covariances.items()}
+
+
+def coarse_tolerance(found: Mapping[str, FeatureRank], tol: float | None) -> str:
+    """A sentence about the layers of which a default tolerance leaves much out; empty if there are none."""
     coarse = [name for name, ranks in found.items() if tol is None and ranks.threshold > _COARSE * ranks.spectrum[0]]
-    if coarse:
-        rows = max(found[name].n for name in coarse)
-        warnings.warn(
-            f"the rank of {', '.join(coarse)} leaves out what is below 1 % or more of the largest singular value: "
-            f"`max(n, d) * eps` grows with the rows, of which a feature map has one for each point and position (up to "
-            f"{rows:,} here). Pass `tol=`, or look at the effective rank.",
-            stacklevel=2,
-        )
-    return found
+    if not coarse:
+        return ""
+    return (
+        f"the rank of {', '.join(coarse)} leaves out what is below 1 % or more of the largest singular value, for the "
+        "tolerance is `d * eps` of the `precision`, with `d` the width. Pass `tol=` or a finer `precision=`, or look at "
+        "the effective rank."
+    )
 
 
 def _ranks(
@@ -268,7 +290,8 @@ def _ranks(
 ) -> FeatureRank:
     """The ranks of ``(n, d)`` features with singular values ``sigma``, descending."""
     spectrum = sigma if matrix == "features" else sigma.square() / (n - 1 if center else n)
-    tol = max(n, d) * torch.finfo(precision).eps if tol is None else tol
+    # Not max(n, d): with the rows of a feature map, points x positions, that leaves out more and more of the spectrum.
+    tol = d * torch.finfo(precision).eps if tol is None else tol
     largest = float(spectrum[0])
     threshold = tol * largest if relative else tol
     if math.isnan(largest):

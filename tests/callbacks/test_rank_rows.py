@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -128,6 +129,19 @@ def test_ranks_are_those_of_the_features(options: Any, split: str, seed: int, tm
         assert arrays[f"spectrum/{layer}"].dtype == torch.float32
         largest = float(expected.spectrum[0])
         assert arrays[f"spectrum/{layer}"].tolist() == pytest.approx(expected.spectrum.tolist(), abs=1e-5 * largest)
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize(("precision", "n_warnings"), [(None, 0), ("float64", 0), ("bfloat16", 1)])
+def test_a_coarse_tolerance_is_warned_of_once_a_run(precision: Any, n_warnings: int, tmp_path: Any) -> None:
+    callback = small(precision=precision)
+    for _ in range(2):  # a second run of the same callback says it again
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            fit(tmp_path, callback, max_steps=5)
+        texts = [str(w.message) for w in seen if "leaves out" in str(w.message)]
+        assert len(texts) == n_warnings
+        assert all("net.1, net.3" in text and text.startswith("FeatureRankCallback: ") for text in texts)
 
 
 def test_the_options_do_differ(tmp_path: Any) -> None:

@@ -32,7 +32,7 @@ def twin(features: torch.Tensor, matrix, center, tol, relative, precision):
     else:
         spectrum = sigma
     if tol is None:
-        tol = max(n, d) * torch.finfo(precision or features.dtype).eps
+        tol = d * torch.finfo(precision or features.dtype).eps
     threshold = tol * spectrum[0] if relative else tol
     p = sigma[sigma > 0] / sigma.sum()
     return (spectrum > threshold).sum(), spectrum, np.exp(-(p * np.log(p)).sum()), (sigma**2).sum() / sigma[0] ** 2
@@ -59,7 +59,7 @@ def draws(draw):
 @given(draws())
 def test_rank_of_the_features_is_that_of_torch(features):
     centred = features.double() - features.double().mean(0)
-    tol = max(features.shape) * torch.finfo(features.dtype).eps
+    tol = features.shape[1] * torch.finfo(features.dtype).eps
     assert feature_rank(features, matrix="features").rank == torch.linalg.matrix_rank(centred, rtol=tol)
 
 
@@ -115,6 +115,40 @@ def test_precision_moves_the_threshold():
     ranks = [feature_rank(features, precision=p).rank for p in (torch.bfloat16, torch.float32, torch.float64)]
     assert ranks[0] < ranks[1] < ranks[2]
     assert feature_rank(features.float()).rank == ranks[1]
+
+
+# Not more rows, nor more positions, make the tolerance coarser.
+
+
+@pytest.mark.parametrize("precision", [None, torch.float64], ids=str)
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize(("d", "decay"), [(2, 0.0), (16, 0.0), (16, 1.0), (64, 0.1), (64, 0.3), (100, 0.1)])
+def test_more_points_never_lower_the_rank_of_iid_features(d, decay, center, precision):
+    g = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))[0]
+    scales = torch.exp(-decay * torch.arange(d, dtype=torch.float64))
+    rows = (torch.randn(20_000, d, generator=g, dtype=torch.float64) * scales @ turned + 1).float()
+    for matrix in ("covariance", "features"):
+        options = {"center": center, "matrix": matrix, "precision": precision}
+        ranks = [feature_rank(rows[:n], **options).rank for n in (8, 64, 512, 4_096, 20_000)]
+        assert ranks == sorted(ranks)
+        if not decay:
+            assert ranks[-1] == d
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("planted", "mean"), [(1, 0.0), (5, 0.0), (5, 1.0), (5, 100.0), (16, 1.0)])
+def test_a_stream_of_a_million_rows_has_the_rank_that_was_planted(planted, mean, dtype):
+    g = torch.Generator().manual_seed(1)
+    mix = torch.randn(planted, 16, generator=g, dtype=dtype)
+    stream = FeatureCovariance()
+    for _ in range(5):
+        stream.update(torch.randn(200_704, planted, generator=g, dtype=dtype) @ mix + mean)
+    # What rounding leaves beside the planted directions lies far below the tolerance, 16 * eps.
+    for matrix in ("covariance", "features"):
+        found = stream.rank(matrix=matrix, precision=torch.float32)
+        assert found.rank == planted
+        assert (found.spectrum[planted:] < 0.5 * found.threshold).all()
 
 
 def test_not_finite_is_nan_never_a_rank():

@@ -130,7 +130,7 @@ def test_float32_networks_are_measured_in_float32():
     net, x = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 2)), points(60, 5)
     found = feature_ranks(net, x)
     assert_ranks(found, {"1": net[:2](x.float())}, rtol=1e-6)
-    assert found["1"].threshold == pytest.approx(60 * 2**-23 * float(found["1"].spectrum[0]))
+    assert found["1"].threshold == pytest.approx(12 * 2**-23 * float(found["1"].spectrum[0]))
 
 
 def test_bfloat16_weights_are_measured_in_float32():
@@ -626,13 +626,39 @@ def test_inference_mode_around_the_call_changes_nothing():
     assert all(torch.equal(inside[name].spectrum, outside[name].spectrum) for name in outside)
 
 
-def test_a_tolerance_that_so_many_rows_make_coarse_is_warned_of():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("matrix", ["covariance", "features"])
+@pytest.mark.parametrize(("side", "n"), [(28, 4), (28, 256), (224, 4)])
+def test_the_rank_of_a_feature_map_is_the_same_for_any_number_of_positions(side, n, matrix, dtype):
+    torch.manual_seed(0)
+    full = nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU()).to(dtype)
+    planted = nn.Conv2d(5, 16, 1).to(dtype)
+    with torch.no_grad():
+        full[0].weight.copy_(torch.linalg.qr(full[0].weight.flatten(1))[0].view_as(full[0].weight))
+    x = torch.randn(n, 16, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    assert feature_ranks(full, x, matrix=matrix)["1"].rank == 16
+    found = feature_ranks(nn.Sequential(planted), x[:, :5], layers=["0"], matrix=matrix, precision=torch.float32)
+    assert (found["0"].rank, found["0"].n) == (5, n * side**2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        ({}, False),
+        ({"precision": torch.float64}, False),
+        ({"precision": torch.bfloat16}, True),
+        ({"precision": torch.bfloat16, "tol": 0.1}, False),
+        ({"precision": torch.bfloat16, "matrix": "features"}, True),
+    ],
+    ids=str,
+)
+def test_only_a_coarse_precision_is_warned_of(arguments, warned):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 300**2, 2), nn.Tanh())
     x = torch.randn(2, 1, 300, 300)
-    with pytest.warns(UserWarning, match=r"the rank of 1 leaves out .* \(up to 180,000 here\)\. Pass `tol=`"):
-        feature_ranks(net, x)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        feature_ranks(net, x, tol=1e-6)
-        feature_ranks(net, x[..., :90, :90], layers=["0"], forward_fn=lambda net, x: net[0](x))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        feature_ranks(net, x, **arguments)
+    texts = [str(warning.message) for warning in seen]
+    assert len(texts) == warned
+    assert all("the rank of 1 leaves out" in text and "`tol=`" in text for text in texts)
