@@ -58,8 +58,8 @@ class Schedule:
         self.text = next((f"{name}={value!r}" for name, value in named.items()), "schedule='log'")
         #: Whether the last step of the run gets a row whatever its number.
         self.closes = False
-        #: Whether it is a function of the user's, which need not say the same in every process of a run.
-        self.is_given = callable(schedule)
+        #: The function, if it is one of the user's, which need not say the same in every process of a run.
+        self.given = schedule if callable(schedule) else None
         self._is_due: Callable[[int], bool] | _Steps
         if every_n_epochs is not None:
             self._is_due = _Steps([0])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import lightning.pytorch
 import pytorch_lightning
 
-__all__ = ["DDP_STRATEGIES", "Callback"]
+__all__ = ["DDP_STRATEGIES", "EARLY_STOPPING", "MODEL_CHECKPOINT", "Callback"]
 
 DDP_STRATEGIES = (lightning.pytorch.strategies.DDPStrategy, pytorch_lightning.strategies.DDPStrategy)
+EARLY_STOPPING = (lightning.pytorch.callbacks.EarlyStopping, pytorch_lightning.callbacks.EarlyStopping)
+MODEL_CHECKPOINT = (lightning.pytorch.callbacks.ModelCheckpoint, pytorch_lightning.callbacks.ModelCheckpoint)
 
 
 class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]

@@ -116,6 +116,7 @@ class FeatureRankCallback(ProbeCallback):
 
     group = "rank"
     kinds = RANK_KINDS
+    late_keys = ("tunnel_length",)  # two points are too few for it
     detection_settings = RANK_SETTINGS
 
     def __init__(

@@ -125,6 +125,7 @@ class LocalComplexityCallback(ProbeCallback):
 
     group = "lc"
     kinds = PHASE_KINDS
+    late_keys = ("lc/phase",)
     detection_settings = PHASE_SETTINGS
     shares_points = True
 

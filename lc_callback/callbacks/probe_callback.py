@@ -20,6 +20,7 @@ from torch import nn
 from lc_callback.callbacks._compat import Callback
 from lc_callback.callbacks.processes import Processes
 from lc_callback.callbacks.run_report import RunReport
+from lc_callback.callbacks.stale_values import warn_of_stale_values
 from lc_callback.callbacks.trainer_data import find_loader, transferred
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
@@ -117,6 +118,8 @@ class ProbeCallback(Callback):
     shares_points: ClassVar[bool] = False
     #: The splits that are drawn for a training.
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    #: Keys of a row that a trial on two points may lack.
+    late_keys: ClassVar[tuple[str, ...]] = ()
     #: The settings of :meth:`find`, and their defaults.
     detection_settings: ClassVar[dict[str, float]] = {}
 
@@ -183,6 +186,7 @@ class ProbeCallback(Callback):
         self._fingerprints: dict[str, str] = {}
         self._model = ""  # what was measured, for the title of the timeline
         self._n_points: dict[str, int] = {}
+        self._trial_keys: set[str] = set()  # of the numbers of a row, without prefix
         self._restored = False
         self._active = False
         self._processes = Processes()
@@ -342,6 +346,8 @@ class ProbeCallback(Callback):
             self._row(trainer, pl_module)
         self._looked_at = step
         self._close_step(trainer)
+        if self._run is not None:  # all others have had their trial
+            self._guarded("looking for monitors", lambda: warn_of_stale_values(trainer, pl_module, peers))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a row is due after this batch's optimizer steps."""
@@ -469,6 +475,14 @@ class ProbeCallback(Callback):
         except ValueError as error:
             raise ValueError(f"`detection`: {error}") from error
         return settings
+
+    def logs(self, key: str) -> bool:
+        """Whether the rows of this run have, or are going to have, a value under this key. For after the trial."""
+        if not key.startswith(self.log_key_prefix):
+            return False
+        own = key.removeprefix(self.log_key_prefix)
+        known = {*self._trial_keys, *self.late_keys, f"{self.group}/seconds"}
+        return own in known or key in self.history.keys
 
     def remark(self) -> str:
         """What is to be said when the run ends, besides the transitions."""
@@ -643,7 +657,7 @@ class ProbeCallback(Callback):
         def measure() -> None:
             with self._conditions(pl_module):
                 self.prepare(network, self._probes)
-                self.measure(network, few)
+                self._trial_keys = {key for key, value in self.measure(network, few).items() if _is_number(value)}
 
         try:
             self._processes.agree(measure)
@@ -663,7 +677,7 @@ class ProbeCallback(Callback):
         def ask() -> bool:
             return self.schedule.due(after, step)
 
-        if self.schedule.is_given:  # it may say something else in each process
+        if self.schedule.given is not None:  # it may say something else in each process
             return bool(self._guarded("asking its schedule", lambda: self._processes.decide(ask)))
         return ask()
 
@@ -719,7 +733,7 @@ class ProbeCallback(Callback):
         def measure() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
             with self._conditions(pl_module):
                 found = self.measure(self._network(pl_module), self._probes)
-            arrays = {k: v for k, v in found.items() if isinstance(v, torch.Tensor) and v.numel() != 1}
+            arrays = {k: v for k, v in found.items() if not _is_number(v)}
             values = {self._prefixed(key): float(value) for key, value in found.items() if key not in arrays}
             return values, {self._prefixed(key): array for key, array in arrays.items()}
 
@@ -810,6 +824,11 @@ def _model_name(pl_module: Any, submodule: str | None, measured: nn.Module) -> s
     name = type(getattr(pl_module, "_orig_mod", pl_module)).__name__
     part = type(getattr(measured, "_orig_mod", measured)).__name__
     return name if submodule is None else f"{name}: {submodule} ({part})"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a row is one number, which is logged; else it is an array."""
+    return not isinstance(value, torch.Tensor) or value.numel() == 1
 
 
 def _listed(value: Any) -> Sequence[Any]:

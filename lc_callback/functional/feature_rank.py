@@ -273,8 +273,8 @@ def coarse_tolerance(found: Mapping[str, FeatureRank], tol: float | None) -> str
         return ""
     return (
         f"the rank of {', '.join(coarse)} leaves out what is below 1 % or more of the largest singular value, for the "
-        "tolerance is `d * eps` of the `precision`, with `d` the width. Pass `tol=` or a finer `precision=`, or look at "
-        "the effective rank."
+        "tolerance is `d * eps` of the `precision`, with `d` the width. Pass `tol=` or a finer `precision=`, or look "
+        "at the effective rank."
     )
 
 

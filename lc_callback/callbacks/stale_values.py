@@ -1,0 +1,221 @@
+"""What monitors a key of ours and looks more often than rows are taken: found before the first step."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from lc_callback.callbacks._compat import EARLY_STOPPING, MODEL_CHECKPOINT
+from lc_callback.isolation import fixed_rng
+from lc_callback.schedule import Schedule
+
+if TYPE_CHECKING:
+    from lc_callback.callbacks.probe_callback import ProbeCallback
+
+__all__ = ["warn_of_stale_values"]
+
+_BATCHES, _BATCHES_OF_FUNCTION = 200_000, 20_000  # so far ahead the run is looked through
+_LOOKS = 50  # after which the rhythm of a monitor is known
+_ASSUMED = 100  # batches of an epoch whose length nobody knows
+_PLAIN = (int, float, complex, str, bytes, range, type(None))
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """The end of a batch of the run that is ahead: updates applied, and where in the run it is."""
+
+    step: int
+    has_stepped: bool
+    epoch: int
+    batch: int
+    total: int
+    is_last: bool  # of its epoch
+
+
+@dataclass(frozen=True)
+class _Monitor:
+    """What looks at a key, and after which batches."""
+
+    name: str
+    key: str
+    looks_at: Callable[[_Moment], bool]
+
+
+def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[ProbeCallback]) -> None:
+    """Warn once of all monitors that would see one and the same value of ours several times.
+
+    Between two rows ``trainer.callback_metrics`` keeps the value of the first. ``EarlyStopping`` and
+    ``ReduceLROnPlateau`` count each look at it as one without improvement.
+    """
+    if trainer.fast_dev_run:
+        return
+    monitors = _monitors(trainer, pl_module)
+    found = [
+        _sentence(trainer, pl_module, monitor, callback)
+        for monitor in monitors
+        for callback in callbacks
+        if callback.logs(monitor.key)
+    ]
+    if any(found):
+        rank_zero_warn("\n".join(text for text in found if text))
+
+
+def _sentence(trainer: Any, pl_module: Any, monitor: _Monitor, callback: ProbeCallback) -> str:
+    schedule = callback.schedule
+    if schedule.given is not None:
+        own = _private(schedule.given)
+        if own is None:
+            return (
+                f"{callback._name}: {monitor.name} sees an old value whenever it looks and `schedule` has asked for no "
+                "row since it last looked. Nobody can say beforehand when this function does: make sure that it does "
+                "so often enough, or set `every_n_epochs=1` in its place."
+            )
+        schedule = Schedule(own)
+    try:
+        with fixed_rng(None):
+            stale, looks = _look_ahead(trainer, pl_module, monitor, schedule)
+    except Exception:
+        if schedule.given is None:
+            raise
+        return ""  # a function of the user's, asked too early
+    if stale is None:
+        return ""
+    if all(look.is_last for look in looks):
+        n = math.gcd(*(look.epoch + 1 for look in looks))
+        often, remedy = f"after every {f'{n} epochs' if n > 1 else 'epoch'}", f"every_n_epochs={n}"
+    else:
+        n = max(1, math.gcd(*(look.step for look in looks)))
+        often, remedy = f"after every {f'{n} steps' if n > 1 else 'step'} at most", f"every_n_train_steps={n}"
+    return (
+        f"{callback._name}: {monitor.name} looks {often}, but with {schedule.text} there is no new row at step "
+        f"{stale.step:,}, and so on: it takes the old value for one that does not improve. Set `{remedy}` in "
+        f"{type(callback).__name__} to have a row whenever it looks."
+    )
+
+
+def _look_ahead(
+    trainer: Any, pl_module: Any, monitor: _Monitor, schedule: Schedule
+) -> tuple[_Moment | None, list[_Moment]]:
+    """The first look without a row since the look before, and the looks until then and some after that."""
+    stale, looks = None, []
+    step = trainer.global_step
+    is_fresh = schedule.due(step - 1, step)
+    for now in _moments(trainer, pl_module, schedule):
+        if stale is None and not is_fresh:
+            is_fresh = schedule.due(step, now.step) or (now.is_last and schedule.due_after_epoch(now.epoch + 1))
+        step = now.step
+        if monitor.looks_at(now):
+            looks.append(now)
+            stale = now if stale is None and not is_fresh else stale
+            is_fresh = False
+        if stale is not None and len(looks) >= _LOOKS:
+            break
+    return stale, looks
+
+
+def _moments(trainer: Any, pl_module: Any, schedule: Schedule) -> Iterator[_Moment]:
+    n_batches = trainer.num_training_batches
+    if math.isinf(n_batches):  # then steps cannot be compared with epochs
+        if schedule.every_n_epochs is None:
+            return
+        n_batches = _ASSUMED
+    by_hand = not pl_module.automatic_optimization
+    each = max(1, len(trainer.optimizers)) if by_hand else 1
+    accumulated = 1 if by_hand else trainer.accumulate_grad_batches
+    step, epoch = trainer.global_step, trainer.current_epoch
+    most = _BATCHES_OF_FUNCTION if schedule.given is not None else _BATCHES
+    for total in range(most if n_batches else 0):
+        ahead, batch = divmod(total, n_batches)
+        if (trainer.max_epochs or -1) >= 0 and epoch + ahead >= trainer.max_epochs:
+            return
+        is_last = batch == n_batches - 1
+        has_stepped = is_last or (batch + 1) % accumulated == 0
+        step += each if has_stepped else 0
+        yield _Moment(step, has_stepped, epoch + ahead, batch, epoch * n_batches + total, is_last)
+        if 0 <= trainer.max_steps <= step:
+            return
+
+
+def _monitors(trainer: Any, pl_module: Any) -> list[_Monitor]:
+    found = []
+    after_epochs = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+
+    def at_epochs(after_training: bool | None, n: int = 1) -> Callable[[_Moment], bool]:
+        after_training = (after_epochs or not trainer.enable_validation) if after_training is None else after_training
+        looks = (lambda now: now.is_last) if after_training else (lambda now: _validates(trainer, now))
+        return lambda now: (now.epoch + 1) % n == 0 and looks(now)
+
+    for callback in trainer.callbacks:
+        name = f"`{type(callback).__name__}(monitor={getattr(callback, 'monitor', None)!r})`"
+        if isinstance(callback, EARLY_STOPPING):
+            after_training = getattr(callback, "_check_on_train_epoch_end", None)
+            found.append(_Monitor(name, callback.monitor, at_epochs(bool(after_training))))
+        elif isinstance(callback, MODEL_CHECKPOINT) and callback.monitor is not None and callback.save_top_k != 0:
+            n_steps, n_epochs = callback._every_n_train_steps, callback._every_n_epochs
+            if n_steps:
+                found.append(_Monitor(name, callback.monitor, _at_steps(n_steps)))
+            if n_epochs:
+                after_training = callback._save_on_train_epoch_end
+                found.append(_Monitor(name, callback.monitor, at_epochs(after_training, n_epochs)))
+    for config in trainer.lr_scheduler_configs if pl_module.automatic_optimization else []:
+        if config.reduce_on_plateau and config.monitor is not None:
+            name = f"`{type(config.scheduler).__name__}` with `monitor={config.monitor!r}`"
+            found.append(_Monitor(name, config.monitor, _at_updates(config.interval, config.frequency)))
+    return found
+
+
+def _at_steps(n: int) -> Callable[[_Moment], bool]:
+    return lambda now: now.has_stepped and now.step % n == 0
+
+
+def _at_updates(interval: str, frequency: int) -> Callable[[_Moment], bool]:
+    """When Lightning updates a scheduler that follows a metric."""
+    if interval == "epoch":
+        return lambda now: now.is_last and (now.epoch + 1) % frequency == 0
+    return lambda now: now.has_stepped and (now.batch + 1) % frequency == 0
+
+
+def _validates(trainer: Any, now: _Moment) -> bool:
+    n_epochs, n_batches = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or n_batches is None or (n_epochs and (now.epoch + 1) % n_epochs):
+        return False
+    if math.isinf(n_batches):
+        return now.is_last
+    return ((now.total if n_epochs is None else now.batch) + 1) % n_batches == 0
+
+
+def _private(function: Any) -> Any:
+    """A copy of a user's function whose state, if it has one, is its own; ``None`` if there is no such copy.
+
+    It is asked about steps that are still ahead, which the original must not notice.
+    """
+    if not isinstance(function, FunctionType):
+        return None
+    names = inspect.getclosurevars(function)
+    try:
+        cells = {name: _private_value(value) for name, value in names.nonlocals.items()}
+        own = {name: _private_value(value) for name, value in names.globals.items()}
+        defaults = None if function.__defaults__ is None else tuple(map(_private_value, function.__defaults__))
+        closure = tuple(CellType(cells[name]) for name in function.__code__.co_freevars)
+    except (TypeError, KeyError):
+        return None
+    return FunctionType(function.__code__, {**function.__globals__, **own}, function.__name__, defaults, closure)
+
+
+def _private_value(value: Any) -> Any:
+    if isinstance(value, (*_PLAIN, ModuleType, BuiltinFunctionType, type)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(map(_private_value, value))
+    if isinstance(value, dict):
+        return {key: _private_value(kept) for key, kept in value.items()}
+    own = _private(value)
+    if own is None:
+        raise TypeError(f"no copy of {value!r}")
+    return own
