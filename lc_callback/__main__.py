@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lc_callback import __version__
 from lc_callback.callbacks import MEASURES
 from lc_callback.callbacks.offline import measure_checkpoints
 from lc_callback.reporting.figure import WIDTH, save
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m lc_callback", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"lc_callback {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser(
         "report", help="say what a finished run showed, draw its timeline, and list its transitions"

@@ -11,10 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
+from lc_callback.suggestions import did_you_mean
+
 __all__ = ["CsvFile", "History"]
 
 Row = dict[str, float]
 Arrays = dict[str, Tensor]
+
+
+_ROWS_SHOWN, _KEYS_SHOWN = 5, 6  # of a repr: the first and the last rows
 
 
 class History:
@@ -56,7 +61,7 @@ class History:
     def __getitem__(self, key: str) -> list[float]:
         """Values of ``key``, one for each row, NaN where a row lacks it."""
         if key not in self.keys:
-            raise KeyError(f"{key!r} is not among {self.keys}")
+            raise KeyError(f"{key!r} is not among {self.keys}{did_you_mean(key, self.keys)}")
         return [row.get(key, math.nan) for row in self.rows]
 
     def __contains__(self, step: object) -> bool:
@@ -67,6 +72,37 @@ class History:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
+
+    def __repr__(self) -> str:
+        """The first and the last rows, and as many keys as fit, as a table."""
+        title = f"History({len(self)} rows, {len(self.keys)} keys)"
+        if not self.rows:
+            return title
+        keys = self.keys[:_KEYS_SHOWN]
+        rows = (
+            self.rows if len(self) <= 2 * _ROWS_SHOWN else [*self.rows[:_ROWS_SHOWN], None, *self.rows[-_ROWS_SHOWN:]]
+        )
+        cells = [["step", *keys]]
+        for row in rows:
+            numbers = [] if row is None else [f"{row[key]:.4g}" if key in row else "" for key in keys]
+            cells.append(["..."] * (1 + len(keys)) if row is None else [f"{int(row['step'])}", *numbers])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+        left_out = self.keys[_KEYS_SHOWN:]
+        more = [f"and {', '.join(left_out[:_KEYS_SHOWN])}{', ...' if len(left_out) > _KEYS_SHOWN else ''}"]
+        return "\n".join([title, *lines, *(more if left_out else [])])
+
+    def to_pandas(self) -> Any:
+        """The rows as a ``pandas.DataFrame``: one column for each key, ``step`` as its index, NaN where a row lacks it.
+
+        Raises:
+            ImportError: without pandas, which this library does not need otherwise.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("`History.to_pandas` needs pandas: `pip install pandas`.") from error
+        return pandas.DataFrame({key: self[key] for key in self.keys}, index=pandas.Index(self.steps, name="step"))
 
     def drop_after(self, step: int) -> None:
         """Forget the rows of steps that a resumed run is going to take again."""

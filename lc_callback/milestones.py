@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lc_callback.phases import PHASE_SETTINGS, first_steep, movements, significant
 from lc_callback.piecewise import fit
+from lc_callback.suggestions import did_you_mean
 from lc_callback.transitions import Curves, Turn
 
 __all__ = [
@@ -182,7 +183,8 @@ def check_accuracy_settings(settings: Mapping[str, float]) -> dict[str, float]:
     """
     unknown = sorted({*settings} - {*ACCURACY_SETTINGS})
     if unknown:
-        raise ValueError(f"unknown settings {unknown}; possible are {sorted(ACCURACY_SETTINGS)}.")
+        near = did_you_mean(unknown[0], ACCURACY_SETTINGS)
+        raise ValueError(f"unknown settings {unknown}; possible are {sorted(ACCURACY_SETTINGS)}{near}")
     for name in ("interpolation", "min_rise"):
         if not 0 < settings[name] <= 1:
             raise ValueError(f"`{name}` must be above 0 and at most 1, but got {settings[name]!r}.")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lc_callback.piecewise import Fit, fit
+from lc_callback.suggestions import did_you_mean
 from lc_callback.transitions import Detector, PhaseEvent, Transition, Turn, only_supported
 
 __all__ = [
@@ -163,7 +164,8 @@ def check_phase_settings(settings: Mapping[str, float]) -> dict[str, float]:
     """
     unknown = sorted({*settings} - {*PHASE_SETTINGS})
     if unknown:
-        raise ValueError(f"unknown settings {unknown}; possible are {sorted(PHASE_SETTINGS)}.")
+        near = did_you_mean(unknown[0], PHASE_SETTINGS)
+        raise ValueError(f"unknown settings {unknown}; possible are {sorted(PHASE_SETTINGS)}{near}")
     for name in ("min_prominence", "flatness"):
         if not 0 < settings[name] < 1:
             raise ValueError(f"`{name}` must be above 0 and below 1, but got {settings[name]!r}.")

@@ -37,6 +37,11 @@ class Probes:
     targets: Any
     source: str
 
+    def __repr__(self) -> str:
+        leaves = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+        shapes = ", ".join(f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}" for leaf in leaves)
+        return f"Probes({len(self)} points, {shapes}, source={self.source!r})"
+
     def __len__(self) -> int:
         return next(len(leaf) for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from lc_callback.suggestions import did_you_mean
+
 __all__ = ["POINTS_PER_DECADE", "Schedule", "is_log_step"]
 
 POINTS_PER_DECADE = 10
@@ -96,7 +98,7 @@ class _Steps:
     def __init__(self, steps: object) -> None:
         possible = "`schedule` must be 'log', a non-empty list of steps >= 0, or a function step -> bool"
         if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
-            raise ValueError(f"{possible}, but got {steps!r}.")
+            raise ValueError(f"{possible}, but got {steps!r}{did_you_mean(steps, ['log'])}")
         for step in steps:
             if isinstance(step, bool) or not isinstance(step, int) or step < 0:
                 raise ValueError(f"{possible}, but the list holds {step!r}.")

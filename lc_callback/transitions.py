@@ -59,6 +59,10 @@ class Transition:
     reason: str
     curve: str = ""
 
+    def __repr__(self) -> str:
+        of = f", curve={self.curve!r}" if self.curve else ""
+        return f"Transition({self.kind!r}, step={self.step}{of}, value={self.value:.4g})"
+
 
 @dataclass(frozen=True)
 class PhaseEvent:

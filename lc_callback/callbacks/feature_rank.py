@@ -22,6 +22,7 @@ from lc_callback.functional.weight_norm import weight_norms
 from lc_callback.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
 from lc_callback.phases import check_phase_settings
 from lc_callback.probes import Probes
+from lc_callback.suggestions import did_you_mean
 from lc_callback.timeline import Panel, spaced
 from lc_callback.transitions import Curves, Turn
 
@@ -173,10 +174,14 @@ class FeatureRankCallback(ProbeCallback):
         if layers is not None:
             check_layers(layers)
         if split not in ("train", "test"):
-            raise ValueError(f"`split` must be 'train' or 'test', but got {split!r}.")
+            near = did_you_mean(split, ["train", "test"])
+            raise ValueError(f"`split` must be 'train' or 'test', but got {split!r}{near}")
         dtype = getattr(torch, precision, None) if isinstance(precision, str) else precision
         if precision is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"`precision` must be 'float64', 'float32', 'bfloat16' or 'float16', not {precision!r}.")
+            near = did_you_mean(precision, ["float64", "float32", "bfloat16", "float16"])
+            raise ValueError(
+                f"`precision` must be 'float64', 'float32', 'bfloat16' or 'float16', not {precision!r}{near}"
+            )
         check_options(matrix, tol, dtype)
         flags = {"center": center, "relative": relative, "linear_probe": linear_probe, "alignment": alignment}
         for name, flag in {**flags, "histogram": histogram}.items():

@@ -456,6 +456,12 @@ class LocalComplexityCallback(ProbeCallback):
         own["method"] = None if self.method == "auto" else self.method
         return {name: value for name, value in own.items() if value is not None} | super().settings()
 
+    def settings_used(self) -> dict[str, Any]:
+        """With the radius that was found, and as many directions as the space has."""
+        latest = next(iter(self._latest.values()), None)
+        radius = self.radius if latest is None else latest.radius
+        return super().settings_used() | {"radius": radius, "n_directions": self._directions}
+
 
 def _caption(radius: str, points: str) -> str:
     return (

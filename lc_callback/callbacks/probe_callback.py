@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, TypeVar
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +33,7 @@ from lc_callback.probes import Probes, Signature, draw_probes, random_probes
 from lc_callback.reporting.figure import WIDTH, draw, write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
 from lc_callback.schedule import Schedule
+from lc_callback.suggestions import did_you_mean
 from lc_callback.timeline import Panel, Part
 from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn, only_supported
 
@@ -154,7 +156,8 @@ class ProbeCallback(Callback):
                 raise ValueError(f"`{name}` must be True or False, but got {flag!r}.")
         if stop_after is not None and stop_after not in self.kinds:
             possible = f"one of {list(self.kinds)}" if self.kinds else "None, for it finds no transitions"
-            raise ValueError(f"`stop_after` of {type(self).__name__} must be {possible}, but got {stop_after!r}.")
+            near = did_you_mean(stop_after, self.kinds)
+            raise ValueError(f"`stop_after` of {type(self).__name__} must be {possible}, but got {stop_after!r}{near}")
         if on_transition is not None and [*_listed(on_transition)] != ["checkpoint"]:
             raise ValueError(f"`on_transition` must be None or ['checkpoint'], but got {on_transition!r}.")
         self.detection = self.checked_detection(detection)
@@ -195,7 +198,8 @@ class ProbeCallback(Callback):
         self._looked_at = -1  # the last step for which the schedule was asked
         self._tried = -1  # the last step that was measured, with or without success
         self._seconds, self._began = 0.0, 0.0
-        self._described = False
+        self._described, self._untold_setup = False, ""
+        self._n_used = n_probes  # fewer where there are fewer to draw
         self._print: Callable[[str], None] | None = None
 
     # What a subclass defines
@@ -310,10 +314,15 @@ class ProbeCallback(Callback):
         schedule, _, value = self.schedule.text.partition("=")
         return {schedule: _Verbatim(value), "n_probes": self.n_probes, "seed": self.seed}
 
+    def settings_used(self) -> dict[str, Any]:
+        """:meth:`settings` as they are in use: numbers in place of ``"auto"``, and no more points than there are."""
+        return {**self.settings(), "n_probes": self._n_used}
+
     # Hooks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check what can be checked without data."""
+        self._refuse_twins(trainer.callbacks)
         if stage == "fit":
             self._network(pl_module)
 
@@ -333,9 +342,9 @@ class ProbeCallback(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir) / (self._prefixed(self.group).replace("/", "_"))
         if trainer.is_global_zero and not trainer.fast_dev_run:
             self._folder = folder
-            if not trainer.loggers:
-                rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {folder / 'history.csv'} only.")
             self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
+            if not trainer.loggers and self._csv is not None:
+                rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {self._csv.path} only.")
         peers = [callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)]
         self._run = RunReport(peers, trainer, self._guarded) if peers[-1] is self else None
         step = trainer.global_step
@@ -415,7 +424,20 @@ class ProbeCallback(Callback):
     @property
     def state_key(self) -> str:
         """Tells instances apart by ``log_key_prefix``."""
+        asks = sys._getframe(1)
+        if asks.f_code.co_name == "_validate_callbacks_list":  # of Lightning, whose error says nothing of the prefix
+            self._refuse_twins(asks.f_locals.get("callbacks", []))
         return self._generate_state_key(log_key_prefix=self.log_key_prefix)
+
+    def _refuse_twins(self, callbacks: Sequence[Any]) -> None:
+        """Raise if another instance among these would write the same keys and files."""
+        same = [c for c in callbacks if type(c) is type(self) and c.log_key_prefix == self.log_key_prefix]
+        if len(same) > 1:
+            raise MisconfigurationException(
+                f"the Trainer has {len(same)} callbacks {type(self).__name__} with `log_key_prefix="
+                f"{self.log_key_prefix!r}`: give each its own `log_key_prefix`, such as 'other/', which tells apart "
+                "their keys, files and states in checkpoints (`callback.state_key` must be unique)."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python types only: rows, fingerprints of the probes, and what the subclass adds."""
@@ -466,7 +488,8 @@ class ProbeCallback(Callback):
         for name, value in (given or {}).items():
             if name not in cls.detection_settings:
                 possible = f"possible are {sorted(cls.detection_settings)}" if cls.detection_settings else "it has none"
-                raise ValueError(f"`detection` of {cls.__name__} has no setting {name!r}; {possible}.")
+                near = did_you_mean(name, cls.detection_settings)
+                raise ValueError(f"`detection` of {cls.__name__} has no setting {name!r}; {possible}{near}")
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise ValueError(f"`detection` has {name}={value!r}, which is no number.")
         settings = {**cls.detection_settings, **(given or {})}
@@ -539,16 +562,21 @@ class ProbeCallback(Callback):
             self._run.close_step(trainer, last)
             self._seconds += time.perf_counter() - start
 
+    def take_setup(self) -> str:
+        """What is measured and how, once it is known and until it is taken; else nothing."""
+        text, self._untold_setup = self._untold_setup, ""
+        return text
+
     def warn_of(self, what: str, error: Exception) -> None:
         """Warn, or raise with ``raise_on_error``, that ``what`` did not take what it was to show."""
         self._warn_or_raise(f"{what} did not take an entry of the timeline", error)
 
     def __repr__(self) -> str:
         text = self.describe()
-        return self._call() + (f"\n{text}" if text else "")
+        return f"{self._call(self.settings_used())}\n{text}" if text else self._call(self.settings())
 
-    def _call(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+    def _call(self, settings: Mapping[str, Any]) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
         return f"{type(self).__name__}({arguments})"
 
     # Set-up
@@ -610,6 +638,7 @@ class ProbeCallback(Callback):
 
         network, probes = self._processes.agree(draw)
         self._probes = self._processes.alike(probes, _fingerprints)  # each may have its own part of the data
+        self._n_used = max((len(points) for points in self._probes.values()), default=self.n_probes)
         return network
 
     def _draw(self, trainer: Any, signature: Signature, n: int) -> dict[str, Probes]:
@@ -657,7 +686,7 @@ class ProbeCallback(Callback):
         def measure() -> None:
             with self._conditions(pl_module):
                 self.prepare(network, self._probes)
-                self._trial_keys = {key for key, value in self.measure(network, few).items() if _is_number(value)}
+                self._trial_keys = {key for key, value in self.measure(network, few).items() if not _is_array(value)}
 
         try:
             self._processes.agree(measure)
@@ -733,7 +762,7 @@ class ProbeCallback(Callback):
         def measure() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
             with self._conditions(pl_module):
                 found = self.measure(self._network(pl_module), self._probes)
-            arrays = {k: v for k, v in found.items() if not _is_number(v)}
+            arrays = {k: v for k, v in found.items() if _is_array(v)}
             values = {self._prefixed(key): float(value) for key, value in found.items() if key not in arrays}
             return values, {self._prefixed(key): array for key, array in arrays.items()}
 
@@ -789,7 +818,9 @@ class ProbeCallback(Callback):
             self._described = True
             text = self._guarded("describing itself", self.describe)
             if text:
-                rank_zero_info(f"{self._call()}\n{text}")
+                self._untold_setup = f"{self._call(self.settings_used())}\n{text}"
+                if trainer.state.fn != "fit":  # a fit has one text of all callbacks
+                    rank_zero_info(self.take_setup())
                 log_text(trainer, self._prefixed(f"{self.group}/setup"), text, step, failed)
 
     def progress(self, what: str) -> Callable[[int, int], None]:
@@ -826,9 +857,9 @@ def _model_name(pl_module: Any, submodule: str | None, measured: nn.Module) -> s
     return name if submodule is None else f"{name}: {submodule} ({part})"
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value of a row is one number, which is logged; else it is an array."""
-    return not isinstance(value, torch.Tensor) or value.numel() == 1
+def _is_array(value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether a value of a row is more than one number, which is kept but not logged."""
+    return isinstance(value, torch.Tensor) and value.numel() != 1
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -876,8 +907,15 @@ def _resolve(module: nn.Module | None, argument: str, name: str) -> Callable[...
         function = None
     if not callable(function):
         neither = "not" if module is None else f"neither a method of {type(module).__name__} nor"
-        raise MisconfigurationException(f"`{argument}={name!r}` is {neither} the import path of a function.")
+        near = did_you_mean(name, () if module is None else _methods(module))
+        raise MisconfigurationException(f"`{argument}={name!r}` is {neither} the import path of a function{near}")
     return function
+
+
+def _methods(module: nn.Module) -> list[str]:
+    """Names of the methods that the user's own classes define."""
+    own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "lightning", "pytorch_"))]
+    return [name for kind in own for name, value in vars(kind).items() if callable(value)]
 
 
 def _shapes(inputs: Any) -> str:

@@ -62,6 +62,9 @@ class RunReport:
         self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]], events: list[PhaseEvent], last: bool
     ) -> None:
         step, file = trainer.global_step, self._file
+        setups = [text for text in (callback.take_setup() for callback in self._callbacks) if text]
+        if setups:
+            rank_zero_info("\n\n".join(["Measured in this run:", *setups]))
         if not self._has_layout and any(len(callback.history) for callback in self._callbacks):
             self._has_layout = True
             self._guarded("the layout of the custom scalars", lambda: self._log_layout(trainer))

@@ -27,6 +27,9 @@ class CentroidAlignment:
 
     cosine: Tensor
 
+    def __repr__(self) -> str:
+        return f"CentroidAlignment(mean={self.mean:.4g}, {len(self.cosine)} points)"
+
     @property
     def mean(self) -> float:
         """Mean over the points."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lc_callback.isolation import fixed_rng
+from lc_callback.suggestions import did_you_mean
 
 __all__ = ["Attack", "Box", "Victim", "check_attack", "lowered_confidence"]
 
@@ -45,17 +46,18 @@ def check_attack(attack: Any, arguments: Mapping[str, Any]) -> None:
     if attack == "PGD" and not _installed():
         unknown = sorted({*arguments} - {"random_start"})
         if unknown:
-            raise ValueError(f"`attack_args` of 'PGD' takes 'random_start' only, but got {unknown}.")
+            near = did_you_mean(unknown[0], ["random_start"])
+            raise ValueError(f"`attack_args` of 'PGD' takes 'random_start' only, but got {unknown}{near}")
         return
     module = _torchattacks(attack)
     names = [name for name in module.__all__ if name not in _NOT_ATTACKS]
     if attack not in names:
-        raise ValueError(f"`attack={attack!r}` is not one of {', '.join(sorted(names))}.")
+        raise ValueError(f"`attack={attack!r}` is not one of {', '.join(sorted(names))}{did_you_mean(attack, names)}")
     unknown = sorted({*arguments} - {*_parameters(getattr(module, attack))})
     if unknown:
-        raise ValueError(
-            f"`attack_args` of {attack!r} holds {unknown}; possible are {list(_parameters(getattr(module, attack)))}."
-        )
+        possible = list(_parameters(getattr(module, attack)))
+        near = did_you_mean(unknown[0], possible)
+        raise ValueError(f"`attack_args` of {attack!r} holds {unknown}; possible are {possible}{near}")
 
 
 class Box:
@@ -357,5 +359,6 @@ def _torchattacks(attack: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"`attack={attack!r}` needs torchattacks ({error}): install the extra, `pip install lc_callback[attacks]`, "
-            "and then `pip install --no-deps torchattacks`; or use 'PGD', which is built in."
+            "and then `pip install --no-deps torchattacks`; or use 'PGD', which is built in"
+            f"{did_you_mean(attack, ['PGD'])}"
         ) from error

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import Knot
 from lc_callback.functional.local_complexity import Counter, check_arguments
-from lc_callback.functional.partition import Extent, Plane
+from lc_callback.functional.partition import Extent, Plane, extent_text
+from lc_callback.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +52,15 @@ class LocalComplexityMap:
     at: str | None
     dtype: torch.dtype
 
+    def __repr__(self) -> str:
+        height, width = self.values.shape
+        finite = self.values[np.isfinite(self.values)]
+        low, mean, high = (finite.min(), finite.mean(), finite.max()) if finite.size else 3 * (np.nan,)
+        return (
+            f"LocalComplexityMap({height} x {width} cells, from {low:.4g} to {high:.4g}, mean={mean:.4g}, "
+            f"radius={self.radius:g}, {extent_text(self.extent)}, {len(self.layer_names)} layers)"
+        )
+
     @property
     def uv(self) -> Floats:
         """``(H, W, 2)``: plane coordinates of the middles of the cells."""
@@ -70,7 +80,9 @@ class LocalComplexityMap:
 
         if layer is not None and (self.layer_values is None or layer not in self.layer_names):
             have = "were not kept: pass `per_layer=True`" if self.layer_values is None else f"are {self.layer_names}"
-            raise ValueError(f"`layer={layer!r}` cannot be drawn: the layers {have}.")
+            raise ValueError(
+                f"`layer={layer!r}` cannot be drawn: the layers {have}{did_you_mean(layer, self.layer_names)}"
+            )
         values = self.values
         if layer is not None and self.layer_values is not None:
             values = self.layer_values[self.layer_names.index(layer)]

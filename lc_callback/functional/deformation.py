@@ -43,6 +43,12 @@ class FrameDeformation:
     radius: float | list[float]
     at: str | None
 
+    def __repr__(self) -> str:
+        last = self.diameter[..., -1].mean(-1).tolist()
+        text = f"{last:.4g}" if isinstance(last, float) else f"[{', '.join(f'{one:.4g}' for one in last)}]"
+        points, layers = self.diameter.shape[-2:]
+        return f"FrameDeformation(radius={self.radius}, {points} points, {layers} layers, mean last diameter={text})"
+
 
 def frame_deformation(
     model: nn.Module,

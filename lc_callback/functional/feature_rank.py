@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.functional.features import Features
+from lc_callback.suggestions import did_you_mean
 
 __all__ = [
     "FeatureCovariance",
@@ -51,6 +52,10 @@ class FeatureRank:
     threshold: float
     n: int
     d: int
+
+    def __repr__(self) -> str:
+        ranks = f"rank={self.rank}, effective_rank={self.effective_rank:.4g}, stable_rank={self.stable_rank:.4g}"
+        return f"FeatureRank({ranks}, n={self.n}, d={self.d})"
 
 
 def feature_rank(
@@ -134,6 +139,9 @@ class FeatureCovariance:
         self._mean: Tensor | None = None
         self._scatter: Tensor | None = None
         self._dtype = torch.float32
+
+    def __repr__(self) -> str:
+        return f"FeatureCovariance(n={self.n}, d={None if self._mean is None else len(self._mean)})"
 
     def update(self, features: Tensor) -> None:
         """Add a batch ``(n, d)``.
@@ -309,7 +317,7 @@ def _ranks(
 def check_options(matrix: str, tol: float | None, precision: torch.dtype | None) -> None:
     """Raise ``ValueError``, naming the argument, unless the options of :func:`feature_rank` are in range."""
     if matrix not in _MATRICES:
-        raise ValueError(f"`matrix` must be one of {_MATRICES}, but got {matrix!r}.")
+        raise ValueError(f"`matrix` must be one of {_MATRICES}, but got {matrix!r}{did_you_mean(matrix, _MATRICES)}")
     if tol is not None and not (isinstance(tol, Real) and 0 <= tol < math.inf):
         raise ValueError(f"`tol` must be a number >= 0 or None, but got {tol!r}.")
     if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):

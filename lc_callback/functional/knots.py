@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.channels import Channels
 from lc_callback.functional.points import main_output
+from lc_callback.suggestions import did_you_mean
 
 __all__ = [
     "EXTREMES",
@@ -443,9 +444,15 @@ def select_modules(model: nn.Module, layers: Sequence[str | type]) -> list[nn.Mo
             found = [key for key, path in paths.items() if path and fnmatch.fnmatchcase(path, entry)]
             found = found or [key for key, module in modules.items() if entry in _class_names(module)]
         if not found:
-            raise ValueError(f"`layers` entry {entry!r} matches no module. {_available(paths)}")
+            raise ValueError(
+                f"`layers` entry {entry!r} matches no module{_near(entry, model, paths)} {_available(paths)}"
+            )
         selected.update((key, modules[key]) for key in found)
     return list(selected.values())
+
+
+def _near(entry: Any, model: nn.Module, paths: Mapping[int, str]) -> str:
+    return did_you_mean(entry, {*paths.values()}.union(*map(_class_names, model.modules())))
 
 
 def check_layers(layers: Any) -> None:
@@ -468,7 +475,9 @@ def find_module(model: nn.Module, argument: str, path: str) -> nn.Module:
     for module in model.modules():
         if path and paths[id(module)] == path:
             return module
-    raise ValueError(f"`{argument}={path!r}` is not the name of a module. {_available(paths)}")
+    raise ValueError(
+        f"`{argument}={path!r}` is not the name of a module{did_you_mean(path, paths.values())} {_available(paths)}"
+    )
 
 
 def first_called(model: nn.Module, kind: type[nn.Module], run: Callable[[], Any]) -> nn.Module | None:

@@ -24,6 +24,7 @@ from lc_callback.functional.space import compute_dtype
 from lc_callback.functional.tangents import AffineRecorder, execute_affine
 from lc_callback.functional.tape import Tape
 from lc_callback.isolation import untouched
+from lc_callback.suggestions import did_you_mean
 
 __all__ = [
     "Counter",
@@ -148,6 +149,18 @@ class LocalComplexity:
         each = min(1.0, units / 10)
         radius = self.critical_radius(each / units)
         return each / radius if radius else math.inf
+
+    def __repr__(self) -> str:
+        several = isinstance(self.radius, list)
+        means, halves = (self.mean.tolist(), self.ci99.tolist()) if several else ([self.mean], [self.ci99])
+        mean = ", ".join(f"{mean:.4g} ± {half:.2g}" for mean, half in zip(means, halves, strict=True))
+        radius = (
+            f"[{', '.join(f'{r:g}' for r in self.radius)}]" if isinstance(self.radius, list) else f"{self.radius:g}"
+        )
+        return (
+            f"LocalComplexity(mean={f'[{mean}]' if several else mean} (99 %), radius={radius}, "
+            f"{self.counts.shape[-2]} points, {sum(self.layer_sizes)} units in {len(self.layer_sizes)} layers)"
+        )
 
     def _per_radius(self, value: Tensor) -> Any:
         return value if isinstance(self.radius, list) else float(value)
@@ -825,7 +838,9 @@ def check_method(method: Any, possible: Sequence[str], layers: Any, max_pool: bo
         ValueError: naming the argument, the value and what is possible.
     """
     if method not in possible:
-        raise ValueError(f"`method` must be {' or '.join(map(repr, possible))}, but got {method!r}.")
+        raise ValueError(
+            f"`method` must be {' or '.join(map(repr, possible))}, but got {method!r}{did_you_mean(method, possible)}"
+        )
     if method == "linear" and (layers is not None or max_pool or bracket):
         raise ValueError("`method='linear'` follows all non-linearities: leave `layers`, `max_pool` and `bracket` out.")
 

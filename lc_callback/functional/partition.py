@@ -55,6 +55,10 @@ class Plane:
     directions: Tensor
     points: Floats
 
+    def __repr__(self) -> str:
+        points = ", ".join(f"({u:.4g}, {v:.4g})" for u, v in self.points.tolist())
+        return f"Plane(inputs of shape {tuple(self.origin.shape)}, points at {points})"
+
     def to_input(self, uv: Any) -> Tensor:
         """The inputs ``(K, *shape)`` at coordinates ``(K, 2)``."""
         coordinates = torch.as_tensor(np.asarray(uv, np.float64)).reshape(-1, 2)
@@ -112,6 +116,11 @@ class Plane:
         return sides
 
 
+def extent_text(extent: Extent) -> str:
+    """The window in plane coordinates, for people."""
+    return f"extent=({', '.join(f'{side:.4g}' for side in extent)})"
+
+
 @dataclass(frozen=True)
 class SlicePartition:
     """The regions of a slice.
@@ -141,6 +150,10 @@ class SlicePartition:
     _loop: NDArray[np.int64] = field(repr=False)
     _edges: NDArray[np.int64] = field(repr=False)
     _made_by: NDArray[np.int64] = field(repr=False)
+
+    def __repr__(self) -> str:
+        units = f"{int(self.counts.sum())} units of {len(self.layer_names)} layers"
+        return f"SlicePartition({self.n_regions} regions by {units}, {extent_text(self.extent)})"
 
     @property
     def n_regions(self) -> int:

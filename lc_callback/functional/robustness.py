@@ -19,6 +19,7 @@ from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space, compute_dtype
 from lc_callback.functional.targets import check_targets
 from lc_callback.isolation import untouched
+from lc_callback.suggestions import did_you_mean
 
 __all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy"]
 
@@ -49,6 +50,11 @@ class RobustAccuracy:
     robust_acc: dict[float, float]
     adversarial: dict[float, Tensor] | None
     bounds: tuple[Tensor, Tensor]
+
+    def __repr__(self) -> str:
+        robust = ", ".join(f"{eps:g}: {share:.4g}" for eps, share in self.robust_acc.items())
+        kept = "" if self.adversarial is None else f", adversarial of {len(self.adversarial)} eps"
+        return f"RobustAccuracy(clean_acc={self.clean_acc:.4g}, robust_acc={{{robust}}}{kept})"
 
 
 def robust_accuracy(
@@ -440,7 +446,9 @@ def check_arguments(
     if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
         raise ValueError(f"`bounds` must be a pair (low, high), but got {bounds!r}.")
     if eps_unit not in ("input", "std"):
-        raise ValueError(f"`eps_unit` must be 'input' or 'std', but got {eps_unit!r}.")
+        raise ValueError(
+            f"`eps_unit` must be 'input' or 'std', but got {eps_unit!r}{did_you_mean(eps_unit, ['input', 'std'])}"
+        )
     if attack_args is not None and not isinstance(attack_args, Mapping):
         raise ValueError(f"`attack_args` must be a mapping of names to values, but got {attack_args!r}.")
     if at is not None and not isinstance(at, str):

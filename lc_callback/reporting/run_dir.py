@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lc_callback.reporting.notes import Notes
+from lc_callback.suggestions import did_you_mean
 from lc_callback.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
 from lc_callback.transitions import Curves, Detector, Transition, only_supported, supported
 
@@ -66,7 +67,8 @@ def read_run(
         parts.append((panel_order(measure.group, prefix), notes.added_to(part)))
     unknown = sorted({*(detection or {})} - used)
     if unknown:
-        raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {sorted(possible)}.")
+        near = did_you_mean(unknown[0], possible)
+        raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {sorted(possible)}{near}")
     return [part for _, part in sorted(parts, key=lambda both: both[0])]
 
 
