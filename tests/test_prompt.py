@@ -26,6 +26,12 @@ from lc_callback.transitions import Transition
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 X, Y = points(24)[:]
+R = {"radius": 0.1, "n_directions": 3}
+SPLINES = SplinePartitionCallback
+
+
+def set_up(**arguments: Any) -> None:
+    LocalComplexityCallback(**arguments).setup(make_trainer("."), Classifier(), "fit")
 
 
 def net() -> nn.Sequential:
@@ -45,16 +51,16 @@ def history(n_rows: int, n_keys: int) -> History:
 
 RESULTS = {
     "lc": (
-        lambda: F.local_complexity(net(), X, radius=0.1, n_directions=3),
+        lambda: F.local_complexity(net(), X, **R),
         ["mean=", " ± ", "radius=0.1, 24 points, 32 units in 2"],
     ),
     "lc of radii": (
-        lambda: F.local_complexity(net(), X, radius=[0.1, 0.5], n_directions=3),
+        lambda: F.local_complexity(net(), X, **{**R, "radius": [0.1, 0.5]}),
         ["mean=[", " ± ", "radius=[0.1, 0.5]"],
     ),
-    "lc of a point": (lambda: F.local_complexity(net(), X[:1], radius=0.1, n_directions=3), ["± nan", "1 points"]),
+    "lc of a point": (lambda: F.local_complexity(net(), X[:1], **R), ["± nan", "1 points"]),
     "bracket": (
-        lambda: F.local_complexity(net(), X, radius=0.1, n_directions=3, bracket=True),
+        lambda: F.local_complexity(net(), X, **R, bracket=True),
         ["LocalComplexity(mean="],
     ),
     "robustness": (lambda: F.robust_accuracy(net(), X, Y, eps=[0.1, 0.2]), ["clean_acc=0.", "robust_acc={0.1: 0"]),
@@ -64,17 +70,17 @@ RESULTS = {
     "covariance": (lambda: F.FeatureCovariance(), ["FeatureCovariance(n=0, d=None)"]),
     "alignment": (lambda: F.centroid_alignment(net(), X), ["CentroidAlignment(mean=", "24 points"]),
     "deformation": (
-        lambda: F.frame_deformation(net(), X, radius=0.1, n_directions=3),
+        lambda: F.frame_deformation(net(), X, **R),
         ["radius=0.1, 24 points, 2 layers"],
     ),
     "deformations": (
-        lambda: F.frame_deformation(net(), X, radius=[0.1, 1.0], n_directions=3),
+        lambda: F.frame_deformation(net(), X, **{**R, "radius": [0.1, 1.0]}),
         ["mean last diameter=["],
     ),
     "slice": (lambda: F.slice_partition(net(), X[:3]), [" regions by ", "units of 2 layers, extent=("]),
     "plane": (lambda: F.slice_partition(net(), X[:3]).plane, ["inputs of shape (6,)", "points at ("]),
     "map": (
-        lambda: F.local_complexity_map(net(), X[:3], radius=0.1, n_directions=3, resolution=4),
+        lambda: F.local_complexity_map(net(), X[:3], **R, resolution=4),
         ["4 x 4 cells, from ", "mean=", "radius=0.1,"],
     ),
     "probes": (lambda: Probes(X, Y, "here"), ["24 points, float32 (24, 6), source='here'"]),
@@ -186,18 +192,16 @@ WRONG = {
     "layers by class": (lambda: F.feature_ranks(net(), X, layers=["Linaer"]), "Linear"),
     "at": (lambda: F.local_complexity(Classifier(), X, n_directions=3, at="nte.1"), "net.1"),
     "submodule": (
-        lambda: LocalComplexityCallback(submodule="nett").setup(make_trainer("."), Classifier(), "fit"),
+        lambda: set_up(submodule="nett"),
         "net",
     ),
     "forward_fn": (
-        lambda: LocalComplexityCallback(forward_fn="fourward").setup(make_trainer("."), Classifier(), "fit"),
+        lambda: set_up(forward_fn="fourward"),
         "forward",
     ),
     "key": (lambda: history(2, 2)["kye/1"], "key/1"),
     "layer of a map": (
-        lambda: F.local_complexity_map(net(), X[:3], radius=0.1, n_directions=3, resolution=2, per_layer=True).plot(
-            layer="l"
-        ),
+        lambda: F.local_complexity_map(net(), X[:3], **R, resolution=2, per_layer=True).plot(layer="l"),
         None,
     ),
 }
@@ -269,9 +273,7 @@ def test_without_a_logger_the_file_is_named_that_is_written(prefix: str, tmp_pat
         assert path.exists()
 
 
-@pytest.mark.parametrize(
-    "kind", [LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback, SplinePartitionCallback]
-)
+@pytest.mark.parametrize("kind", [*KINDS.values(), SPLINES])
 @pytest.mark.parametrize("prefix", ["", "deep/"])
 def test_two_of_a_kind_need_a_prefix(kind: Any, prefix: str, tmp_path: Any) -> None:
     twins = [kind(log_key_prefix=prefix), kind(log_key_prefix=prefix, every_n_epochs=1)]

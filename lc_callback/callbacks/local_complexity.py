@@ -459,7 +459,8 @@ class LocalComplexityCallback(ProbeCallback):
     def settings_used(self) -> dict[str, Any]:
         """With the radius that was found, and as many directions as the space has."""
         latest = next(iter(self._latest.values()), None)
-        radius = self.radius if latest is None else latest.radius
+        radius = self.radius if latest is None else [float(f"{r:.6g}") for r in _radii(latest)]
+        radius = radius[0] if isinstance(radius, list) and len(radius) == 1 else radius
         return super().settings_used() | {"radius": radius, "n_directions": self._directions}
 
 
