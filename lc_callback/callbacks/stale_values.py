@@ -144,10 +144,11 @@ def _moments(trainer: Any, pl_module: Any, schedule: Schedule) -> Iterator[_Mome
 
 def _monitors(trainer: Any, pl_module: Any) -> list[_Monitor]:
     found = []
-    after_epochs = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
 
     def at_epochs(after_training: bool | None, n: int = 1) -> Callable[[_Moment], bool]:
-        after_training = (after_epochs or not trainer.enable_validation) if after_training is None else after_training
+        if after_training is None:
+            after_training = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+            after_training = after_training or not trainer.enable_validation
         looks = (lambda now: now.is_last) if after_training else (lambda now: _validates(trainer, now))
         return lambda now: (now.epoch + 1) % n == 0 and looks(now)
 
