@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lc_callback.functional.pgd import pgd_step
 from lc_callback.isolation import fixed_rng
 from lc_callback.suggestions import did_you_mean
 
@@ -89,6 +90,10 @@ class Box:
             u = u + (torch.minimum(u, self._top) - u).detach()
         return self.low + self.scale * u
 
+    def inside(self, u: Tensor) -> Tensor:
+        """As :meth:`leave`, but no rounding leads out of the domain. Without a gradient."""
+        return u if self.is_unit else torch.clamp(self.leave(u), self.low, self.high)
+
 
 class Victim(nn.Module):
     """A model as an attack wants it: from points to logits, always in eval mode.
@@ -152,6 +157,18 @@ class Attack:
         """
         return self.attack == "PGD"
 
+    @property
+    def stops(self) -> bool:
+        """Whether a point can be let go of at the step at which it falls: PGD that is built in."""
+        return self.attack == "PGD" and not {*self.arguments} - {"random_start"}
+
+    def noise(self, x: Tensor, box: Box) -> Tensor | None:
+        """What PGD adds to the points ``x (N, ...)`` at its start, in the unit box; each point has its own."""
+        if not self.arguments.get("random_start", True):
+            return None
+        eps, _ = self.in_unit_box(box)
+        return torch.empty_like(box.enter(x)).uniform_(-eps, eps)
+
     @contextmanager
     def seeded(self, device: torch.device) -> Iterator[None]:
         """Draw from the seed on, and the same on each device."""
@@ -171,11 +188,12 @@ class Attack:
             return self._own(logits, x, y)
         if self.attack == "PGD" and not _installed():
             start = self.arguments.get("random_start", True)
-            run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self._unit(box), self.steps, start)
+            run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self.in_unit_box(box), self.steps, start)
             return box.leave(run(box.enter(x), y))
         return self._torchattacks(logits, x, y, box, n_classes)
 
-    def _unit(self, box: Box) -> tuple[float, float]:
+    def in_unit_box(self, box: Box) -> tuple[float, float]:
+        """Budget and step size."""
         return (self.eps, self.alpha) if box.is_unit else (self.eps / box.scale, self.alpha / box.scale)
 
     def _own(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -190,7 +208,7 @@ class Attack:
         self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, box: Box, n_classes: int
     ) -> Tensor:
         kind = getattr(_torchattacks(self.attack), self.attack)
-        eps, alpha = self._unit(box)
+        eps, alpha = self.in_unit_box(box)
         settings = {"eps": eps, "max_epsilon": eps, "alpha": alpha, "steps": self.steps, "seed": self.seed}
         fewest = _FEWEST_CLASSES.get(self.attack, 0)
         settings |= {"n_classes": max(n_classes, fewest)}
@@ -284,8 +302,7 @@ def _pgd(
             adversarial = adversarial.detach().requires_grad_()
             loss = nn.functional.cross_entropy(model(adversarial), y)
             (gradient,) = torch.autograd.grad(loss, adversarial)
-            moved = adversarial.detach() + alpha * gradient.sign()
-            adversarial = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
+            adversarial = pgd_step(x, adversarial.detach(), gradient, alpha, eps)
         return adversarial.detach()
 
     return run

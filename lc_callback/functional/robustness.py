@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.attacks import Attack, Box, check_attack, lowered_confidence
 from lc_callback.functional.checks import is_out_of_memory, positive_integer
+from lc_callback.functional.pgd import Descent, pgd_until_fallen
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space, compute_dtype
 from lc_callback.functional.targets import check_targets
@@ -142,8 +144,8 @@ def robust_accuracy(
         measurement.look(chunk_size)
         unit = 1.0 if eps_unit == "input" else measurement.spread()
         box, domain = measurement.box(bounds, unit * max(radii))
-        robust, adversarial = {}, {}
-        for radius in radii:
+        robust, adversarial = dict.fromkeys(radii, 0.0), dict.fromkeys(radii, measurement.x)
+        for radius in sorted(radii):
             step = None if alpha is None else alpha * unit
             one = Attack(attack, radius * unit, step, steps, attack_args or {}, seed)
             robust[radius], adversarial[radius] = measurement.under(one, box, normalize_logits)
@@ -183,6 +185,8 @@ class _Measurement(Space):
         self.y = check_targets(self._targets, logits).to(self.device)
         self.finite = bool(logits.isfinite().all())
         self.correct = logits.argmax(1) == self.y
+        # Of the points that are right as they are: those that an attack has turned, and where; logits not finite.
+        self.fallen, self.broken, self.found = torch.zeros_like(self.correct), torch.zeros_like(self.correct), self.x
         self.clean_acc = float(self.correct.double().mean()) if self.finite else math.nan
         self.n_classes = logits.shape[1]
         best = logits.topk(2, 1).values
@@ -227,24 +231,82 @@ class _Measurement(Space):
             ) from None
 
     def under(self, attack: Attack, box: Box, normalize: bool) -> tuple[float, Tensor]:
-        """Robust accuracy and attacked points."""
+        """Robust accuracy and attacked points.
+
+        With ``normalize``, call it with budgets from the smallest up: what has fallen stays fallen.
+        """
         if not self.finite:
             return math.nan, torch.full_like(self.x, math.nan).cpu()
         if attack.eps == 0:
             return self.clean_acc, self.x.cpu()
-        margin = self.margin if normalize and self.margin > 0 else 1.0
+        if not normalize:
+            found = self._within(attack, box, self._with_memory(self._attacked, attack, box, self._in_chunks))
+            logits = self._with_memory(self._all_logits, found)
+            robust = self.correct & (logits.argmax(1) == self.y)
+            return float(robust.double().mean()) if bool(logits.isfinite().all()) else math.nan, found.cpu()
+        if bool(self.fallen.any()) and not self._every and not bool((self.correct & ~self.fallen).any()):
+            return 0.0, self.found.cpu()
+        attacked = self._until_fallen if attack.stops else self._to_the_end
+        found, fallen, broken = attacked(attack, box)
+        # An adversarial point of a smaller budget is one of this budget, too.
+        self.found = torch.where(_of_points(self.fallen, found), self.found, found)
+        self.fallen, self.broken = self.fallen | (self.correct & fallen), self.broken | broken
+        standing = self.correct & ~self.fallen
+        unknown = bool((standing & self.broken).any())
+        return math.nan if unknown else float(standing.double().mean()), self.found.cpu()
+
+    def _until_fallen(self, attack: Attack, box: Box) -> tuple[Tensor, Tensor, Tensor]:
+        """Attacked points, and which have fallen and which have logits that are not finite: PGD, point by point."""
+        standing = self.correct & ~self.fallen
+        rows = torch.arange(self.n)[(standing | ~self.correct if self._every else standing).cpu()]
+        eps, alpha = attack.in_unit_box(box)
+        margin = self._typical_margin
+
+        def descend() -> Descent:
+            with attack.seeded(self.device), _gradients_explained():
+                noise = attack.noise(self.x[torch.arange(self.n)], box)
+                return pgd_until_fallen(
+                    lambda some, x: self._of_two(rows[some], x),
+                    lambda logits: lowered_confidence(logits, margin),
+                    box.enter,
+                    box.inside,
+                    self.x[rows],
+                    self.y[rows],
+                    None if noise is None else noise[rows],
+                    eps=eps,
+                    alpha=alpha,
+                    steps=attack.steps,
+                    size=min(self.chunk, self._fast),
+                    to_the_end=~self.correct[rows],
+                )
+
+        part: Descent = self._with_memory(descend)
+        found, fallen, broken = self.found.clone(), torch.zeros_like(self.fallen), torch.zeros_like(self.fallen)
+        found[rows], fallen[rows], broken[rows] = part.found, part.fallen, part.broken
+        return found, fallen, broken
+
+    def _to_the_end(self, attack: Attack, box: Box) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for an attack that knows only when it ends."""
+        margin = self._typical_margin
 
         def seen(points: Tensor, x: Tensor) -> Tensor:
             logits = self._in_chunks(points, x)
-            if not normalize:
-                return logits
             return logits / margin if attack.is_scale_free else lowered_confidence(logits, margin)
 
         found = self._within(attack, box, self._with_memory(self._attacked, attack, box, seen))
         logits = self._with_memory(self._all_logits, found)
-        robust = self.correct & (logits.argmax(1) == self.y)
-        value = float(robust.double().mean()) if bool(logits.isfinite().all()) else math.nan
-        return value, found.cpu()
+        finite = logits.isfinite().all(1)
+        return found, finite & (logits.argmax(1) != self.y), ~finite
+
+    @property
+    def _typical_margin(self) -> float:
+        return self.margin if self.margin > 0 else 1.0
+
+    def _of_two(self, points: Tensor, x: Tensor) -> Tensor:
+        """Logits. A point alone is computed twice, for some models take the batch axis of one for none."""
+        if len(x) > 1 or self.n == 1 or self.chunk == 1:
+            return self._logits(points, x)
+        return self._logits(points.expand(2), torch.cat([x, x]))[:1]
 
     def _attacked(self, attack: Attack, box: Box, seen: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         def of_these(rows: Tensor, origin: Tensor, x: Tensor) -> Tensor:
@@ -260,7 +322,7 @@ class _Measurement(Space):
             return attack.run(functools.partial(logits, rows, x), x, self.y[rows], box, self.n_classes)
 
         found, drawn = self.x.clone(), 0
-        try:
+        with _gradients_explained():
             try:
                 with attack.seeded(self.device):
                     for rows in self._at_once(attack):
@@ -271,15 +333,7 @@ class _Measurement(Space):
                 for row in torch.arange(self.n).split(1):
                     with attack.seeded(self.device):
                         found[row] = run(of_one, row)
-            return found
-        except RuntimeError as error:
-            if "does not require grad" in str(error) or "have been used in the graph" in str(error):
-                raise ValueError(
-                    "no gradient flows from the logits to the inputs (is there a `no_grad`, `detach` or an integer "
-                    "operation in the forward?): attack behind it with `at=`, pass another `forward_fn=`, or use an "
-                    "attack without gradients, attack='Square'."
-                ) from error
-            raise
+        return found
 
     def _at_once(self, attack: Attack) -> Sequence[Tensor]:
         """The points that are attacked, in parts: logits in chunks are computed twice for each gradient."""
@@ -317,7 +371,7 @@ class _Measurement(Space):
         if attack.has_budget:
             return found
         # What needs more than eps is no success within eps.
-        return torch.where(beyond.view(-1, *[1] * (found.ndim - 1)), self.x, found)
+        return torch.where(_of_points(beyond, found), self.x, found)
 
     # Logits
 
@@ -330,7 +384,7 @@ class _Measurement(Space):
         with torch.no_grad():
             return torch.cat([self._logits(points, part) for points, part in parts])
 
-    def _with_memory(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
+    def _with_memory(self, compute: Callable[..., Any], *args: Any) -> Any:
         """``compute(*args)``, in halved chunks as long as memory does not suffice."""
         while True:
             try:
@@ -388,6 +442,26 @@ class _InChunks(torch.autograd.Function):
                 output = logits(some, leaf)
             gradients.append(torch.autograd.grad(output, leaf, grad)[0])
         return torch.cat(gradients), None, None, None
+
+
+@contextmanager
+def _gradients_explained() -> Iterator[None]:
+    """Say what to do where there is no gradient."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" in str(error) or "have been used in the graph" in str(error):
+            raise ValueError(
+                "no gradient flows from the logits to the inputs (is there a `no_grad`, `detach` or an integer "
+                "operation in the forward?): attack behind it with `at=`, pass another `forward_fn=`, or use an "
+                "attack without gradients, attack='Square'."
+            ) from error
+        raise
+
+
+def _of_points(mask: Tensor, x: Tensor) -> Tensor:
+    """``mask (N,)`` in the shape of points ``x (N, ...)``."""
+    return mask.view(-1, *[1] * (x.ndim - 1))
 
 
 def _lengths(delta: Tensor, norm: float) -> Tensor:
