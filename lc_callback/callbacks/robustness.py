@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.trained_space import TrainedSpace
-from lc_callback.functional.robustness import RobustAccuracy, check_arguments, find_bounds, robust_accuracy
-from lc_callback.functional.space import input_points, input_spread
+from lc_callback.functional.robustness import (
+    RobustAccuracy,
+    check_arguments,
+    find_bounds,
+    robust_accuracy,
+    usable_spread,
+)
+from lc_callback.functional.space import input_points, input_spread, spread_behind
 from lc_callback.milestones import (
     ACCURACY_KINDS,
     ACCURACY_SETTINGS,
@@ -41,6 +49,8 @@ class PGDRobustnessCallback(ProbeCallback):
     - ``robust_acc/test_eps0.03``, ...: share of the test points that are classified correctly both as they are and as
       the attack with this ``eps`` leaves them. Without test points: ``robust_acc/train_eps0.03``.
     - ``robust_acc_raw/test_eps0.03``, ...: the same for an attack on the raw logits, with ``raw=True``.
+    - ``robust_acc/spread``: root-mean-square spread of the train points where the output of a module is attacked: the
+      unit of ``eps`` at this row, unless ``eps_unit="input"``.
     - ``robust_acc/seconds``: what the row cost.
     - ``robust_acc/events``: a text for each transition that is found, moved or withdrawn.
 
@@ -62,9 +72,12 @@ class PGDRobustnessCallback(ProbeCallback):
         steps: iterations of the attack.
         bounds: domain ``(low, high)`` of the inputs, scalars or per feature. ``None`` is (0, 1) for points that fill
             exactly that, else the range of each feature over all points, said in the text log; with ``at`` no bounds.
-        eps_unit: ``"input"``, or ``"std"``: multiples of the root-mean-square spread of the train points (of the test
-            points in an evaluation without a fit before it). Behind ``at`` it is that of the first row, and stays so
-            while what comes before is trained.
+        eps_unit: ``"input"``: ``eps`` and ``alpha`` are in units of what is attacked. ``"std"``: they are multiples of
+            the root-mean-square spread of the train points there (of the test points in an evaluation without train
+            points). ``"auto"`` is ``"input"`` for inputs and ``"std"`` behind a module (``at``, tokens). Behind a
+            module this is the spread at each row, for an embedding that shrinks while the next layer grows is the same
+            function; with ``"input"`` numbers stay as they are, and a warning says once if the spread has changed by a
+            factor of 2.
         attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
         raw: also log the accuracy under the attack on raw logits, which vanishing gradients can mislead.
         at: name of the module whose output is attacked instead of the input. Models of tokens: their first embedding.
@@ -118,7 +131,7 @@ class PGDRobustnessCallback(ProbeCallback):
         alpha: float | None = None,
         steps: int = 10,
         bounds: Any = None,
-        eps_unit: str = "input",
+        eps_unit: str = "auto",
         attack_args: dict[str, Any] | None = None,
         raw: bool = False,
         at: str | None = None,
@@ -166,6 +179,7 @@ class PGDRobustnessCallback(ProbeCallback):
         self.attack, self.alpha, self.steps, self.attack_args = attack, alpha, steps, attack_args
         self.bounds, self.eps_unit, self.raw, self.at, self.chunk_size = bounds, eps_unit, raw, at, chunk_size
         self._domain, self._domain_text, self._unit, self._sources = bounds, "", 1.0, ""
+        self._behind = False  # a module whose output is attacked
         self._first_unit: float | None = None  # what the train points of the run settled
         self._first_bounds: torch.Tensor | None = None
         self._space = TrainedSpace("eps", "accuracy under attack", ("falls", "rises"))
@@ -189,11 +203,14 @@ class PGDRobustnessCallback(ProbeCallback):
         """Settle domain and unit, which depend on the probes, and check the targets of all of them."""
         arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn}
         first = next(iter(probes.values()))  # of the train split, if there is one
-        self._unit = 1.0
-        if self.eps_unit == "std":
-            self._unit = self._first_unit or input_spread(network.module, first.inputs, **arguments)[1]
-        if not self._unit > 0:
-            raise ValueError("`eps_unit='std'` needs points that differ; these are all equal. Use eps_unit='input'.")
+        spread = spread_behind(network.module, first.inputs, **arguments)
+        self._behind = spread is not None
+        if spread is not None:
+            self._unit = 1.0 if self.eps_unit == "input" else usable_spread(spread[1])
+        elif self.eps_unit == "std":
+            self._unit = self._first_unit or usable_spread(input_spread(network.module, first.inputs, **arguments)[1])
+        else:
+            self._unit = 1.0
         self._domain, self._domain_text = self.bounds, f"{self.bounds}"
         if self.bounds is None:
             points = [input_points(network.module, split.inputs, **arguments) for split in probes.values()]
@@ -212,13 +229,14 @@ class PGDRobustnessCallback(ProbeCallback):
                 raise ValueError(f"{split} probes: {error}") from error
         self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
         if "train" in probes:
-            self._first_unit = self._unit if self.eps_unit == "std" else None
+            self._first_unit = self._unit if self.eps_unit == "std" and not self._behind else None
             if self.bounds is None and self._domain is not None and self._first_bounds is None:
                 self._first_bounds = torch.stack(self._domain)
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Clean accuracy of each split, and robust accuracy of the test split."""
         attacked = "test" if "test" in probes else "train"
+        spread = self._spread_of_row(network)
         found = {
             split: self._accuracy(network, points, self._radii if split == attacked else [0.0])
             for split, points in probes.items()
@@ -230,19 +248,41 @@ class PGDRobustnessCallback(ProbeCallback):
         for group, result in results.items():
             for radius, robust in zip(self._radii, result.robust_acc.values(), strict=True):
                 values[f"{group}/{attacked}_eps{radius:g}"] = robust
-        # At all points, also where a measurement is tried out with a few.
-        self._space.look(self._name, network, self._probes.get("train"), self.at)
-        return values
+        return values if spread is None else {**values, "robust_acc/spread": spread}
+
+    def _spread_of_row(self, network: Network) -> float | None:
+        """The spread behind a module, which is the unit of eps at this row; ``None`` if inputs are attacked."""
+        if not self._behind:
+            return None
+        # Of all points, also where a measurement is tried out with a few.
+        train = self._probes.get("train")
+        if self.eps_unit == "input" and train is not None:
+            return self._space.look(self._name, network, train, self.at)
+        points = train or next(iter(self._probes.values()))
+        found = spread_behind(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
+        assert found is not None
+        if self.eps_unit != "input":
+            self._unit = usable_spread(found[1])
+        return found[1]
 
     def _accuracy(self, network: Network, points: Probes, radii: list[float], normalize: bool = True) -> RobustAccuracy:
+        if not math.isfinite(self._unit):  # nor is any eps: what is left is the accuracy without an attack
+            clean = self._at_eps(network, points, [0.0], 1.0, normalize)
+            return replace(clean, robust_acc=dict.fromkeys(radii, math.nan))
+        return self._at_eps(network, points, radii, self._unit, normalize)
+
+    def _at_eps(
+        self, network: Network, points: Probes, radii: list[float], unit: float, normalize: bool
+    ) -> RobustAccuracy:
         return robust_accuracy(
             network.module,
             points.inputs,
             points.targets,
-            eps=[radius * self._unit for radius in radii],
+            eps=[radius * unit for radius in radii],
             attack=self.attack,
-            alpha=None if self.alpha is None else self.alpha * self._unit,
+            alpha=None if self.alpha is None else self.alpha * unit,
             steps=self.steps,
+            eps_unit="input",
             bounds=self._domain,
             seed=self.seed,
             attack_args=self.attack_args,
@@ -298,7 +338,11 @@ class PGDRobustnessCallback(ProbeCallback):
         """The attack, its budget and its domain."""
         if not self._sources:
             return ""
-        unit = "" if self.eps_unit == "input" else f" times the spread of the points, {self._unit:.4g}"
+        unit = ""
+        if self._behind and self.eps_unit != "input":
+            unit = f" times the spread of the points there at each row, now {self._unit:.4g}"
+        elif self.eps_unit == "std":
+            unit = f" times the spread of the points, {self._unit:.4g}"
         step = "2.5 eps / steps" if self.alpha is None else f"{self.alpha:g}"
         where = "output of the first embedding" if self._domain_text == "none" else "inputs"
         where = where if self.at is None else f"output of `{self.at}`"
@@ -322,5 +366,5 @@ class PGDRobustnessCallback(ProbeCallback):
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""
         own = {"eps": self.eps, "attack": self.attack, "alpha": self.alpha, "steps": self.steps, "at": self.at}
-        own["eps_unit"] = None if self.eps_unit == "input" else self.eps_unit
+        own["eps_unit"] = None if self.eps_unit == "auto" else self.eps_unit
         return {name: value for name, value in own.items() if value is not None} | super().settings()

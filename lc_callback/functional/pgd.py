@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,28 +67,42 @@ def pgd_until_fallen(
         to_the_end: ``(n,)``, points that are attacked further though they are misclassified.
     """
     origin = enter(x)
-    at = origin.clone() if noise is None else (origin + noise).clamp(0, 1)
+    at = origin if noise is None else (origin + noise).clamp(0, 1)
+    found = at.clone()
     fallen, broken = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
-    active = torch.arange(len(x))
+    active = torch.arange(len(x)), at, origin, y
+    if to_the_end is None:
+        to_the_end = torch.zeros_like(fallen)
     for step in range(steps + 1):
         moves = step < steps
-        going = [active[:0]]
-        # Parts of even size: none is a rest of one point.
-        for rows in active.tensor_split(-(-len(active) // size)) if len(active) else ():
-            here = leave(at[rows]).detach().requires_grad_(moves)
+        going = []
+        for rows, at, origin, y in _in_parts(active, size):
+            here = leave(at).detach().requires_grad_(moves)
             with torch.set_grad_enabled(moves):
                 z = logits(rows, here)
             finite = z.detach().isfinite().all(1)
-            wrong = finite & (z.detach().argmax(1) != y[rows])
+            wrong = finite & (z.detach().argmax(1) != y)
             fallen[rows], broken[rows] = fallen[rows] | wrong, broken[rows] | ~finite
-            on = finite & ~wrong if to_the_end is None else finite & (~wrong | to_the_end[rows])
-            if not moves or not bool(on.any()):
+            on = finite & (~wrong | to_the_end[rows])
+            n_on = int(on.sum())
+            if not moves or n_on < len(rows):
+                found[rows] = at
+            if not moves or not n_on:
                 continue
-            loss = nn.functional.cross_entropy(seen(z), y[rows], reduction="sum")
+            loss = nn.functional.cross_entropy(seen(z), y, reduction="sum")
             # The box has one positive scale for all directions: the sign is that of the gradient inside it.
             (gradient,) = torch.autograd.grad(loss, here)
-            rows, gradient = rows[on.cpu()], gradient[on]
-            at[rows] = pgd_step(origin[rows], at[rows], gradient, alpha, eps)
-            going.append(rows)
-        active = torch.cat(going)
-    return Descent(leave(at), fallen, broken)
+            if n_on < len(rows):
+                rows, at, origin, y, gradient = rows[on.cpu()], at[on], origin[on], y[on], gradient[on]
+            going.append((rows, pgd_step(origin, at, gradient, alpha, eps), origin, y))
+        if not going:
+            break
+        active = going[0] if len(going) == 1 else tuple(map(torch.cat, zip(*going, strict=True)))
+    return Descent(leave(found), fallen, broken)
+
+
+def _in_parts(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors ``(n, ...)`` in parts of even size, no more than ``size``: none is a rest of one point."""
+    n = len(tensors[0])
+    if n:
+        yield from zip(*(tensor.tensor_split(-(-n // size)) for tensor in tensors), strict=True)

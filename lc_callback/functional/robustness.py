@@ -23,7 +23,7 @@ from lc_callback.functional.targets import check_targets
 from lc_callback.isolation import untouched
 from lc_callback.suggestions import did_you_mean
 
-__all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy"]
+__all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy", "usable_spread"]
 
 # Bytes that the tensors kept for one backward pass may take.
 _BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
@@ -42,9 +42,10 @@ class RobustAccuracy:
     Attributes:
         clean_acc: share of points that are classified correctly, from 0 to 1; NaN if a logit is not finite.
         robust_acc: by eps, the share of points that are classified correctly both at the point and at the attacked
-            point, from 0 to ``clean_acc``.
+            point, from 0 to ``clean_acc``; NaN if a point that has not fallen has a logit that is not finite.
         adversarial: by eps, the attacked points ``(N, ...)`` on the CPU in input units (with ``at=``: outputs of that
-            module), if they were asked for. Some attacks return the point itself where they fail.
+            module), if they were asked for; of a point that has fallen, the first that is misclassified. Some attacks
+            return the point itself where they fail.
         bounds: the domain, ``(low, high)`` with tensors of the shape of one point.
     """
 
@@ -70,7 +71,7 @@ def robust_accuracy(
     steps: int = 10,
     bounds: tuple[Any, Any] | None = None,
     seed: int = 0,
-    eps_unit: str = "input",
+    eps_unit: str = "auto",
     attack_args: Mapping[str, Any] | None = None,
     normalize_logits: bool = True,
     at: str | None = None,
@@ -82,6 +83,13 @@ def robust_accuracy(
 
     The default is PGD (Madry et al., 2018) in the maximum norm, as in *Deep Networks Always Grok and Here is Why* (ICML
     2024, section 1): ``steps`` steps of ``alpha`` along the sign of the gradient from a uniform random start.
+
+    Several eps are tried from the smallest up. A point that has fallen (it is right as it is, and misclassified at an
+    attacked point) at one eps has fallen at every larger one, whose budget holds that attacked point. So robust
+    accuracy never rises with eps. PGD looks at each of its iterates, the start included, and does not attack a point
+    further once it has fallen. Other attacks, and functions, are judged by the points that they return; they get all
+    points at each eps, for what they draw may depend on how many there are. With ``normalize_logits=False`` each eps is
+    an attack by itself, judged by what it returns.
 
     The attack sees logits that do not saturate. Where they grow, as in long training, the gradient of cross-entropy
     vanishes in rounding and a raw attack reports robustness that is not there. Here the logits are taken in units of
@@ -108,8 +116,10 @@ def robust_accuracy(
             ones are allowed. ``None`` is (0, 1) for points that fill exactly that, else the range of each feature over
             the points; with ``at`` no bounds.
         seed: seed of all that the attack draws.
-        eps_unit: ``"input"``, or ``"std"``: ``eps`` and ``alpha`` are multiples of the root-mean-square spread of the
-            points over coordinates.
+        eps_unit: ``"input"``: ``eps`` and ``alpha`` are in units of what is attacked. ``"std"``: they are multiples of
+            the root-mean-square spread of the points there, over coordinates. ``"auto"`` is ``"input"`` for inputs and
+            ``"std"`` behind a module (``at``, tokens): an embedding that shrinks while the next layer grows is the same
+            function.
         attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
         normalize_logits: ``False`` gives the raw logits to the attack.
         at: name of the module whose output (batch first) is attacked instead of the input, at its first call. If no
@@ -117,7 +127,9 @@ def robust_accuracy(
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
         chunk_size: points in one forward and backward pass; by default as many as fit a memory budget, for PGD on a
             CPU fewer. Halved when out of memory. The result does not depend on it, but for rounding.
-        return_adversarial: keep the attacked points. Without, PGD leaves out those that are wrong as they are.
+        return_adversarial: keep the attacked points: of a point that has fallen, the first at which it is
+            misclassified, at this or a smaller eps; else what the attack ends with. Without, PGD leaves out those that
+            are wrong as they are.
 
     Returns:
         :class:`RobustAccuracy`.
@@ -142,7 +154,7 @@ def robust_accuracy(
     measurement = _Measurement(model, inputs, targets, at, forward_fn, return_adversarial)
     with untouched(model, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
         measurement.look(chunk_size)
-        unit = 1.0 if eps_unit == "input" else measurement.spread()
+        unit = measurement.spread() if measurement.in_spreads(eps_unit) else 1.0
         box, domain = measurement.box(bounds, unit * max(radii))
         robust, adversarial = dict.fromkeys(radii, 0.0), dict.fromkeys(radii, measurement.x)
         for radius in sorted(radii):
@@ -192,12 +204,17 @@ class _Measurement(Space):
         best = logits.topk(2, 1).values
         self.margin = float((best[:, 0] - best[:, 1]).median())
 
+    def in_spreads(self, eps_unit: str) -> bool:
+        """Whether lengths are multiples of the spread of the points."""
+        return eps_unit == "std" or (eps_unit == "auto" and self.at_module is not None)
+
     def spread(self) -> float:
         """Root-mean-square spread of the points over coordinates."""
         spread = float(self.x.double().var(0, unbiased=False).mean().sqrt())
-        if not spread > 0:
-            raise ValueError("`eps_unit='std'` needs points that differ; these are all equal. Use eps_unit='input'.")
-        return spread
+        if not math.isfinite(spread):  # there is nothing to attack
+            self.finite = False
+            return 1.0
+        return usable_spread(spread)
 
     def box(self, bounds: tuple[Any, Any] | None, eps: float) -> tuple[Box, tuple[Tensor, Tensor]]:
         """The domain."""
@@ -474,6 +491,20 @@ def _lengths(delta: Tensor, norm: float) -> Tensor:
     return torch.linalg.vector_norm(delta, norm, 1)
 
 
+def usable_spread(spread: float) -> float:
+    """A spread that is the unit of eps.
+
+    Raises:
+        ValueError: if it is 0.
+    """
+    if spread == 0:
+        raise ValueError(
+            "`eps_unit='std'` and, behind a module, 'auto' need points that differ; these are all equal. Use "
+            "eps_unit='input'."
+        )
+    return spread
+
+
 def find_bounds(x: Tensor) -> tuple[Tensor, Tensor, str]:
     """The domain of points ``(N, ...)`` as they show it, and in words.
 
@@ -519,9 +550,10 @@ def check_arguments(
         positive_integer("chunk_size", chunk_size)
     if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
         raise ValueError(f"`bounds` must be a pair (low, high), but got {bounds!r}.")
-    if eps_unit not in ("input", "std"):
+    units = ["auto", "input", "std"]
+    if eps_unit not in units:
         raise ValueError(
-            f"`eps_unit` must be 'input' or 'std', but got {eps_unit!r}{did_you_mean(eps_unit, ['input', 'std'])}"
+            f"`eps_unit` must be 'auto', 'input' or 'std', but got {eps_unit!r}{did_you_mean(eps_unit, units)}"
         )
     if attack_args is not None and not isinstance(attack_args, Mapping):
         raise ValueError(f"`attack_args` must be a mapping of names to values, but got {attack_args!r}.")

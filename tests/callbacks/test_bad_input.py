@@ -104,7 +104,7 @@ CONSTRUCTOR = [
     ({"bounds": 1.0}, "`bounds`", "got 1.0", "a pair (low, high)"),
     ({"bounds": (0, 1, 2)}, "`bounds`", "got (0, 1, 2)", "a pair (low, high)"),
     ({"bounds": "box"}, "`bounds`", "got 'box'", "a pair (low, high)"),
-    ({"eps_unit": "pixel"}, "`eps_unit`", "got 'pixel'", "'input' or 'std'"),
+    ({"eps_unit": "pixel"}, "`eps_unit`", "got 'pixel'", "'auto', 'input' or 'std'"),
     ({"attack_args": ["norm"]}, "`attack_args`", "got ['norm']", "a mapping of names to values"),
     ({"attack_args": {"norm": "L2"}}, "`attack_args` of 'PGD'", "['norm']", "random_start"),
     ({"attack": "APGD", "attack_args": {"nrom": "L2"}}, "`attack_args` of 'APGD'", "['nrom']", "'norm'"),

@@ -436,6 +436,60 @@ def test_eps_in_units_of_the_spread():
     torch.testing.assert_close(in_spreads.adversarial[0.3], in_units.adversarial[0.3 * spread], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("settings", "in_spreads"),
+    [
+        ({}, False),
+        ({"eps_unit": "auto"}, False),
+        ({"eps_unit": "std"}, True),
+        ({"eps_unit": "input"}, False),
+        ({"at": "1"}, True),
+        ({"at": "1", "eps_unit": "auto"}, True),
+        ({"at": "1", "eps_unit": "std"}, True),
+        ({"at": "1", "eps_unit": "input"}, False),
+    ],
+)
+def test_the_unit_is_that_of_inputs_and_behind_a_module_the_spread(settings, in_spreads):
+    x = normal(20, 6, dtype=torch.float64) * torch.arange(1, 7)
+    net = net_for(x)
+    y = classes_of(net, x)
+    with torch.no_grad():
+        there = net[:2](x) if "at" in settings else x
+    unit = float(np.sqrt(there.numpy().var(0).mean())) if in_spreads else 1.0
+    found = attacked(net, x, y, eps=0.1, alpha=0.03, **settings)
+    expected = attacked(net, x, y, eps=0.1 * unit, alpha=0.03 * unit, **{**settings, "eps_unit": "input"})
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1 / 1024, 0.5, 8.0])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_an_embedding_that_shrinks_while_the_next_layer_grows_is_the_same_function(tokens, factor):
+    """Powers of 2: bit for bit."""
+    torch.manual_seed(1)
+    first = nn.Embedding(11, 6) if tokens else nn.Sequential(nn.Linear(1, 6), nn.Unflatten(1, (1, 6)))
+    net = nn.Sequential(first, nn.Flatten(), nn.Linear(30 if tokens else 6, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+    x = torch.randint(11, (60, 5)) if tokens else normal(60, 1, dtype=torch.float64)
+    y = classes_of(net, x)
+    settings = {"eps": [0.1, 0.4], **({} if tokens else {"at": "0"})}
+    before, by_numbers = (robust_accuracy(net, x, y, **settings, **unit) for unit in ({}, {"eps_unit": "input"}))
+    with torch.no_grad():
+        for weight in first.parameters():
+            weight.mul_(factor)
+        net[2].weight.div_(factor)
+    assert torch.equal(classes_of(net, x), y)
+    assert robust_accuracy(net, x, y, **settings).robust_acc == before.robust_acc
+    assert robust_accuracy(net, x, y, eps_unit="input", **settings).robust_acc != by_numbers.robust_acc
+
+
+def test_a_spread_that_is_not_a_number_is_no_accuracy():
+    net = Reader()
+    with torch.no_grad():
+        net.embedding.weight[3] = math.nan
+    tokens = torch.randint(11, (12, 5), generator=torch.Generator().manual_seed(0))
+    result = robust_accuracy(net, tokens, torch.zeros(12, dtype=torch.long), eps=[0.1, 0.2])
+    assert all(map(math.isnan, [result.clean_acc, *result.robust_acc.values()]))
+
+
 class Flipped(nn.Module):
     """A linear classifier whose decision is the opposite where ``flip`` is 1."""
 
@@ -456,7 +510,7 @@ def test_what_is_held_stays_with_its_point(name, chunk_size, held):
     net = Flipped()
     y = net(x, flip).argmax(1)
     y[::5] = 1 - y[::5]  # attacks drop points that are wrong
-    at_hidden = {"inputs": {"x": x, "flip": flip.double()}, "at": "hidden"}
+    at_hidden = {"inputs": {"x": x, "flip": flip.double()}, "at": "hidden", "eps_unit": "input"}
     of_integers = {"inputs": {"x": x, "flip": flip}, "bounds": (-9, 9)}
     result = robust_accuracy(
         net,
@@ -513,7 +567,7 @@ def test_tokens_are_attacked_as_embeddings(name):
     tokens = torch.randint(11, (12, 5), generator=torch.Generator().manual_seed(0))
     vectors = net.embedding(tokens).detach()
     y = classes_of(net, tokens)
-    result = robust_accuracy(net, tokens, y, eps=0.5, attack=name, return_adversarial=True)
+    result = robust_accuracy(net, tokens, y, eps=0.5, attack=name, eps_unit="input", return_adversarial=True)
     found = result.adversarial[0.5]
     assert found.shape == (12, 5, 3)
     assert torch.equal(result.bounds[1], torch.full((5, 3), math.inf))
@@ -528,9 +582,8 @@ def test_any_module_can_be_attacked_behind():
     net = net_for(x)
     y = classes_of(net, x)
     hidden = net[:2](x).detach()
-    assert torch.equal(
-        attacked(net, x, y, eps=0.2, at="1"), attacked(net[2:], hidden, y, eps=0.2, bounds=(-math.inf, math.inf))
-    )
+    behind = attacked(net, x, y, eps=0.2, at="1", eps_unit="input")
+    assert torch.equal(behind, attacked(net[2:], hidden, y, eps=0.2, bounds=(-math.inf, math.inf)))
     with pytest.raises(ValueError, match="`at="):
         robust_accuracy(net, x, y, eps=0.2, at="nowhere")
 
@@ -980,7 +1033,7 @@ def measure(**changed):
         ({"bounds": (1, 0)}, "`bounds=.*must hold all points"),
         ({"bounds": (0, 0.5)}, "must hold all points, which range from .* to .*domain of the inputs"),
         ({"bounds": (0, torch.ones(5))}, r"shape \(6,\) of one point, but one has shape \(5,\)"),
-        ({"eps_unit": "sd"}, "`eps_unit` must be 'input' or 'std', but got 'sd'"),
+        ({"eps_unit": "sd"}, "`eps_unit` must be 'auto', 'input' or 'std', but got 'sd'"),
         ({"attack_args": ["random_start"]}, "`attack_args` must be a mapping"),
         ({"attack_args": {"start": True}}, r"`attack_args` of 'PGD' holds \['start'\]; possible .*random_start"),
         ({"at": 1}, "`at` must be the name"),
