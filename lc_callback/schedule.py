@@ -36,6 +36,7 @@ class Schedule:
         schedule: ``"log"``, a list of steps, or ``step -> bool``. ``None`` is ``"log"`` unless another is given.
         every_n_train_steps: every ``n`` optimizer steps, step 0 included.
         every_n_epochs: at the end of every ``n``-th epoch, and at step 0.
+        points_per_decade: of ``"log"``.
 
     Raises:
         ValueError: if more than one is given, or a value is out of range.
@@ -46,6 +47,7 @@ class Schedule:
         schedule: str | Sequence[int] | Callable[[int], bool] | None = None,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
+        points_per_decade: int = POINTS_PER_DECADE,
     ) -> None:
         given = {"schedule": schedule, "every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
         named = {name: value for name, value in given.items() if value is not None}
@@ -57,18 +59,21 @@ class Schedule:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be a positive integer, but got {value!r}.")
         self.every_n_epochs = every_n_epochs
-        self.text = next((f"{name}={value!r}" for name, value in named.items()), "schedule='log'")
+        #: The argument with which it would be due half as often, where that is a matter of one number.
+        self.half_as_often = next((f"{name}={2 * given[name]}" for name in named if name != "schedule"), None)
+        log = "log" if points_per_decade == POINTS_PER_DECADE else f"log, {points_per_decade} steps a decade"
+        self.text = next((f"{name}={value!r}" for name, value in named.items()), f"schedule='{log}'")
         #: Whether the last step of the run gets a row whatever its number.
         self.closes = False
         #: The function, if it is one of the user's, which need not say the same in every process of a run.
         self.given = schedule if callable(schedule) else None
-        self._is_due: Callable[[int], bool] | _Steps
+        self._is_due: Callable[[int], bool]
         if every_n_epochs is not None:
             self._is_due = _Steps([0])
         elif every_n_train_steps is not None:
             self._is_due = _Multiples(every_n_train_steps)
         elif schedule is None or schedule == "log":
-            self._is_due, self.closes = is_log_step, True
+            self._is_due, self.closes = _Log(points_per_decade), True
         elif callable(schedule):
             self._is_due = schedule
         else:
@@ -85,6 +90,24 @@ class Schedule:
         """Whether a row is due at the end of an epoch, the ``n_epochs``-th of the run."""
         return self.every_n_epochs is not None and n_epochs % self.every_n_epochs == 0
 
+    def rows_between(self, after: int, last: int, steps_an_epoch: float) -> int | None:
+        """How many rows are due at the steps ``after + 1 .. last``, the end of the run; ``None`` if nobody can know.
+
+        Args:
+            after: the step that was just taken.
+            last: the last step of the run.
+            steps_an_epoch: steps of one epoch; infinite if it has no end.
+        """
+        if self.given is not None:
+            return None
+        if last <= after:
+            return 0
+        if self.every_n_epochs is not None:
+            each = self.every_n_epochs * steps_an_epoch
+            return int(last / each + 1e-6) - int(after / each + 1e-6)
+        n = self._is_due.between(after, last)  # type: ignore[attr-defined]
+        return n + (self.closes and not self._is_due(last))
+
 
 class _Multiples:
     def __init__(self, n: int) -> None:
@@ -92,6 +115,22 @@ class _Multiples:
 
     def __call__(self, step: int) -> bool:
         return step % self.n == 0
+
+    def between(self, after: int, last: int) -> int:
+        return last // self.n - after // self.n
+
+
+class _Log:
+    def __init__(self, points_per_decade: int) -> None:
+        self.points_per_decade = points_per_decade
+
+    def __call__(self, step: int) -> bool:
+        return is_log_step(step, self.points_per_decade)
+
+    def between(self, after: int, last: int) -> int:
+        most = math.ceil(self.points_per_decade * math.log10(last + 1)) if last > 0 else 0
+        steps = {0} | {round(10 ** (k / self.points_per_decade)) for k in range(most + 1)}
+        return sum(after < step <= last for step in steps)
 
 
 class _Steps:
@@ -106,3 +145,6 @@ class _Steps:
 
     def __call__(self, step: int) -> bool:
         return step in self.steps
+
+    def between(self, after: int, last: int) -> int:
+        return sum(after < step <= last for step in self.steps)

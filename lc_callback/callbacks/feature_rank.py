@@ -99,6 +99,8 @@ class FeatureRankCallback(ProbeCallback):
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
         custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
+        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
+            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
@@ -151,6 +153,7 @@ class FeatureRankCallback(ProbeCallback):
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
         custom_scalars: bool = False,
+        max_overhead: float | None = None,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -170,6 +173,7 @@ class FeatureRankCallback(ProbeCallback):
             on_transition=on_transition,
             stop_after=stop_after,
             custom_scalars=custom_scalars,
+            max_overhead=max_overhead,
         )
         if layers is not None:
             check_layers(layers)

@@ -108,6 +108,8 @@ class LocalComplexityCallback(ProbeCallback):
             :func:`lc_callback.functional.local_complexity`. The two differ by less than 1 % at radii such as ``"auto"``
             gives, and by a third where the radius is of the order of the spread of the data. So ``"auto"`` is the
             linear method if the radius is ``"auto"`` and neither ``layers`` nor ``max_pool`` is given.
+        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
+            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
@@ -155,6 +157,7 @@ class LocalComplexityCallback(ProbeCallback):
         stop_after: str | None = None,
         custom_scalars: bool = False,
         method: str = "auto",
+        max_overhead: float | None = None,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -173,6 +176,7 @@ class LocalComplexityCallback(ProbeCallback):
             on_transition=on_transition,
             stop_after=stop_after,
             custom_scalars=custom_scalars,
+            max_overhead=max_overhead,
         )
         if isinstance(radius, str) and radius != "auto":
             possible = "'auto', a positive number or a non-empty list of different ones"

@@ -23,6 +23,7 @@ class _Run:
     testing = predicting = sanity_checking = False
     is_global_zero = True
     current_epoch, world_size = 0, 1
+    max_steps = max_epochs = -1
     checkpoint_callback = None
     lr_scheduler_configs = ()
 
@@ -83,7 +84,14 @@ def measure_checkpoints(
     steps = _steps(checkpoints)
     made = []
     for kind, arguments in callbacks.items():
-        refused = {"schedule", "every_n_train_steps", "every_n_epochs", "on_transition", "stop_after"} & {*arguments}
+        refused = {
+            "schedule",
+            "every_n_train_steps",
+            "every_n_epochs",
+            "on_transition",
+            "stop_after",
+            "max_overhead",
+        } & {*arguments}
         if refused:
             raise ValueError(f"{kind.__name__}: {sorted(refused)} make no sense for checkpoints of a run that is over.")
         made.append(kind(**{"raise_on_error": True, **arguments, "schedule": [*steps]}))

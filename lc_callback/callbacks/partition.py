@@ -21,7 +21,7 @@ from lc_callback.functional.partition import SlicePartition, slice_partition, to
 from lc_callback.probes import Probes
 from lc_callback.reporting.film import draw_slices, film
 from lc_callback.reporting.loggers import log_image
-from lc_callback.schedule import Schedule, is_log_step
+from lc_callback.schedule import Schedule
 
 __all__ = ["SplinePartitionCallback"]
 
@@ -71,6 +71,8 @@ class SplinePartitionCallback(ProbeCallback):
             second part: a function, or its import path.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
+        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
+            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a network that is not piecewise affine, before
@@ -109,6 +111,7 @@ class SplinePartitionCallback(ProbeCallback):
         target_fn: str | Callable[..., Any] | None = None,
         log_key_prefix: str = "",
         raise_on_error: bool = False,
+        max_overhead: float | None = None,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -123,10 +126,10 @@ class SplinePartitionCallback(ProbeCallback):
             target_fn=target_fn,
             log_key_prefix=log_key_prefix,
             raise_on_error=raise_on_error,
+            max_overhead=max_overhead,
         )
         if schedule is None and every_n_train_steps is None and every_n_epochs is None:
-            self.schedule = Schedule(partial(is_log_step, points_per_decade=_PER_DECADE))
-            self.schedule.text, self.schedule.closes = f"schedule='log, {_PER_DECADE} steps a decade'", True
+            self.schedule = Schedule(points_per_decade=_PER_DECADE)
         if isinstance(near, bool) or not isinstance(near, (int, float)) or not 0 < near <= 0.5:
             raise ValueError(f"`near` must be above 0 and at most 0.5, but got {near!r}.")
         if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:

@@ -19,6 +19,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lc_callback.callbacks._compat import Callback
+from lc_callback.callbacks.overhead import (
+    SECONDS_TO_SAY,
+    SHARE_TO_SAY,
+    RunCost,
+    check_max_overhead,
+    ends_with,
+    is_kept,
+    wait_for_device,
+)
 from lc_callback.callbacks.processes import Processes
 from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.stale_values import warn_of_stale_values
@@ -47,8 +56,6 @@ T = TypeVar("T")
 _STATE_VERSION = 1
 _FEW = 8  # probes under fast_dev_run
 _PROGRESS_EVERY = 5.0  # seconds
-_SHARE_TO_WARN = 0.2
-_SECONDS_TO_WARN = 5.0  # of a short run any share is small change
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ class ProbeCallback(Callback):
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
         custom_scalars: also write a layout for the tab of that name in TensorBoard, which has all curves of a kind in
             one chart. It replaces any other layout of the run.
+        max_overhead: leave out rows while the callback has taken more than this part of the training time: 0.1 is
+            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
     Example::
 
@@ -145,6 +154,7 @@ class ProbeCallback(Callback):
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
         custom_scalars: bool = False,
+        max_overhead: float | None = None,
     ) -> None:
         super().__init__()
         self.check_n_probes(n_probes)
@@ -160,6 +170,8 @@ class ProbeCallback(Callback):
             raise ValueError(f"`stop_after` of {type(self).__name__} must be {possible}, but got {stop_after!r}{near}")
         if on_transition is not None and [*_listed(on_transition)] != ["checkpoint"]:
             raise ValueError(f"`on_transition` must be None or ['checkpoint'], but got {on_transition!r}.")
+        check_max_overhead(max_overhead)
+        self.max_overhead = max_overhead
         self.detection = self.checked_detection(detection)
         self.on_transition, self.stop_after, self.custom_scalars = on_transition, stop_after, custom_scalars
         if not isinstance(log_key_prefix, str):
@@ -198,6 +210,8 @@ class ProbeCallback(Callback):
         self._looked_at = -1  # the last step for which the schedule was asked
         self._tried = -1  # the last step that was measured, with or without success
         self._seconds, self._began = 0.0, 0.0
+        self._cost: RunCost | None = None  # shared by the measuring callbacks of the Trainer
+        self._left_out = -1  # the last step whose row was left out
         self._described, self._untold_setup = False, ""
         self._n_used = n_probes  # fewer where there are fewer to draw
         self._print: Callable[[str], None] | None = None
@@ -312,7 +326,8 @@ class ProbeCallback(Callback):
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""
         schedule, _, value = self.schedule.text.partition("=")
-        return {schedule: _Verbatim(value), "n_probes": self.n_probes, "seed": self.seed}
+        limit = {} if self.max_overhead is None else {"max_overhead": self.max_overhead}
+        return {schedule: _Verbatim(value), "n_probes": self.n_probes, "seed": self.seed, **limit}
 
     def settings_used(self) -> dict[str, Any]:
         """:meth:`settings` as they are in use: numbers in place of ``"auto"``, and no more points than there are."""
@@ -349,6 +364,7 @@ class ProbeCallback(Callback):
         self._run = RunReport(peers, trainer, self._guarded) if peers[-1] is self else None
         step = trainer.global_step
         self._seconds, self._began, self._described, self._tried = 0.0, time.perf_counter(), False, -1
+        self._left_out = -1
         if len(self.history):  # resumed: `monitor=` must find its key before the next row is due
             self._publish(trainer, self.history.rows[-1])
         if step not in self.history and (trainer.fast_dev_run or self._due(step - 1, step)):
@@ -357,6 +373,9 @@ class ProbeCallback(Callback):
         self._close_step(trainer)
         if self._run is not None:  # all others have had their trial
             self._guarded("looking for monitors", lambda: warn_of_stale_values(trainer, pl_module, peers))
+            cost = RunCost(peers, step, time.perf_counter())
+            for peer in peers:
+                peer._cost = cost
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a row is due after this batch's optimizer steps."""
@@ -367,15 +386,18 @@ class ProbeCallback(Callback):
         if trainer.is_last_batch:
             due = due or self.schedule.due_after_epoch(trainer.current_epoch + 1)
         self._looked_at = step
-        if due and step not in self.history:
+        if due and step not in self.history and not self._leaves_out(trainer, step):
             self._row(trainer, pl_module)
         self._close_step(trainer)
+        cost = self._cost
+        if self._run is not None and cost is not None:  # the last of its peers
+            self._guarded("looking at the time", lambda: cost.end_batch(trainer, time.perf_counter()))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
         step = trainer.global_step
         due = self._active and not trainer.fast_dev_run and self.schedule.due_after_epoch(trainer.current_epoch + 1)
-        if due and step not in self.history and step != self._tried:
+        if due and step not in self.history and step != self._tried and not self._leaves_out(trainer, step):
             self._row(trainer, pl_module)
         self._close_step(trainer)
 
@@ -384,12 +406,13 @@ class ProbeCallback(Callback):
         if not self._active:
             return
         missing = trainer.global_step not in self.history and trainer.global_step != self._tried
-        if self.schedule.closes and missing and not trainer.fast_dev_run:
+        owes = self._left_out > max([*self.history.steps[-1:], self._tried])  # the last row is never left out
+        if (self.schedule.closes or owes) and missing and not trainer.fast_dev_run:
             self._row(trainer, pl_module)
         self._tell(self._guarded("looking for transitions", self._detector.finish))
         self._close_step(trainer, last=True)
         elapsed = time.perf_counter() - self._began
-        if self._seconds > max(_SECONDS_TO_WARN, _SHARE_TO_WARN * elapsed):
+        if self._seconds > max(SECONDS_TO_SAY, SHARE_TO_SAY * elapsed):
             fewer = f"lower `n_probes` (now {self.n_probes}), or " if self.cost_grows_with_probes else ""
             rank_zero_warn(
                 f"{self._name} took {self._seconds:.0f} s, {self._seconds / elapsed:.0%} of the training: {fewer}"
@@ -417,6 +440,7 @@ class ProbeCallback(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
         self._probes, self._active, self._csv, self._run, self._folder = {}, False, None, None, None
+        self._cost = None
         self._processes = Processes()
 
     # State
@@ -710,6 +734,47 @@ class ProbeCallback(Callback):
             return bool(self._guarded("asking its schedule", lambda: self._processes.decide(ask)))
         return ask()
 
+    def _leaves_out(self, trainer: Any, step: int) -> bool:
+        """Whether the row of a step is left out for ``max_overhead``. The first process decides for all."""
+        if self.max_overhead is None or self._cost is None:
+            return False
+        if self._left_out != step:
+            trained = self._cost.trained(time.perf_counter())
+            last = self.history.steps[-1] if len(self.history) else None
+            kept = is_kept(step, last, self._seconds, trained, self.max_overhead)
+            kept = kept or bool(self._guarded("looking for the end", lambda: ends_with(trainer, self.schedule, step)))
+            if trainer.world_size > 1:
+                kept = trainer.strategy.broadcast(kept, 0)
+            if kept:
+                return False
+            if self._left_out < 0:
+                rank_zero_info(
+                    f"{self._name} leaves out rows from step {step} on: it has taken {self._seconds:.0f} s, and the "
+                    f"training {trained:.0f} s (max_overhead={self.max_overhead:g}). Three rows a decade remain."
+                )
+            self._left_out = step
+        return True
+
+    @property
+    def seconds_taken(self) -> float:
+        """What it has taken of the run so far."""
+        return self._seconds
+
+    @property
+    def last_tried(self) -> int:
+        """The last step that was measured, with or without success; -1 before the first."""
+        return self._tried
+
+    @property
+    def n_points(self) -> int:
+        """The points of the largest split of the run."""
+        return max(map(len, self._probes.values()), default=0)
+
+    @property
+    def name(self) -> str:
+        """Its class, and its prefix if it has one."""
+        return self._name
+
     @contextmanager
     def _conditions(self, pl_module: Any) -> Any:
         """Measuring conditions, in which the module's own ``self.log`` calls go nowhere."""
@@ -757,6 +822,7 @@ class ProbeCallback(Callback):
 
     def _measured(self, pl_module: Any, step: int) -> tuple[dict[str, float], dict[str, torch.Tensor]] | None:
         """The numbers and arrays of one row, or ``None`` if that failed."""
+        wait_for_device()
         start = time.perf_counter()
 
         def measure() -> tuple[dict[str, float], dict[str, torch.Tensor]]:

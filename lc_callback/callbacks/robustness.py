@@ -104,6 +104,8 @@ class PGDRobustnessCallback(ProbeCallback):
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
         custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
+        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
+            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
     Raises:
         ValueError: for an argument out of range, on construction; for targets that are no classes, outputs that are no
@@ -152,6 +154,7 @@ class PGDRobustnessCallback(ProbeCallback):
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
         custom_scalars: bool = False,
+        max_overhead: float | None = None,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -171,6 +174,7 @@ class PGDRobustnessCallback(ProbeCallback):
             on_transition=on_transition,
             stop_after=stop_after,
             custom_scalars=custom_scalars,
+            max_overhead=max_overhead,
         )
         self._radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
         if not isinstance(raw, bool):

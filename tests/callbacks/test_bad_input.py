@@ -109,6 +109,7 @@ CONSTRUCTOR = [
     ({"attack_args": {"norm": "L2"}}, "`attack_args` of 'PGD'", "['norm']", "random_start"),
     ({"attack": "APGD", "attack_args": {"nrom": "L2"}}, "`attack_args` of 'APGD'", "['nrom']", "'norm'"),
     ({"raw": 1}, "`raw`", "got 1", FLAG),
+    *(({"max_overhead": v}, "`max_overhead`", f"got {v!r}", "a positive number") for v in (0, -1, True, "10 %")),
     ({"split": "val"}, "`split`", "got 'val'", "'train' or 'test'"),
     ({"split": None}, "`split`", "got None", "'train' or 'test'"),
     ({"matrix": "gram"}, "`matrix`", "got 'gram'", "('covariance', 'features')"),

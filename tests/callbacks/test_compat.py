@@ -162,6 +162,7 @@ SHARED = f"""
   on_transition: [checkpoint]
   stop_after: null
   custom_scalars: true
+  max_overhead: 1000.0
   schedule: [0, 2, 5]
 """
 FILES = {

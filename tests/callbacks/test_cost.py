@@ -61,6 +61,6 @@ def test_a_run_that_spent_much_on_it_is_told_what_to_change(tmp_path: Any, monke
 
 
 def test_a_run_that_spent_little_on_it_is_not(tmp_path: Any, monkeypatch: Any, recwarn: Any) -> None:
-    monkeypatch.setattr(probe_callback, "_SHARE_TO_WARN", 1.0)
+    monkeypatch.setattr(probe_callback, "SHARE_TO_SAY", 1.0)
     run(tmp_path, monkeypatch, tick=1.0)
     assert not [w for w in recwarn if "of the training" in str(w.message)]

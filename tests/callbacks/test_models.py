@@ -923,7 +923,7 @@ def units_on(name: str, module: Any, data: Any, plane: Any, uv: np.ndarray) -> T
 
 @pytest.fixture(autouse=True)
 def slow_is_no_fault(monkeypatch):
-    monkeypatch.setattr(probe_callback, "_SECONDS_TO_WARN", math.inf)
+    monkeypatch.setattr(probe_callback, "SECONDS_TO_SAY", math.inf)
 
 
 @dataclass
