@@ -60,7 +60,10 @@ class Schedule:
                 raise ValueError(f"`{name}` must be a positive integer, but got {value!r}.")
         self.every_n_epochs = every_n_epochs
         #: The argument with which it would be due half as often, where that is a matter of one number.
-        self.half_as_often = next((f"{name}={2 * given[name]}" for name in named if name != "schedule"), None)
+        self.half_as_often: str | None = None
+        for name, n in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
+            if n is not None:
+                self.half_as_often = f"{name}={2 * n}"
         log = "log" if points_per_decade == POINTS_PER_DECADE else f"log, {points_per_decade} steps a decade"
         self.text = next((f"{name}={value!r}" for name, value in named.items()), f"schedule='{log}'")
         #: Whether the last step of the run gets a row whatever its number.

@@ -13,4 +13,4 @@ def undrawn(monkeypatch):
     """No slice is drawn, and slow is no fault."""
     picture = np.zeros((8, 80, 3), np.uint8)
     monkeypatch.setattr("lc_callback.callbacks.partition.draw_slices", lambda slices: picture)
-    monkeypatch.setattr("lc_callback.callbacks.probe_callback._SECONDS_TO_WARN", math.inf)
+    monkeypatch.setattr("lc_callback.callbacks.probe_callback.SECONDS_TO_SAY", math.inf)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ _WORTH_NAMING = 0.02  # share of one callback
 
 def check_max_overhead(value: Any) -> None:
     """Raise a ValueError if it is neither ``None`` nor a positive number."""
-    good = isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
     if value is not None and not good:
         raise ValueError(f"`max_overhead` must be None or a positive number, such as 0.1 for 10 %, but got {value!r}.")
 

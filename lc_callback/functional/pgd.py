@@ -70,7 +70,7 @@ def pgd_until_fallen(
     at = origin if noise is None else (origin + noise).clamp(0, 1)
     found = at.clone()
     fallen, broken = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
-    active = torch.arange(len(x)), at, origin, y
+    active: tuple[Tensor, ...] = torch.arange(len(x)), at, origin, y
     if to_the_end is None:
         to_the_end = torch.zeros_like(fallen)
     for step in range(steps + 1):

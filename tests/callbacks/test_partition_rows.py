@@ -77,7 +77,7 @@ def test_a_smaller_window_is_cheaper_and_may_leave_the_points_out(tmp_path: Path
 
 
 def test_an_expensive_row_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lc_callback.callbacks.partition.SECONDS_TO_SAY", 0.0)
+    monkeypatch.setattr("lc_callback.callbacks.partition._SECONDS_TO_WARN", 0.0)
     with pytest.warns(UserWarning, match="without their drawing") as caught:
         fit(tmp_path, small())
     texts = [str(w.message) for w in caught if "without their drawing" in str(w.message)]
