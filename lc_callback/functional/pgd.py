@@ -71,8 +71,6 @@ def pgd_until_fallen(
     found = at.clone()
     fallen, broken = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
     active: tuple[Tensor, ...] = torch.arange(len(x)), at, origin, y
-    if to_the_end is None:
-        to_the_end = torch.zeros_like(fallen)
     for step in range(steps + 1):
         moves = step < steps
         going = []
@@ -80,11 +78,13 @@ def pgd_until_fallen(
             here = leave(at).detach().requires_grad_(moves)
             with torch.set_grad_enabled(moves):
                 z = logits(rows, here)
-            finite = z.detach().isfinite().all(1)
-            wrong = finite & (z.detach().argmax(1) != y)
-            fallen[rows], broken[rows] = fallen[rows] | wrong, broken[rows] | ~finite
-            on = finite & (~wrong | to_the_end[rows])
+            decided = z.detach()
+            finite = decided.isfinite().all(1)
+            wrong = finite & (decided.argmax(1) != y)
+            on = finite & (~wrong | to_the_end[rows]) if to_the_end is not None else finite & ~wrong
             n_on = int(on.sum())
+            if n_on < len(rows):
+                fallen[rows], broken[rows] = fallen[rows] | wrong, broken[rows] | ~finite
             if not moves or n_on < len(rows):
                 found[rows] = at
             if not moves or not n_on:

@@ -294,7 +294,7 @@ class _Measurement(Space):
                     alpha=alpha,
                     steps=attack.steps,
                     size=min(self.chunk, self._fast),
-                    to_the_end=~self.correct[rows],
+                    to_the_end=~self.correct[rows] if self._every else None,
                 )
 
         part: Descent = self._with_memory(descend)
