@@ -64,7 +64,8 @@ def pgd_until_fallen(
         alpha: step size in the unit box.
         steps: number of steps.
         size: points in one pass.
-        to_the_end: ``(n,)``, points that are attacked further though they are misclassified.
+        to_the_end: ``(n,)``, points that are attacked further though they are misclassified: they end with the last
+            iterate, and whether they fell says nothing.
     """
     origin = enter(x)
     at = origin if noise is None else (origin + noise).clamp(0, 1)
