@@ -112,7 +112,7 @@ class RunCost:
         self._peers, self._first_step, self._begin = peers, step, now
         self._before = self._measured()
         self._trained = [0.0]  # by the end of each batch
-        self._rows = [[peer.seconds_taken] if peer.seconds_taken else [] for peer in peers]
+        self._rows = [[peer.seconds_taken] if peer.last_tried >= 0 else [] for peer in peers]
         self._noted = [(peer.last_tried, peer.seconds_taken) for peer in peers]
         self._is_said = False
 

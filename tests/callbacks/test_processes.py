@@ -23,6 +23,7 @@ from torch import distributed, nn
 
 import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback
+from lc_callback.callbacks import probe_callback
 from lc_callback.callbacks.processes import Processes
 from lc_callback.functional import local_complexity
 from lc_callback.functional.local_complexity import Counter
@@ -202,6 +203,39 @@ def validated(folder: Path, own: dict[str, Any]) -> Any:
     return {"rows": timeless([values]), "swept": swept}
 
 
+class Clock:
+    """Stands still, but for what moves it."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def left_out(folder: Path, own: dict[str, Any]) -> Any:
+    """Only the clock of the first rank says that rows take long; those of the others, that they take nothing."""
+    clock, module = Clock(), probe_callback.time
+
+    class Slow(LocalComplexityCallback):
+        def measure(self, *args: Any) -> Any:
+            clock.now += 1000.0 * (rank() == 0)
+            return super().measure(*args)
+
+    class SlowRank(FeatureRankCallback):
+        def measure(self, *args: Any) -> Any:
+            clock.now += 1000.0 * (rank() == 0)
+            return super().measure(*args)
+
+    limited = {"schedule": None, "every_n_train_steps": 1, "max_overhead": 0.1}
+    callbacks = lc(Slow, **limited), SlowRank(n_probes=N_PROBES, **limited)
+    probe_callback.time = clock
+    try:
+        fit(folder, own, *callbacks, max_steps=12)
+    finally:
+        probe_callback.time = module
+    return [callback.history.steps for callback in callbacks]
+
+
 class InLayers(Classifier):
     def configure_model(self) -> None:
         from torch.distributed.fsdp import fully_shard
@@ -244,7 +278,7 @@ def first_row(folder: Path, own: dict[str, Any], module: Any) -> Any:
 
 
 RUNS: list[Callable[..., Any]] = [complete, without, resumed, failing, schedules, few_points, refused]
-RUNS += [own_data, batch_norm, validated]
+RUNS += [own_data, batch_norm, validated, left_out]
 
 
 def all_runs(folder: str, n: int) -> None:
@@ -319,6 +353,12 @@ def test_each_process_sweeps_its_share(n: int, ranks: Any) -> None:
     for index, own in enumerate(ranks[n]):
         share = list(range(index, N_PROBES, n))
         assert own["complete"]["swept"] == 3 * len(RADII) * 2 * share  # splits, radii, rows
+
+
+@several
+def test_the_first_process_decides_which_rows_are_left_out(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert own["left_out"] == 2 * [[0, 1, 3, 5, 10, 12]]
 
 
 @several
