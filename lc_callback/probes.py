@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, IterableDataset, default_collate
 
 from lc_callback.functional.points import is_names
 from lc_callback.isolation import fixed_rng
+from lc_callback.signature import Signature, as_tensor
 
-__all__ = ["Probes", "Signature", "draw_probes", "random_probes"]
-
-_TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+__all__ = ["Probes", "draw_probes", "random_probes"]
 
 
 @dataclass(frozen=True)
@@ -67,56 +65,6 @@ class Probes:
         return digest.hexdigest()
 
 
-class Signature:
-    """What a forward takes, and so which part of a batch it gets.
-
-    A mapping goes in as keywords where the parameters name its keys, else as one argument without the targets. Of a
-    tuple or list, the first ``k`` entries go in where the forward has ``k >= 2`` required parameters, else the first
-    entry. What is left over, or stands under a key such as ``labels``, is the target.
-    """
-
-    def __init__(self, forward: Callable[..., Any], skip: int = 0) -> None:
-        self.optional: set[str] = set()
-        self.names: list[str] = []
-        self.required = 1
-        try:
-            parameters = list(inspect.signature(forward).parameters.values())[skip:]
-        except (TypeError, ValueError):  # a builtin or an extension
-            return
-        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        self.names = [p.name for p in named]
-        self.optional = {p.name for p in named if p.default is not p.empty}
-        self.required = sum(
-            p.default is p.empty for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        )
-
-    @classmethod
-    def of(cls, module: nn.Module, forward_fn: Callable[..., Any] | None) -> Signature:
-        """The signature of ``forward_fn(module, ...)`` or, without it, of the module's forward."""
-        if forward_fn is not None:
-            return cls(forward_fn, skip=1)
-        return cls(getattr(module, "_orig_mod", module).forward)
-
-    def split(self, batch: Any) -> tuple[Any, Any]:
-        """``(inputs, targets)`` of a batch."""
-        if isinstance(batch, Mapping):
-            target = next((batch[key] for key in _TARGET_KEYS if key in batch), None)
-            wanted = [name for name in self.names if name not in _TARGET_KEYS or name not in self.optional]
-            keywords = {key: batch[key] for key in wanted if key in batch}
-            # A target in the one argument would be taken for an input, and perturbed.
-            return keywords or ({key: value for key, value in batch.items() if key not in _TARGET_KEYS},), target
-        if isinstance(batch, (tuple, list)) and batch:
-            k = self.required if self.required >= 2 and len(batch) >= self.required else 1
-            if k > 1 and isinstance(batch[0], (tuple, list)):
-                k = 1
-            inputs = tuple(batch[:k]) if k > 1 else batch[0]
-            target = batch[k] if len(batch) > k else None
-            if isinstance(inputs, Mapping):
-                inputs, _ = self.split(inputs)
-            return (tuple(inputs) if isinstance(inputs, list) else inputs), target
-        return batch, None
-
-
 def draw_probes(
     source: Any,
     n: int,
@@ -160,7 +108,7 @@ def draw_probes(
                     f"`target_fn` failed on `{argument}` ({text}) with {type(error).__name__}: {error}. It is called "
                     f"with a whole batch, here a {type(batch).__name__}, and returns its classes."
                 ) from error
-    inputs = tree_map(_as_tensor, inputs)
+    inputs = tree_map(as_tensor, inputs)
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     sizes = {len(leaf) if leaf.ndim else 0 for leaf in tensors}
     if len(sizes) != 1 or 0 in sizes:
@@ -174,7 +122,7 @@ def draw_probes(
             raise ValueError(
                 f"`{argument}` ({text}) holds NaN or infinite inputs: no count could be trusted. Pass clean points."
             )
-    targets = tree_map(_as_tensor, targets)
+    targets = tree_map(as_tensor, targets)
     if text == "pair" and isinstance(targets, Tensor) and targets.ndim and len(targets) not in sizes:
         raise ValueError(
             f"`{argument}` is a pair of {len(tensors[0])} inputs and {len(targets)} targets: pass as many targets as "
@@ -265,11 +213,3 @@ def random_probes(like: Probes, seed: int) -> Probes:
         return (low + ((high - low + 1) * uniform).floor()).to(leaf.dtype)
 
     return Probes(tree_map(draw, like.inputs), None, "uniform within the range of the train probes")
-
-
-def _as_tensor(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return leaf.detach().cpu()
-    if hasattr(leaf, "__array__") and not isinstance(leaf, Sequence):
-        return torch.as_tensor(leaf)
-    return leaf

@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from torch.utils.data import TensorDataset as Pairs
 
 from lc_callback import LocalComplexityCallback
-from lc_callback.probes import Probes, Signature, draw_probes, random_probes
+from lc_callback.probes import Probes, draw_probes, random_probes
+from lc_callback.signature import Signature
 
 ONE = Signature(lambda x: x)
 
@@ -427,7 +428,9 @@ def starred(*args, **kwargs): ...
         ),
         (lambda x, labels: x, {"x": A, "labels": B}, {"x": A, "labels": B}, B),
         (starred, (A, B), A, B),
-        (starred, {"x": A}, ({"x": A},), None),
+        (starred, {"x": A, "label": B}, {"x": A}, B),
+        (lambda *batch: batch, {"x": A, "label": B}, ({"x": A},), B),
+        (lambda pair: pair, ((A, B), C), ((A, B),), C),
         (int, (A, B), A, B),
     ],
 )

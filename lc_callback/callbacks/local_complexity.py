@@ -85,7 +85,7 @@ class LocalComplexityCallback(ProbeCallback):
         every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
         layers: ``None`` counts the pre-activation of every non-linearity that is executed. A list of module names,
             patterns (``"blocks.*"``), class names (``"Linear"``) or types counts the outputs of these modules instead.
-        at: name of the module whose output is perturbed instead of the input. Models of tokens: their first embedding.
+        at: name of the module whose output is perturbed instead of the input. Tokens: the embedding that reads them.
         train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
             tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
         test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.

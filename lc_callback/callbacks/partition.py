@@ -54,7 +54,7 @@ class SplinePartitionCallback(ProbeCallback):
         window: side of the window, in parts of the square that holds the three points with a margin of a fifth. The
             number of regions, and with it the cost, goes with its square: a region costs about one forward and, for its
             slope, one backward pass for each output, in float64.
-        at: name of the module whose output is sliced instead of the input. Models of tokens: their first embedding.
+        at: name of the module whose output is sliced instead of the input. Tokens: the embedding that reads them.
         n_probes: points among which the three are found.
         schedule: ``None`` is three steps a decade, step 0 and the last step; ``"log"`` ten; a list of steps, or a
             function ``step -> bool``.

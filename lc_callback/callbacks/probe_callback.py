@@ -38,10 +38,11 @@ from lc_callback.functional.points import call_model
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.outliers import layers_of_lone_rows, shares_in_columns
-from lc_callback.probes import Probes, Signature, draw_probes, random_probes
+from lc_callback.probes import Probes, draw_probes, random_probes
 from lc_callback.reporting.figure import WIDTH, draw, write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
 from lc_callback.schedule import Schedule
+from lc_callback.signature import Signature, call_in_words
 from lc_callback.suggestions import did_you_mean
 from lc_callback.timeline import Panel, Part
 from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn, only_supported
@@ -336,10 +337,12 @@ class ProbeCallback(Callback):
     # Hooks
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check what can be checked without data."""
+        """Check what needs no network."""
         self._refuse_twins(trainer.callbacks)
-        if stage == "fit":
-            self._network(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check what can be checked without data; ``setup()`` and ``configure_model()`` of the module have run."""
+        self._network(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Draw the probes, try a measurement on two of them, and measure step 0."""
@@ -656,7 +659,8 @@ class ProbeCallback(Callback):
 
         def draw() -> tuple[Network, dict[str, Probes]]:
             network = self._network(pl_module)
-            drawn = partial(self._draw, trainer, Signature.of(network.module, network.forward_fn))
+            signature = Signature.of(network.module, network.forward_fn, partial(self._conditions, pl_module))
+            drawn = partial(self._draw, trainer, signature)
             n = self.choose_n_probes(network, partial(drawn, 2))
             return network, drawn(min(n, _FEW) if trainer.fast_dev_run else n)
 
@@ -717,11 +721,11 @@ class ProbeCallback(Callback):
         except Exception as error:
             if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
                 raise ValueError(f"{self._name}: {error}") from error
-            called_with = _shapes(next(iter(few.values())).inputs)
+            calls = dict.fromkeys(call_in_words(probes.inputs) for probes in few.values())
             raise MisconfigurationException(
                 f"{self._name}: a trial measurement before training failed with {type(error).__name__}: {error}\n"
-                f"The network was called with {called_with}. If its forward takes something else, pass it as "
-                "`train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`."
+                f"The network was called with {', or with '.join(calls)}. If its forward takes something else, pass "
+                "it as `train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`."
             ) from error
 
     # Measuring
@@ -982,13 +986,3 @@ def _methods(module: nn.Module) -> list[str]:
     """Names of the methods that the user's own classes define."""
     own = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "lightning", "pytorch_"))]
     return [name for kind in own for name, value in vars(kind).items() if callable(value)]
-
-
-def _shapes(inputs: Any) -> str:
-    if isinstance(inputs, torch.Tensor):
-        return f"a {inputs.dtype} tensor {tuple(inputs.shape)}"
-    if isinstance(inputs, Mapping):
-        return ", ".join(f"{key}={_shapes(value)}" for key, value in inputs.items())
-    if isinstance(inputs, (tuple, list)):
-        return ", ".join(_shapes(value) for value in inputs)
-    return type(inputs).__name__

@@ -80,7 +80,7 @@ class PGDRobustnessCallback(ProbeCallback):
             factor of 2.
         attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
         raw: also log the accuracy under the attack on raw logits, which vanishing gradients can mislead.
-        at: name of the module whose output is attacked instead of the input. Models of tokens: their first embedding.
+        at: name of the module whose output is attacked instead of the input. Tokens: the embedding that reads them.
         n_probes: points for each split.
         schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
             ``step -> bool``.
@@ -348,7 +348,7 @@ class PGDRobustnessCallback(ProbeCallback):
         elif self.eps_unit == "std":
             unit = f" times the spread of the points, {self._unit:.4g}"
         step = "2.5 eps / steps" if self.alpha is None else f"{self.alpha:g}"
-        where = "output of the first embedding" if self._domain_text == "none" else "inputs"
+        where = "output of the embedding that reads the tokens" if self._domain_text == "none" else "inputs"
         where = where if self.at is None else f"output of `{self.at}`"
         return (
             f"Attack {self._attack_name()} on the {where}, eps {', '.join(f'{r:g}' for r in self._radii)}{unit}, "

@@ -30,7 +30,6 @@ __all__ = [
     "bends",
     "check_layers",
     "find_module",
-    "first_called",
     "knots_of",
     "known_operations",
     "memory_of",
@@ -129,7 +128,8 @@ class Recorder(TorchDispatchMode):
             -inf beyond the border.
         results: hand over what the non-linearities return instead of the pre-activations, and of a recurrent module
             its output.
-        at: a module whose output is moved at its first call. What runs before that is not handed over.
+        at: a module whose output is moved at one of its calls. What runs before that is not handed over.
+        at_call: which of its calls, from 1.
         move: called with that output; returns what takes its place.
     """
 
@@ -142,6 +142,7 @@ class Recorder(TorchDispatchMode):
         max_pool: bool | str = False,
         results: bool = False,
         at: nn.Module | None = None,
+        at_call: int = 1,
         move: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -152,6 +153,7 @@ class Recorder(TorchDispatchMode):
         self._channels = Channels() if results else None
         self._at, self._move = at, move
         self._waiting = at is not None
+        self._calls_to_wait_for = at_call
         self.handed_over = 0
         self._stack = [Site("", "", 0, False)]
         self._calls = 0
@@ -184,7 +186,9 @@ class Recorder(TorchDispatchMode):
         if output is None:  # also what an exception leaves
             return None
         replaced = None
-        if module is self._at and self._waiting:
+        if module is self._at:
+            self._calls_to_wait_for -= 1
+        if module is self._at and self._waiting and self._calls_to_wait_for <= 0:
             if not isinstance(output, Tensor):
                 raise ValueError(f"`at={site.path!r}` must name a module that returns a tensor, not {_kind(output)}.")
             output = replaced = self._move(output) if self._move is not None else output
@@ -478,20 +482,6 @@ def find_module(model: nn.Module, argument: str, path: str) -> nn.Module:
     raise ValueError(
         f"`{argument}={path!r}` is not the name of a module{did_you_mean(path, paths.values())} {_available(paths)}"
     )
-
-
-def first_called(model: nn.Module, kind: type[nn.Module], run: Callable[[], Any]) -> nn.Module | None:
-    """The first module of type ``kind`` that is called during ``run()``."""
-    called: list[nn.Module] = []
-    modules = {id(module) for module in model.modules() if isinstance(module, kind)}
-    handle = register_module_forward_pre_hook(
-        lambda module, _: called.append(module) if id(module) in modules else None
-    )
-    try:
-        run()
-    finally:
-        handle.remove()
-    return called[0] if called else None
 
 
 def known_operations() -> str:

@@ -374,7 +374,7 @@ class Layers(Space):
         return Recorder(self.model, receive, **recording)
 
     def _recording(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        at = {} if self.results else {"at": self.at_module, "move": move}
+        at = {} if self.results else {"at": self.at_module, "at_call": self.at_call, "move": move}
         return {"outputs_of": self.outputs_of, "max_pool": self.max_pool, "results": self.results, **at}
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import Recorder, find_module, first_called, module_paths
+from lc_callback.functional.knots import Recorder, find_module, module_paths
 from lc_callback.functional.points import Points, call_model
+from lc_callback.functional.token_reader import find_token_reader
 from lc_callback.isolation import untouched
 
 __all__ = ["Space", "compute_dtype", "input_points", "input_spread", "spread_behind"]
@@ -26,8 +27,8 @@ class Space:
         model: any torch module.
         inputs: ``(N, ...)`` tensor, a tuple of tensors (positional arguments) or a dict of tensors (keywords). The
             floating-point ones span the space; integer and boolean ones are held.
-        at: name of the module whose output (batch first) is perturbed instead of the input, at its first call. If no
-            input is floating-point, this is the first ``nn.Embedding`` that is executed.
+        at: name of the module whose output (batch first) is perturbed instead of the input, at its first call;
+            ``"name#2"`` is its second call. If no input is floating-point, this is the embedding that reads the tokens.
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
 
     Raises:
@@ -42,7 +43,10 @@ class Space:
         if not isinstance(model, nn.Module):
             raise ValueError(f"`model` must be a torch.nn.Module, but got {type(model).__name__}.")
         self.model, self.inputs, self.forward_fn, self.at = model, inputs, forward_fn, at
-        self.at_module = None if at is None else find_module(model, "at", at)
+        self.at_module: nn.Module | None = None
+        self.at_call = 1
+        if at is not None:
+            self.at_module, self.at_call = _module_and_call(model, at)
         self._writes: bool | None = None  # whether the forward writes to what it gets
         tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
         self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
@@ -57,20 +61,25 @@ class Space:
         self.points = Points(self.inputs, dtype, self.device, self.argument)
         self.shape, self.largest = self.points.shape, self.points.largest()
         if perturbed and self.at_module is None and not self.points.moving:
-            first = self.points.batch(torch.zeros(1, dtype=torch.long), None, 2)
-            try:
-                self.at_module = first_called(self.model, nn.Embedding, lambda: self.run(first))
-            except RuntimeError as error:  # bytes in a linear layer, say
-                raise ValueError(
-                    f"`{self.argument}` holds no floating-point tensor to perturb, and the model fails on what it "
-                    f"holds ({error}): convert the inputs to float."
-                ) from error
-            if self.at_module is None:
-                raise ValueError(
-                    f"`{self.argument}` holds no floating-point tensor to perturb, and no nn.Embedding was executed: "
-                    "convert the inputs to float, or name with `at=` the module whose output is to be perturbed."
-                )
-            self.at = module_paths(self.model)[id(self.at_module)]
+            self._find_token_reader()
+
+    def _find_token_reader(self) -> None:
+        first = self.points.batch(torch.zeros(1, dtype=torch.long), None, 2)
+        samples = self.points.batch(torch.arange(self.points.n), None)
+        nothing = f"`{self.argument}` holds no floating-point tensor to perturb"
+        try:
+            reader = find_token_reader(self.model, first, samples, lambda: self.run(first))
+        except RuntimeError as error:  # bytes in a linear layer, say
+            raise ValueError(
+                f"{nothing}, and the model fails on what it holds ({error}): convert the inputs to float."
+            ) from error
+        if reader is None:
+            raise ValueError(
+                f"{nothing}, and no nn.Embedding was executed: convert the inputs to float, or name with `at=` the "
+                "module whose output is to be perturbed."
+            )
+        self.at_module, self.at_call = reader
+        self.at = module_paths(self.model)[id(self.at_module)] + (f"#{self.at_call}" if self.at_call > 1 else "")
 
     @property
     def dim(self) -> int:
@@ -94,7 +103,8 @@ class Space:
                 )
                 continue
             seen: list[Tensor] = []
-            with Recorder(self.model, _drop, at=self.at_module, move=functools.partial(_keep, seen)):
+            move = functools.partial(_keep, seen)
+            with Recorder(self.model, _drop, at=self.at_module, at_call=self.at_call, move=move):
                 self.run(inputs)
             if not seen:
                 raise ValueError(f"`at={self.at!r}` names a module that was not executed.")
@@ -126,20 +136,25 @@ class Space:
     def _output(self, points: Tensor, values: Tensor) -> Any:
         if self.at_module is None:
             return self.run(self.points.moved(points, values))
-        first = True
+        calls = 0
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
-            nonlocal first
-            if module is not self.at_module or not first:
-                return None
-            first = False
-            return values
+            nonlocal calls
+            calls += module is self.at_module
+            return values if module is self.at_module and calls == self.at_call else None
 
         handle = register_module_forward_hook(replace)
         try:
             return self.run(self.points.batch(points, None))
         finally:
             handle.remove()
+
+
+def _module_and_call(model: nn.Module, at: str) -> tuple[nn.Module, int]:
+    """The module that ``at`` names, and which of its calls: ``"name"`` or ``"name#2"``."""
+    name, _, call = at.rpartition("#")
+    counted = name and call.isdecimal() and int(call) > 0
+    return find_module(model, "at", name if counted else at), int(call) if counted else 1
 
 
 def _drop(site: Any, knots: Any) -> None:

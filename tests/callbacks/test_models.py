@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import math
 import operator
 import warnings
@@ -1102,6 +1103,89 @@ def test_what_is_not_piecewise_affine_is_refused_before_the_first_step(name, tmp
     for key, tensor in seeded(case.make).to(next(module.parameters()).dtype).state_dict().items():
         assert torch.equal(module.state_dict()[key], tensor), key
     assert all(part.training for part in module.modules())
+
+
+# The same kinds of models behind a wrapper that only forwards keywords, on batches that are dicts
+
+
+class Wrapped(LightningModule):
+    """`forward(self, **inputs)`, as in Lightning's examples of text and in wrappers of Hugging Face's models."""
+
+    def __init__(self, net, call):
+        super().__init__()
+        self.net, self.call = net, call
+
+    def forward(self, **inputs):
+        return self.call(self.net, **inputs)
+
+    def training_step(self, batch, batch_idx):
+        return self.net.training_step([*batch.values()], batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+class WrappedDicts(Wrapped):
+    def training_step(self, batch, batch_idx):
+        return self.net.training_step(batch, batch_idx)
+
+
+class WrappedPositions(Wrapped):
+    def forward(self, *args, **kwargs):
+        return self.call(self.net, *args, **kwargs)
+
+    def training_step(self, batch, batch_idx):
+        return self.net.training_step(batch, batch_idx)
+
+
+CALLS = {
+    **dict.fromkeys(NO_FORWARD, lambda net, *args, **inputs: net.embed(*args, **inputs)),
+    "dict_forward_fn": lambda net, image: net(image),
+}
+
+
+def names_of(module: Any) -> list[str]:
+    """What the forward calls its inputs."""
+    if isinstance(module, NoForward):
+        return ["x"]
+    return [*inspect.signature(getattr(module, "_orig_mod", module).forward).parameters]
+
+
+def assert_counts_of_the_inner_model(name: str, kind: type[Wrapped], folder: Any) -> None:
+    case = CASES[name]
+    inner = seeded(case.make)
+    data = case.data(), case.data()
+    names = names_of(inner)
+    batches: list[Any] = [*data]
+    if kind is Wrapped:
+        batches = [dict(zip([*names, "y"], part, strict=True)) for part in data]
+    if kind is WrappedDicts:  # in the order in which the twin moves them
+        batches = [{key: part[key] for key in sorted(part, key=[*names, *part].index)} for part in data]
+    module = kind(inner, CALLS.get(name, lambda net, *args, **inputs: net(*args, **inputs)))
+    own = {key: value for key, value in case.callback.items() if key == "max_pool"}
+    callback = LocalComplexityCallback(RADIUS, P, n_probes=N, per_layer=True, random_probes=False, **own)
+    before = seeded(case.make)
+    fit(case, module, batches, folder, [callback])
+    assert callback.history.steps == [0, 1, 2, 3]
+    for split, part in zip(("train", "test"), data, strict=True):
+        expected, units = count(case, before, part)
+        found = [callback.history[key][0] for key in callback.history.keys if key.startswith(f"lc_layer/{split}/")]
+        assert found == pytest.approx([*expected.values()])
+        assert [*callback._latest[split].layer_sizes] == [*units.values()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_of_model_behind_keywords_that_are_forwarded(name, tmp_path):
+    kind = WrappedDicts if isinstance(CASES[name].data(), dict) else Wrapped
+    assert_counts_of_the_inner_model(name, kind, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not isinstance(CASES[name].data(), dict)])
+def test_every_kind_of_model_behind_arguments_that_are_forwarded(name, tmp_path):
+    assert_counts_of_the_inner_model(name, WrappedPositions, tmp_path)
 
 
 def test_the_tables_name_cases() -> None:
