@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import random
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def fixed_rng(seed: int | None, *holders: object) -> Iterator[None]:
     """Restore all random streams on exit; inside, start them from ``seed`` (``None``: from where they are).
 
     The streams are Python's, NumPy's, torch's (CPU and CUDA, if in use), and every generator found in the attributes
-    of ``holders``, nested datasets and lists of transforms included.
+    of ``holders``, nested datasets, lists of transforms and closures included.
     """
     generators = _generators(holders)
     with ExitStack() as stack:
@@ -141,7 +142,25 @@ def _generators(holders: tuple[object, ...], most: int = 10_000) -> list[tuple[C
         elif isinstance(item, (list, tuple)):
             queue.extend(item[:1000])  # a list of transforms is short; a list of a million file names is data
         else:
-            queue.extend(getattr(item, "__dict__", {}).values())
+            queue.extend(_inside(item))
+    return found
+
+
+def _inside(item: object) -> list[object]:
+    """What an object keeps: attributes, slots, and of a function what it was made with."""
+    found = [*getattr(item, "__dict__", {}).values()]
+    for base in type(item).__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += [getattr(item, name, None) for name in ((slots,) if isinstance(slots, str) else slots)]
+    if isinstance(item, functools.partial):
+        found += [item.func, *item.args, *item.keywords.values()]
+    if isinstance(item, types.MethodType):
+        found.append(item.__self__)
+    if isinstance(item, types.FunctionType):
+        found += [*(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
+        for cell in item.__closure__ or ():
+            with suppress(ValueError):  # empty
+                found.append(cell.cell_contents)
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import BatchSampler, IterableDataset, default_collate
+from torch.utils.data import IterableDataset
 
 from lc_callback.functional.points import is_names
 from lc_callback.isolation import fixed_rng
+from lc_callback.loading import read_samples
 from lc_callback.signature import Signature, as_tensor
 
 __all__ = ["Probes", "draw_probes", "random_probes"]
@@ -73,13 +72,14 @@ def draw_probes(
     argument: str,
     transform: Callable[[Any], Any] | None = None,
     target_fn: Callable[[Any], Any] | None = None,
+    n_batches: int | None = None,
 ) -> Probes:
     """Draw fixed points from ``source``.
 
     Tensors, pairs ``(inputs, targets)`` and mappings are taken whole. From a dataset or a loader ``n`` samples are
-    drawn by index with a private generator and joined with the loader's ``collate_fn``: the loader is not iterated,
-    so neither its sampler nor its workers, nor any random stream, nor a generator inside the dataset moves. Of an
-    iterable dataset a copy is iterated for its first ``n`` samples.
+    drawn among those that its sampler gives, and joined with its ``collate_fn``, as :func:`read_samples` says: no
+    sampler, worker, random stream, file or other state of the run moves. Of an iterable dataset a copy is iterated for
+    its first ``n`` samples.
 
     Args:
         source: tensor, pair, mapping, map-style or iterable dataset, or ``DataLoader``.
@@ -89,12 +89,13 @@ def draw_probes(
         argument: what ``source`` is called in messages.
         transform: what else happens to a batch of a dataset or loader before the model gets it.
         target_fn: what gives the targets of a batch, where these are not what the signature leaves over.
+        n_batches: how many batches of a loader are used in an epoch; ``None``: all.
 
     Raises:
         ValueError: if ``source`` is none of these, is empty, holds values that are not finite, or is a pair of
             different lengths; or if ``target_fn`` raises.
     """
-    batch, text = _batch_of(source, n, seed, argument)
+    batch, text = _batch_of(source, n, seed, argument, n_batches)
     if transform is not None and not isinstance(source, (Tensor, Mapping, tuple, list)):
         with fixed_rng(seed):
             batch = transform(batch)
@@ -131,7 +132,7 @@ def draw_probes(
     return Probes(inputs, targets, text)
 
 
-def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
+def _batch_of(source: Any, n: int, seed: int, argument: str, n_batches: int | None) -> tuple[Any, str]:
     if isinstance(source, Tensor):
         return (source,), f"tensor {tuple(source.shape)}"
     if isinstance(source, Mapping):
@@ -141,56 +142,13 @@ def _batch_of(source: Any, n: int, seed: int, argument: str) -> tuple[Any, str]:
             raise ValueError(f"`{argument}` must be a pair (inputs, targets), but got {len(source)} entries.")
         return tuple(source), "pair"
     dataset: Any = getattr(source, "dataset", None) if hasattr(source, "collate_fn") else source
-    name = type(dataset).__name__
-    collate = getattr(source, "collate_fn", default_collate)
-    batched = hasattr(source, "collate_fn") and source.batch_size is None and source.batch_sampler is None
-    by_list = batched and isinstance(source.sampler, BatchSampler)  # the dataset is indexed by lists of indices
-    if isinstance(dataset, IterableDataset):
-        return _first(dataset, n, seed, collate, batched, argument), f"first samples of {name}"
-    if isinstance(dataset, str) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+    indexed = hasattr(dataset, "__getitem__") and (hasattr(dataset, "__len__") or dataset is not source)
+    if isinstance(dataset, str) or not (isinstance(dataset, IterableDataset) or indexed):
         raise ValueError(
             f"`{argument}` must be a tensor, a pair (inputs, targets), a mapping, a dataset or a DataLoader, "
             f"but got {repr(source) if isinstance(source, str) else type(source).__name__}."
         )
-    if len(dataset) == 0:
-        raise ValueError(f"`{argument}` is an empty {name}: pass a dataset with at least one sample.")
-    generator = torch.Generator().manual_seed(seed)
-    with fixed_rng(seed, dataset, collate):
-        order = torch.randperm(len(dataset), generator=generator).tolist()
-        if batched and not by_list:  # each item is a batch already
-            return _join((collate(dataset[i]) for i in order), n), f"{name}, {len(dataset)} batches"
-        indices = sorted(order[:n])
-        samples = dataset[indices] if by_list else [dataset[i] for i in indices]
-        return collate(samples), f"{len(indices)} of {len(dataset)} samples of {name}"
-
-
-def _first(dataset: Any, n: int, seed: int, collate: Callable[..., Any], batched: bool, argument: str) -> Any:
-    try:
-        dataset = copy.deepcopy(dataset)  # iterating the original could take samples away from the training
-    except Exception as error:
-        raise ValueError(
-            f"`{argument}`: {type(dataset).__name__} cannot be copied ({error}), and iterating it might take samples "
-            "away from the training. Pass a tensor or a pair (inputs, targets)."
-        ) from error
-    with fixed_rng(seed, dataset, collate):
-        if batched:
-            return _join((collate(item) for item in dataset), n)
-        samples = list(itertools.islice(iter(dataset), n))
-        if not samples:
-            raise ValueError(f"`{argument}` is an empty {type(dataset).__name__}.")
-        return collate(samples)
-
-
-def _join(batches: Any, n: int) -> Any:
-    """Concatenate batches until there are ``n`` samples."""
-    taken, total = [], 0
-    for batch in batches:
-        taken.append(batch)
-        total += next(len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
-        if total >= n:
-            break
-    joined = tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *taken)
-    return tree_map(lambda leaf: leaf[:n] if isinstance(leaf, Tensor) else leaf, joined)
+    return read_samples(source, n, seed, argument, n_batches)
 
 
 def random_probes(like: Probes, seed: int) -> Probes:

@@ -31,7 +31,7 @@ from lc_callback.callbacks.overhead import (
 from lc_callback.callbacks.processes import Processes
 from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.stale_values import warn_of_stale_values
-from lc_callback.callbacks.trainer_data import find_loader, transferred
+from lc_callback.callbacks.trainer_data import batches_in_an_epoch, find_loader, transferred
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
 from lc_callback.functional.points import call_model
@@ -664,10 +664,23 @@ class ProbeCallback(Callback):
             n = self.choose_n_probes(network, partial(drawn, 2))
             return network, drawn(min(n, _FEW) if trainer.fast_dev_run else n)
 
-        network, probes = self._processes.agree(draw)
-        self._probes = self._processes.alike(probes, _fingerprints)  # each may have its own part of the data
+        everyone = Processes.that_share(trainer)  # also of a callback that measures all points on each
+        network, probes = everyone.agree(draw)
+        self._probes = everyone.alike(probes, _fingerprints)  # each may have its own part of the data
         self._n_used = max((len(points) for points in self._probes.values()), default=self.n_probes)
         return network
+
+    def _named(self, draw: Callable[[], Probes]) -> Probes:
+        """What ``draw`` returns; its errors name this callback."""
+        try:
+            return draw()
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}") from error
+        except Exception as error:
+            raise MisconfigurationException(
+                f"{self._name}: drawing points failed with {type(error).__name__}: {error}\nPass them as "
+                "`train_probes=` and `test_probes=`, tensors or pairs (inputs, targets) as the model gets them."
+            ) from error
 
     def _draw(self, trainer: Any, signature: Signature, n: int) -> dict[str, Probes]:
         probes: dict[str, Probes] = {}
@@ -679,8 +692,12 @@ class ProbeCallback(Callback):
                 continue
             source = given if given is not None else find_loader(trainer, split)
             if source is not None:
-                transform = partial(transferred, trainer, split)
-                probes[split] = draw_probes(source, n, seed, signature, f"{split}_probes", transform, target_fn)
+                transform = partial(transferred, trainer, split, seed)
+                trained_on = given is None and split == "train" and trainer.state.fn == "fit"
+                n_batches = batches_in_an_epoch(trainer) if trained_on else None
+                probes[split] = self._named(
+                    partial(draw_probes, source, n, seed, signature, f"{split}_probes", transform, target_fn, n_batches)
+                )
         if trainer.state.fn != "fit":  # what there is to measure, and nothing to complain about
             return probes
         if "train" not in probes:

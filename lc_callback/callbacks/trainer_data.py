@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.fabric.utilities import move_data_to_device
 
-from lc_callback.isolation import fixed_rng
+from lc_callback.isolation import fixed_rng, untouched
 
-__all__ = ["find_loader", "transferred"]
+__all__ = ["batches_in_an_epoch", "find_loader", "transferred"]
 
 
 def find_loader(trainer: Any, split: str) -> Any:
@@ -41,21 +43,79 @@ def _unused_val_loader(trainer: Any) -> Any:
         return None
 
 
-def transferred(trainer: Any, split: str, batch: Any) -> Any:
-    """``batch`` after the hooks that the user put round its way to the device, such as a normalisation there."""
+def batches_in_an_epoch(trainer: Any) -> int | None:
+    """How many batches of the train loader an epoch has; ``None``: all of them."""
+    n = getattr(trainer, "num_training_batches", None)  # overfit_batches and limit_train_batches included
+    try:
+        return None if n is None or n >= len(trainer.train_dataloader) else int(n)
+    except TypeError:  # it has no length
+        return None if n == float("inf") else int(n)
+
+
+def transferred(trainer: Any, split: str, seed: int, batch: Any) -> Any:
+    """``batch`` after the hooks that the user put round its way to the device, such as a normalisation there.
+
+    They leave no trace: on the module as little as a forward, on the datamodule no attribute or generator.
+    """
     module, data, stage = trainer.lightning_module, trainer.datamodule, trainer.state.stage
+    names = ("on_before_batch_transfer", "on_after_batch_transfer")
+    owners = {name: data if data is not None and _overrides(data, name) else module for name in names}
+    if not any(_overrides(owner, name) for name, owner in owners.items()):
+        return batch
+    training = split == "train" and stage == "train"
+    flags = {part: training and part.training for part in module.modules()}
     if split == "test" and stage == "train":
         trainer.validating = True  # as Lightning itself does when it prepares validation within fit
     try:
-        for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
-            owner = data if data is not None and _overrides(data, name) else module
-            if _overrides(owner, name):
-                if name == "on_after_batch_transfer":
-                    batch = move_data_to_device(batch, module.device)
-                batch = getattr(owner, name)(batch, 0)
+        asked = data if any(owner is data for owner in owners.values()) else None
+        with untouched(module, seed=seed), fixed_rng(seed, asked), _same_attributes(asked):
+            for part, flag in flags.items():
+                part.training = flag  # what is only done in training is done with train points
+            for name, owner in owners.items():
+                if _overrides(owner, name):
+                    if name == "on_after_batch_transfer":
+                        batch = move_data_to_device(batch, module.device)
+                    batch = getattr(owner, name)(batch, 0)
     finally:
         trainer.state.stage = stage
     return batch
+
+
+@contextmanager
+def _same_attributes(owner: Any) -> Iterator[None]:
+    """Give a datamodule its attributes back, and what is in its own lists, dicts, sets, arrays and tensors."""
+    own = vars(owner) if owner is not None else {}
+    kept = {name: (value, _contents(value)) for name, value in own.items()}
+    try:
+        yield
+    finally:
+        for name in own.keys() - kept.keys():
+            del own[name]
+        for name, (value, contents) in kept.items():
+            own[name] = value
+            _refill(value, contents)
+
+
+def _contents(value: Any) -> Any:
+    if type(value) in (list, dict, set):
+        return value.copy()
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return value.copy() if type(value).__module__ == "numpy" and hasattr(value, "flags") else None
+
+
+def _refill(value: Any, contents: Any) -> None:
+    if contents is None:
+        return
+    if type(value) is list:
+        value[:] = contents
+    elif type(value) in (dict, set):
+        value.clear()
+        value.update(contents)
+    elif isinstance(value, torch.Tensor):
+        value.data.copy_(contents)
+    elif value.flags.writeable:
+        value[...] = contents
 
 
 def _overrides(owner: Any, name: str) -> bool:
