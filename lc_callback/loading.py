@@ -190,12 +190,15 @@ class _Request:
         with fixed_rng(seed, stream):
             per_step = _as_one_process(stream)
             most = _length(stream) if self.n_batches is None else self.n_batches * per_step
+            patience = 1 if self.n_batches is None else 10  # a few batches of another order in each pass
+            barren = 0
             for _ in range(_PASSES):
                 before = len(found)
                 for entry in itertools.islice(iter(stream), most):
                     for key in entry if not self.whole_batches and isinstance(entry, (list, tuple)) else [entry]:
                         found.setdefault(_identity(key), key)
-                if len(found) >= self.n or len(found) == before:
+                barren = barren + 1 if len(found) == before else 0
+                if len(found) >= self.n or barren == patience:
                     break
         try:
             return [found[key] for key in sorted(found)]
@@ -269,18 +272,20 @@ def _first_that_works(name: str, argument: str, *ways: Callable[[], Any]) -> Any
             return way()
         except Exception as error:  # of any kind: it is the user's data set that reads
             errors.append(error)
-    worker = f"in a process of their own ({_in_short(errors[0])}), nor from " if len(errors) > 1 else "from "
+    worker = f"in a process of its own ({_in_short(errors[0])}), nor from " if len(errors) > 1 else "from "
     raise ValueError(
-        f"no points can be drawn from {name}: it cannot be read {worker}a copy ({_in_short(errors[-1])}), and that of "
-        f"the training is not touched. Pass a tensor or a pair (inputs, targets) as `{argument}=`."
+        f"`{argument}`: no points can be drawn from {name}: it cannot be read {worker}a copy ({_in_short(errors[-1])}), "
+        f"and that of the training is not touched. Pass a tensor or a pair (inputs, targets) as `{argument}=`."
     ) from errors[0]
 
 
 def _in_short(error: Exception) -> str:
-    """The error itself, not the traceback that a worker puts into it."""
+    """The error itself in one line, without the traceback that a worker puts into it."""
+    kind = type(error).__name__
     lines = [line for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    return last if str(error).startswith("Caught ") else f"{type(error).__name__}: {last}"
+    if not str(error).startswith("Caught "):
+        return f"{kind}: {lines[0] if lines else ''}"
+    return next((line for line in reversed(lines) if line.startswith(kind)), lines[-1])
 
 
 def _is_plain(dataset: Any) -> bool:
