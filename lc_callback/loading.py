@@ -272,9 +272,9 @@ def _first_that_works(name: str, argument: str, *ways: Callable[[], Any]) -> Any
             return way()
         except Exception as error:  # of any kind: it is the user's data set that reads
             errors.append(error)
-    worker = f"in a process of its own ({_in_short(errors[0])}), nor from " if len(errors) > 1 else "from "
+    also = f"in a process of its own ({_in_short(errors[0])}), nor from " if len(errors) > 1 else "from "
     raise ValueError(
-        f"`{argument}`: no points can be drawn from {name}: it cannot be read {worker}a copy ({_in_short(errors[-1])}), "
+        f"`{argument}`: no points can be drawn from {name}: it cannot be read {also}a copy ({_in_short(errors[-1])}), "
         f"and that of the training is not touched. Pass a tensor or a pair (inputs, targets) as `{argument}=`."
     ) from errors[0]
 

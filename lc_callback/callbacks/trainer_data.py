@@ -45,11 +45,12 @@ def _unused_val_loader(trainer: Any) -> Any:
 
 def batches_in_an_epoch(trainer: Any) -> int | None:
     """How many batches of the train loader an epoch has; ``None``: all of them."""
-    n = getattr(trainer, "num_training_batches", None)  # overfit_batches and limit_train_batches included
+    n = getattr(trainer, "num_training_batches", float("inf"))  # overfit_batches and limit_train_batches included
     try:
-        return None if n is None or n >= len(trainer.train_dataloader) else int(n)
+        most = len(trainer.train_dataloader)
     except TypeError:  # it has no length
-        return None if n == float("inf") else int(n)
+        most = float("inf")
+    return int(n) if n < most else None
 
 
 def transferred(trainer: Any, split: str, seed: int, batch: Any) -> Any:
