@@ -47,7 +47,7 @@ def batches_in_an_epoch(trainer: Any) -> int | None:
     """How many batches of the train loader an epoch has; ``None``: all of them."""
     n = getattr(trainer, "num_training_batches", float("inf"))  # overfit_batches and limit_train_batches included
     try:
-        most = len(trainer.train_dataloader)
+        most: float = len(trainer.train_dataloader)
     except TypeError:  # it has no length
         most = float("inf")
     return int(n) if n < most else None
