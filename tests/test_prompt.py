@@ -31,7 +31,7 @@ SPLINES = SplinePartitionCallback
 
 
 def set_up(**arguments: Any) -> None:
-    LocalComplexityCallback(**arguments).setup(make_trainer("."), Classifier(), "fit")
+    LocalComplexityCallback(**arguments).on_fit_start(make_trainer("."), Classifier())
 
 
 def net() -> nn.Sequential:

@@ -109,6 +109,7 @@ def measure_checkpoints(
             _connect(run)
         for callback in made:
             if not number:
+                callback.setup(run, module, "fit")
                 callback.on_fit_start(run, module)
         for callback in made:
             if number:
