@@ -5,28 +5,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.partition import SlicePartition, slice_partition, toward_boundary
+from lc_callback.functional.partition import Slice, SlicePartition, WindowRule, cut_slice, toward_boundary
+from lc_callback.functional.slice_window import SHARES, expected_regions
 from lc_callback.probes import Probes
-from lc_callback.reporting.film import draw_slices, film
+from lc_callback.reporting.film import SLICE_TITLES, draw_slices, film
 from lc_callback.reporting.loggers import log_image
 from lc_callback.schedule import Schedule
+from lc_callback.timeline import Panel
 
 __all__ = ["SplinePartitionCallback"]
 
 _PER_DECADE = 3
 _SECONDS_TO_WARN = 10.0  # for a row
+_NEAR_FIRST, _AT_LAST = (0.9, 0.05, 0.05), (0.0, 0.0, 1.0)  # middles of shrunk windows, as mixtures of the points
+_TRIAL = 200  # regions of the slices that are tried before the training
 
 
 class SplinePartitionCallback(ProbeCallback):
@@ -48,6 +53,20 @@ class SplinePartitionCallback(ProbeCallback):
     - ``partition/slice``: the picture, as an image in TensorBoard, and as ``partition/slice_<step>.png`` in the log
       directory; at the end ``partition/film.png``, a strip of some of them, and ``partition/film.gif``, all of them.
     - ``partition/seconds``: what the row cost.
+
+    A convolutional network has millions of regions in such a window. So it shrinks to a half, a fifth, a tenth, ... of
+    its sides at the first row, until each slice holds at most a quarter of ``max_regions`` (the whole window: a half),
+    and stays as it is for all rows, so that they can be compared. A row that would hold more than ``max_regions`` makes
+    it shrink again, with a warning. A shrunk window is near the first point: round a mixture of nine tenths of it and a
+    twentieth each of the other two, for at the point itself the kinks of many units meet, wherever an image is blank.
+    That of the second slice has the same size and is round the point of the decision boundary. The regions near the
+    probes and near the boundary are then those round the middles of these two windows, and the row also has
+
+    - ``partition/window``: its side, in the unit of ``window=``. Rows without it have the window that was asked for.
+    - ``partition/density``: regions in a square of side 1 in input units: also rows of different windows can be
+      compared by it.
+
+    Before the training, slices of at most 200 regions show what is not piecewise affine, and what a row will cost.
 
     Args:
         near: radius of the discs, in parts of the window's side.
@@ -73,6 +92,9 @@ class SplinePartitionCallback(ProbeCallback):
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
         max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
             10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
+        max_regions: how many regions a slice may hold. ``"auto"``: from 200 to 200,000, as many as keep regions x units
+            x (1 + outputs) below 1e9, which takes about a minute on one core; the same on every machine. ``None``: the
+            window never shrinks.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a network that is not piecewise affine, before
@@ -112,6 +134,7 @@ class SplinePartitionCallback(ProbeCallback):
         log_key_prefix: str = "",
         raise_on_error: bool = False,
         max_overhead: float | None = None,
+        max_regions: int | str | None = "auto",
     ) -> None:
         super().__init__(
             n_probes=n_probes,
@@ -138,7 +161,11 @@ class SplinePartitionCallback(ProbeCallback):
             raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
         if chunk_size is not None:
             positive_integer("chunk_size", chunk_size)
+        if max_regions is not None:
+            WindowRule(max_regions)
         self.near, self.window, self.at, self.chunk_size = near, window, at, chunk_size
+        self.max_regions = max_regions
+        self._share = 1.0  # of the window that was asked for, at the last row
         self._warned = False
         self._three: Any = None
         self._slices: list[SlicePartition] = []
@@ -156,19 +183,110 @@ class SplinePartitionCallback(ProbeCallback):
         self._three = tree_map(partial(_take, chosen), points.inputs)
         self._source = f"train points {chosen} of {len(points)} ({points.source})"
 
+    def trial(self, network: Network, probes: Mapping[str, Probes]) -> None:
+        """Slices of few regions: they show what cannot be sliced, and what a row will cost."""
+        began = time.perf_counter()
+
+        def begin(done: int, total: int) -> None:
+            nonlocal began
+            if not done:  # a window that holds more is no part of the cost
+                began = time.perf_counter()
+
+        rule = WindowRule(_TRIAL, centre=_NEAR_FIRST)
+        first = self._cut(network, self._three, rule, begin)
+        first.find_slopes()
+        seconds = (time.perf_counter() - began) / first.partition.n_regions
+        second = self._toward_boundary(network)
+        if second is not None:
+            self._cut(network, second, replace(rule, centre=_AT_LAST))
+        self._announce(first, seconds, 1 if second is None else 2)
+
+    def _announce(self, small: Slice, seconds: float, n_slices: int) -> None:
+        """Say what a row will cost, given a small slice and the seconds for one of its regions."""
+
+        def expected(share: float) -> float:
+            lines = int(small.partition.counts.sum())
+            return expected_regions(small.partition.n_regions, lines, share / small.share)
+
+        rule = self._rule()
+        share = 1.0
+        if rule is not None:
+            fitting = (one for one in rule.shares if expected(one) <= rule.most(small.affordable, one))
+            share = next(fitting, rule.shares[-1])
+        shrinks = "" if share == 1 else f" of side {self.window * share:g} of the square that holds its points"
+        text = f"about {_rough(expected(share))} regions in each of {n_slices} slices{shrinks}, "
+        text += f"{_rough(expected(share) * seconds * n_slices)} s a row"
+        if share < 1 and rule is not None:
+            text += (
+                f". In the window that is asked for there are about {_rough(expected(1.0))}, more than "
+                f"`max_regions={self.max_regions!r}` ({rule.limit(small.affordable):,}) leaves room for"
+            )
+        rank_zero_info(f"{type(self).__name__}: {text}.")
+
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Regions of the first slice, and how many of them are near the points and near the decision boundary."""
         began = time.perf_counter()
-        arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn, "chunk_size": self.chunk_size}
-        arguments["extent"] = self.window
-        first = slice_partition(network.module, self._three, slopes=True, **arguments)
-        self._slices = [first]
-        second = self._toward_boundary(network)
-        if second is not None:
-            self._slices.append(slice_partition(network.module, second, slopes=True, **arguments))
+        rule = self._rule()
+        one = self._cut(network, self._three, rule, self.progress("cutting the first slice"))
+        around = self._toward_boundary(network)
+        other = None
+        if around is not None:
+            beside = rule and replace(rule, shares=SHARES[SHARES.index(one.share) :], centre=_AT_LAST, side=one.side)
+            other = self._cut(network, around, beside, self.progress("cutting the second slice"))
+        if rule is not None and other is not None and other.share < one.share:  # windows of one size
+            rule = replace(rule, shares=SHARES[SHARES.index(other.share) :], room=False)
+            one = self._cut(network, self._three, rule, self.progress("cutting the first slice, smaller"))
+        slices = [cut for cut in (one, other) if cut is not None]
+        for cut, which in zip(slices, ("first", "second"), strict=False):
+            cut.find_slopes(self.progress(f"slopes of the {which} slice"))
+        self._keep_window(one.share)
+        self._slices = [cut.partition for cut in slices]
         self._warn_of_cost(time.perf_counter() - began)
-        radius = self.near * (first.extent[1] - first.extent[0])
+        return self._values()
+
+    def _rule(self) -> WindowRule | None:
+        """At the first row, any window, with room for more regions; later, no larger one than before."""
+        if self.max_regions is None:
+            return None
+        if not len(self.history):
+            return WindowRule(self.max_regions, centre=_NEAR_FIRST, room=True)
+        return WindowRule(self.max_regions, SHARES[SHARES.index(self._share) :], centre=_NEAR_FIRST)
+
+    def _cut(self, network: Network, points: Any, rule: WindowRule | None, progress: Any = None) -> Slice:
+        return cut_slice(
+            network.module,
+            points,
+            extent=self.window,
+            rule=rule,
+            at=self.at,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+            progress=progress,
+        )
+
+    def _keep_window(self, share: float) -> None:
+        if len(self.history) and share < self._share:
+            rank_zero_warn(
+                f"{type(self).__name__}: more than `max_regions={self.max_regions!r}`, so the window shrinks from "
+                f"{self.window * self._share:g} to {self.window * share:g} of the square of the points. Numbers of "
+                "regions before and after this row are of different windows: compare `partition/density`, or "
+                f"`n_regions` divided by the square of the window. `window={self.window * share:g}` from the start "
+                "makes all rows comparable."
+            )
+        self._share = share
+
+    def _values(self) -> dict[str, float]:
+        first, last = self._slices[0], self._slices[-1]
+        side = first.extent[1] - first.extent[0]
+        radius = self.near * side
         values: dict[str, float] = {"partition/n_regions": first.n_regions}
+        if self._share < 1:
+            values["partition/window"] = self.window * self._share
+            values["partition/density"] = first.n_regions / side**2
+            values["partition/n_regions_near_probes"] = _near_middle(first, radius)
+            if last is not first:
+                values["partition/n_regions_near_boundary"] = _near_middle(last, radius)
+            return values
         shown = [point for point in first.plane.points if _is_inside(point, first.extent)]
         if shown:
             values["partition/n_regions_near_probes"] = _within(first.centres, np.stack(shown), radius)
@@ -177,13 +295,32 @@ class SplinePartitionCallback(ProbeCallback):
             values["partition/n_regions_near_boundary"] = _within(first.centres, nearest, radius)
         return values
 
+    @classmethod
+    def panels(cls, keys: Sequence[str]) -> list[Panel]:
+        """The numbers of regions; below them the density, where the window shrank."""
+        lines = {key: key for key in keys if key.startswith("partition/n_regions")}
+        panels = [Panel(cls.group, lines)] if lines else []
+        if "partition/density" in keys:
+            panels.append(Panel("regions per unit square", {"partition/density": "partition/density"}))
+        return panels
+
+    def extra_state(self) -> dict[str, Any]:
+        """The window that the rows so far have."""
+        return {"window": self.window, "share": self._share}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on with it, unless another was asked for."""
+        share = float(state.get("share", 1.0))
+        self._share = share if share in SHARES and state.get("window") == self.window else 1.0
+
     def _warn_of_cost(self, seconds: float) -> None:
         if seconds > _SECONDS_TO_WARN and not self._warned:
             self._warned = True
             regions = " and ".join(f"{one.n_regions:,}" for one in self._slices)
             rank_zero_warn(
                 f"{type(self).__name__}: slices of {regions} regions took {seconds:.0f} s without their drawing. A "
-                f"smaller `window=` (now {self.window:g}) has fewer, by its square; `schedule=` makes fewer slices."
+                f"smaller `window=` (now {self.window * self._share:g}) has fewer, by its square; `max_regions=` "
+                "limits them; `schedule=` makes fewer slices."
             )
 
     def _toward_boundary(self, network: Network) -> Any:
@@ -199,7 +336,8 @@ class SplinePartitionCallback(ProbeCallback):
 
     def pictures(self) -> dict[str, Any]:
         """The slices of the last row."""
-        return {"partition/slice": draw_slices(self._slices)} if self._slices else {}
+        titles = ("near the first point", "round the nearest boundary") if self._share < 1 else SLICE_TITLES
+        return {"partition/slice": draw_slices(self._slices, titles)} if self._slices else {}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Also put the pictures together to a film."""
@@ -220,15 +358,23 @@ class SplinePartitionCallback(ProbeCallback):
             return ""
         first = self._slices[0]
         side = first.extent[1] - first.extent[0]
+        shrunk = ""
+        if self._share < 1:
+            shrunk = (
+                f" The window is {self._share:g} of the one that was asked for, near the first point, so that a "
+                f"slice holds no more than `max_regions={self.max_regions!r}`."
+            )
         return (
             f"Slice through {self._source}; window of side {side:.4g}, {first.n_regions} regions by the units of "
-            f"{', '.join(first.layer_names)}. Near is within {self.near * side:.4g}."
+            f"{', '.join(first.layer_names)}. Near is within {self.near * side:.4g}.{shrunk}"
         )
 
     def settings(self) -> dict[str, Any]:
         """Arguments for ``repr`` and the log."""
         own = {"near": self.near, "window": None if self.window == 1 else self.window, "at": self.at}
-        return {name: value for name, value in own.items() if value is not None} | super().settings()
+        own = {name: value for name, value in own.items() if value is not None}
+        limit = {} if self.max_regions == "auto" else {"max_regions": self.max_regions}
+        return own | limit | super().settings()
 
 
 def _different(points: Probes) -> list[int]:
@@ -249,10 +395,20 @@ def _take(indices: Sequence[int], leaf: Any) -> Any:
     return leaf[list(indices)] if isinstance(leaf, Tensor) and leaf.ndim else leaf
 
 
+def _rough(value: float) -> str:
+    """With two digits."""
+    return f"{float(f'{value:.1e}'):,.0f}" if value >= 1 else f"{value:.1g}"
+
+
 def _within(centres: np.ndarray, points: np.ndarray, radius: float) -> int:
     """How many centres are near one of the points."""
     distances = np.linalg.norm(centres[:, None] - points, axis=-1)
     return int((distances.min(1) <= radius).sum())
+
+
+def _near_middle(found: SlicePartition, radius: float) -> int:
+    u0, u1, v0, v1 = found.extent
+    return _within(found.centres, np.array([[(u0 + u1) / 2, (v0 + v1) / 2]]), radius)
 
 
 def _is_inside(point: np.ndarray, extent: Sequence[float]) -> bool:

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lc_callback.callbacks._compat import Callback
 from lc_callback.callbacks.overhead import (
@@ -255,6 +256,13 @@ class ProbeCallback(Callback):
         """
         self._processes.equalise(network.module.buffers())  # each has its own running statistics of a BatchNorm
         return self._processes.gather(lambda: work(self._processes.rank, self._processes.n))
+
+    def trial(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float | torch.Tensor]:
+        """Called once before the training, with two points of each split; errors stop the run before it starts.
+
+        Returns what :meth:`measure` would, of which only the keys count; by default it is called.
+        """
+        return self.measure(network, probes)
 
     def histogram(self, key: str, array: torch.Tensor) -> torch.Tensor | None:
         """What of an array goes to the loggers as a histogram; by default nothing."""
@@ -731,11 +739,14 @@ class ProbeCallback(Callback):
         def measure() -> None:
             with self._conditions(pl_module):
                 self.prepare(network, self._probes)
-                self._trial_keys = {key for key, value in self.measure(network, few).items() if not _is_array(value)}
+                self._trial_keys = {key for key, value in self.trial(network, few).items() if not _is_array(value)}
 
         try:
             self._processes.agree(measure)
         except Exception as error:
+            if not self._is_finite(network, few, pl_module):  # no fault of the set-up, and it may pass
+                self._warn_or_raise("the weights or what they give are not finite, and no row can be taken", error)
+                return
             if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
                 raise ValueError(f"{self._name}: {error}") from error
             calls = dict.fromkeys(call_in_words(probes.inputs) for probes in few.values())
@@ -744,6 +755,16 @@ class ProbeCallback(Callback):
                 f"The network was called with {', or with '.join(calls)}. If its forward takes something else, pass "
                 "it as `train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`."
             ) from error
+
+    def _is_finite(self, network: Network, few: Mapping[str, Probes], pl_module: Any) -> bool:
+        """Whether the weights are, and what the network gives for a few points."""
+        try:
+            with self._conditions(pl_module):
+                outputs = [network(probes.inputs) for probes in few.values()]
+                leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+                return all(bool(tensor.isfinite().all()) for tensor in [*network.module.parameters(), *leaves])
+        except Exception:  # that is another fault
+            return True
 
     # Measuring
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,10 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lc_callback.functional.affine_check import check_affine
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import WINNERS, Knot
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
+from lc_callback.functional.slice_window import (
+    SHARES,
+    Extent,
+    TooManyRegions,
+    affordable_regions,
+    fitting_share,
+    shrunk,
+)
 from lc_callback.functional.space import Space
 from lc_callback.functional.subdivision import Subdivision, Table
 from lc_callback.functional.vertex_values import UnitValues, VertexRows, WinnerValues
@@ -26,19 +35,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Plane", "SlicePartition", "slice_partition", "toward_boundary"]
+__all__ = ["Plane", "Slice", "SlicePartition", "WindowRule", "cut_slice", "slice_partition", "toward_boundary"]
 
 Floats = NDArray[np.float64]
-Extent = tuple[float, float, float, float]
 
 _MARGIN = 0.2  # of the bounding square of the points, on each side
 _BUDGET = {"cpu": 2**20, "cuda": 2**28}  # bytes of the largest tensor of a forward pass: in the cache it is faster
 _HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahead
 _FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
 _THIN_FROM = 5000  # regions
+_STAGES = 1000  # of the cutting, as progress
 _STEPS, _BEYOND, _HALVINGS = 50, 1.02, 60  # on the way to the decision boundary
-_CHECKED = 256  # regions on which it is checked that the network is affine
-_AFFINE = 1e-6  # of the output's range
 
 
 @dataclass(frozen=True)
@@ -231,6 +238,8 @@ def slice_partition(
     at: str | None = None,
     forward_fn: Callable[..., Any] | None = None,
     chunk_size: int | None = None,
+    max_regions: int | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SlicePartition:
     r"""Cut a 2-D slice of input space into the regions on which a continuous piecewise affine network is affine.
 
@@ -257,10 +266,17 @@ def slice_partition(
             floating-point, this is the first ``nn.Embedding`` that is executed.
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
         chunk_size: points in one forward pass; by default what fits a memory budget.
+        max_regions: if the window holds more, it shrinks round its middle to a half, a fifth, a tenth, ... of its
+            sides, until it holds no more; ``extent`` of the result is what was sliced. ``"auto"`` is what can be
+            afforded: from 200 to 200,000, as many as keep regions x units x (1 + outputs) below 1e9. ``None`` sets no
+            limit: a convolutional network may have millions.
+        progress: called as ``progress(done, total)`` while a window is cut, and again from 0 on for the next window
+            that is tried and for the slopes.
 
     Raises:
-        ValueError: for an argument out of range, if the points are on one line, or for a network that is not piecewise
-            affine, because of a smooth non-linearity or of something else, such as a softmax or a LayerNorm.
+        ValueError: for an argument out of range, if the points are on one line, if more than ``max_regions`` meet in
+            one point, or for a network that is not piecewise affine, because of a smooth non-linearity or of something
+            else, such as a softmax or a LayerNorm; the text names the layer.
 
     Example::
 
@@ -274,13 +290,110 @@ def slice_partition(
         >>> found.n_regions, found.layer_names, float(found.areas.sum())
         (7, ['1'], 16.0)
     """
+    found = cut_slice(
+        model,
+        points,
+        extent=extent,
+        rule=None if max_regions is None else WindowRule(max_regions),
+        at=at,
+        forward_fn=forward_fn,
+        chunk_size=chunk_size,
+        progress=progress,
+    )
+    if slopes:
+        found.find_slopes(progress)
+    return found.partition
+
+
+@dataclass(frozen=True)
+class WindowRule:
+    """How a window is chosen that holds few enough regions.
+
+    Attributes:
+        max_regions: how many it may hold: a number, or ``"auto"``.
+        shares: sides that are tried, in parts of the window that is asked for, in falling order.
+        room: the whole window is to hold no more than a half of ``max_regions``, a smaller one than a quarter.
+        centre: round which mixture of the points it shrinks, one weight each; ``None``: round its middle.
+        side: in input units, of which a shrunk window has the share, in place of the window's own.
+
+    Raises:
+        ValueError: if ``max_regions`` is neither a positive integer nor ``"auto"``.
+    """
+
+    max_regions: int | str = "auto"
+    shares: Sequence[float] = SHARES
+    room: bool = False
+    centre: tuple[float, float, float] | None = None
+    side: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_regions != "auto":
+            positive_integer("max_regions", self.max_regions, "or 'auto'")
+
+    def limit(self, affordable: int) -> int:
+        """The number behind ``max_regions``."""
+        return affordable if isinstance(self.max_regions, str) else int(self.max_regions)
+
+    def most(self, affordable: int, share: float) -> int:
+        """How many regions are allowed in the window of a share."""
+        return max(1, self.limit(affordable) // ((2 if share == 1 else 4) if self.room else 1))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice, and how its window was chosen.
+
+    Attributes:
+        partition: the regions.
+        share: sides of its window, in parts of those of the window that was asked for.
+        side: the longer side of the window that was asked for, in input units.
+        affordable: what ``max_regions="auto"`` is for this network.
+    """
+
+    partition: SlicePartition
+    share: float
+    side: float
+    affordable: int
+    _slicer: _Slicer = field(repr=False)
+
+    def find_slopes(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Set ``slope_norm`` of the partition. The model must not have changed."""
+        self._slicer.progress = progress or _ignore_progress
+        with untouched(self._slicer.model, dtype=torch.float64, grad=True):
+            object.__setattr__(self.partition, "slope_norm", self._slicer.slope_norms(self.partition.centres))
+
+
+def cut_slice(
+    model: nn.Module,
+    points: Any,
+    *,
+    extent: Sequence[float] | float | None = None,
+    rule: WindowRule | None = None,
+    at: str | None = None,
+    forward_fn: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Slice:
+    """As :func:`slice_partition`, with a rule for the window; its slopes are to be asked for."""
     slicer = _Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
+    slicer.progress = progress or _ignore_progress
     with untouched(model, dtype=torch.float64):
-        slicer.prepare(extent, chunk_size)
-        slicer.cut()
+        slicer.prepare(chunk_size)
+        whole = slicer.plane.window(extent)
+        affordable = affordable_regions(sum(slicer.sizes), slicer.n_outputs())
+        share = 1.0
+        if rule is None:
+            slicer.cut(whole)
+        else:
+            centre = None if rule.centre is None else np.array(rule.centre) @ slicer.plane.points
+            share = fitting_share(
+                lambda share, most: slicer.cut(shrunk(whole, share, centre, rule.side), most),
+                rule.shares,
+                partial(rule.most, affordable),
+            )
         outputs = slicer.outputs()
         offsets, loop = slicer.cells.loops()
-        slicer.check_affine(outputs, offsets, loop)
+        check_affine(slicer, outputs, offsets, loop)
         boundary = slicer.boundary(outputs)
         cells = slicer.cells
         found = SlicePartition(
@@ -298,10 +411,7 @@ def slice_partition(
             _edges=cells.edges.copy(),
             _made_by=cells.made_by.copy(),
         )
-    if slopes:
-        with untouched(model, dtype=torch.float64, grad=True):
-            object.__setattr__(found, "slope_norm", slicer.slope_norms(found.centres))
-    return found
+    return Slice(found, share, max(whole[1] - whole[0], whole[3] - whole[2]), affordable, slicer)
 
 
 class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
@@ -314,13 +424,13 @@ class _Slicer(Layers):
     argument, remedy = "points", ""
     needs_layers = False  # an affine network is one region
 
-    def prepare(self, extent: Sequence[float] | float | None, chunk_size: int | None) -> None:
+    progress: Callable[[int, int], None]
+
+    def prepare(self, chunk_size: int | None) -> None:
         if chunk_size is not None:
             positive_integer("chunk_size", chunk_size)
         self.trace(torch.float64)
         self.plane = Plane.through(self.all_values())
-        self.extent = self.plane.window(extent)
-        self.cells = Subdivision(self.extent)
         budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
         self.chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))
         self.check_piecewise_affine(
@@ -328,19 +438,34 @@ class _Slicer(Layers):
         )
         self.set_frame(self.plane.directions.flatten(1).to(self.device), self.chunk)
 
-    def cut(self) -> None:
-        """Cut along all layers."""
+    def n_outputs(self) -> int:
+        """Numbers in the output for one point."""
+        return self._forward(np.zeros((1, 2)), _ignore).shape[1]
+
+    def cut(self, extent: Extent, most: int | None = None) -> tuple[int, int]:
+        """Cut a window along all layers. Returns its regions, and the lines that cut it.
+
+        Raises:
+            TooManyRegions: as soon as there are more than ``most``.
+        """
+        self.extent, self.cells, self._most = extent, Subdivision(extent), most
+        self.progress(0, _STAGES)
         followed = [position for position, axis in enumerate(self.axes) if axis is not None]
         self._ahead = {p: WinnerValues() if self._is_pool(p) else UnitValues() for p in followed}
         self._outputs = VertexRows()
         self.counts = np.zeros(len(self.names), np.int64)
         self._evaluate(0)
-        for position in followed:
+        for i, position in enumerate(followed):
             values = self._ahead.pop(position)
             before = len(self.cells.vertices)
-            self._cut_along(position, values)
+            self._cut_along(position, values, (i / len(followed), 1 / len(followed)))
             if len(self.cells.vertices) > before:
                 self._evaluate(before)
+        return self.cells.n_faces, int(self.counts.sum())
+
+    def _limit(self, more: int = 0) -> None:
+        if self._most is not None and self.cells.n_faces + more > self._most:
+            raise TooManyRegions(f"more than {self._most:,} regions")
 
     def _is_pool(self, position: int) -> bool:
         return self.sites[position].op in WINNERS
@@ -370,26 +495,34 @@ class _Slicer(Layers):
                 held -= values.n_bytes
                 values.drop()
 
-    def _cut_along(self, position: int, values: UnitValues) -> None:
+    def _cut_along(self, position: int, values: UnitValues, part: tuple[float, float]) -> None:
+        """Cut along the units of one place, which is from ``part[0]`` on so large a part of the whole work."""
         units = values.units()
         if not units:
             return
+        self._limit(0 if self._is_pool(position) else len(set(units)))  # each cuts some region
         columns = values.table() if values.complete() else self._again(position, values)
         layer = self.layer_of[position]
         if columns.ndim == 3:
             several, inside = columns.shape[-1], columns[columns > -math.inf]
             lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
             table = Table(columns.reshape(len(columns), -1).clip(min=lowest))
-            cuts = [
-                self.cells.cut_maximum(table, range(i * several, (i + 1) * several), layer, unit)
-                for i, unit in enumerate(units)
-            ]
+            cut = partial(self._cut_winner, table, several, layer)
         else:
             table = Table(columns)
-            cuts = [
-                self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit)) for i, unit in enumerate(units)
-            ]
+            cut = partial(self._cut_unit, table, layer)
+        cuts = []
+        for i, unit in enumerate(units):
+            cuts.append(cut(i, unit))
+            self._limit()
+            self.progress(int(_STAGES * (part[0] + part[1] * i / len(units))), _STAGES)
         self.counts[layer] += len({unit for unit, cut in zip(units, cuts, strict=True) if cut})
+
+    def _cut_winner(self, table: Table, several: int, layer: int, i: int, unit: int) -> bool:
+        return self.cells.cut_maximum(table, range(i * several, (i + 1) * several), layer, unit)
+
+    def _cut_unit(self, table: Table, layer: int, i: int, unit: int) -> bool:
+        return self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit))
 
     def _again(self, position: int, values: UnitValues) -> Floats:
         """Run the model once more at all vertices, as far as this place."""
@@ -422,30 +555,11 @@ class _Slicer(Layers):
         coefficients = torch.as_tensor(coordinates).to(self.frame)
         return _rows(self.follow_frame(torch.zeros(1, dtype=torch.long), coefficients, sink)).detach()
 
-    def _run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
+    def run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
+        """The output ``(k, C)`` at coordinates, from the model as it is, unobserved."""
         values = self.plane.to_input(coordinates).to(self.device)
         self._leaf = values.requires_grad_(grad)
         return _rows(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
-
-    def check_affine(self, outputs: Floats, offsets: NDArray[np.int64], loop: NDArray[np.int64]) -> None:
-        """Raise an error if the network bends inside the largest regions."""
-        if not np.isfinite(outputs).all():
-            raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
-        weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
-        weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
-        corners = self.cells.vertices[loop]
-        mean = np.add.reduceat(weights * outputs[loop], offsets[:-1])
-        centres = np.add.reduceat(weights * corners, offsets[:-1])
-        low, high = np.minimum.reduceat(corners, offsets[:-1]), np.maximum.reduceat(corners, offsets[:-1])
-        spread = (high - low).max(1)
-        some = np.argsort(-spread)[:_CHECKED] if len(spread) > _CHECKED else np.arange(len(spread))
-        difference = np.abs(self.outputs(centres[some]) - mean[some]).max()
-        if difference > _AFFINE * max(1e-300, float(np.abs(outputs).max())):
-            raise ValueError(
-                f"the network is not affine between its non-linearities (by {difference:.2g} in the middle of a "
-                "region): something else in it bends, such as a softmax, a LayerNorm, a product or a comparison. See "
-                "`local_complexity_map` for a picture of any model."
-            )
 
     def boundary(self, outputs: Floats) -> Floats:
         """Segments on which the largest output changes."""
@@ -466,8 +580,10 @@ class _Slicer(Layers):
     def slope_norms(self, centres: Floats) -> Floats:
         """Frobenius norm of the Jacobian of the output at these coordinates."""
         norms = []
-        for part in self._chunks(centres):
-            output = self._run_whole(part, grad=True)
+        parts = self._chunks(centres)
+        for i, part in enumerate(parts):
+            self.progress(i, len(parts))
+            output = self.run_whole(part, grad=True)
             squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
             for c in range(output.shape[1]):
                 (gradient,) = torch.autograd.grad(output[:, c].sum(), self._leaf, retain_graph=True)
@@ -481,6 +597,10 @@ def _rows(output: Any) -> Tensor:
     if not output.ndim:
         raise ValueError("the model returns one number for a whole batch: pass `forward_fn=` that returns a row each.")
     return output.flatten(1) if output.ndim > 1 else output[:, None]
+
+
+def _ignore_progress(done: int, total: int) -> None:
+    """For slices that nobody waits for."""
 
 
 def _ignore(position: int, knots: list[Knot]) -> None:

@@ -11,20 +11,20 @@ import numpy as np
 from lc_callback.functional.partition import SlicePartition
 from lc_callback.reporting.figure import pixels_of
 
-__all__ = ["draw_slices", "film"]
+__all__ = ["SLICE_TITLES", "draw_slices", "film"]
 
 _FRAMES = 6  # in the strip
 _MILLISECONDS = 600  # of a frame of the GIF
-_TITLES = ("through three points", "toward the nearest boundary")
+SLICE_TITLES = ("through three points", "toward the nearest boundary")
 
 
-def draw_slices(slices: Sequence[SlicePartition]) -> Any:
-    """The slices side by side, as pixels ``(H, W, 3)``."""
+def draw_slices(slices: Sequence[SlicePartition], titles: Sequence[str] = SLICE_TITLES) -> Any:
+    """The slices side by side, each with its title, as pixels ``(H, W, 3)``."""
 
     def draw(figure: Any) -> None:
         figure.set_size_inches(5 * len(slices), 5.2)
         figure.set_layout_engine("constrained")
-        for ax, one, title in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, _TITLES, strict=False):
+        for ax, one, title in zip(figure.subplots(1, len(slices), squeeze=False)[0], slices, titles, strict=False):
             one.plot(ax)
             ax.set_title(f"{title}: {one.n_regions:,} regions", fontsize=10)
 

@@ -7,49 +7,51 @@ from typing import Any
 
 from torch import Tensor
 
+from lc_callback.isolation import fixed_rng
+from lc_callback.reporting.adapters import Adapter, adapter_of
+
 __all__ = ["log_histogram", "log_image", "log_layout", "log_row", "log_text"]
 
+Failed = Callable[[str, Exception], None]
 
-def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Callable[[str, Exception], None]) -> None:
+
+def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Failed) -> None:
     """Write ``row`` at ``step`` to every logger and flush it. One that raises does not keep the others from it.
 
     ``on_failure`` is called with what failed and the exception.
     """
+
+    def write(adapter: Adapter) -> None:
+        adapter.row(row, step)
+        adapter.logger.save()
+
+    _to_each(trainer, write, on_failure)
+
+
+def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Failed) -> None:
+    """Write a text to every logger that takes texts."""
+    _to_each(trainer, lambda adapter: adapter.text(tag, markdown, step), on_failure)
+
+
+def log_histogram(trainer: Any, tag: str, values: Tensor, step: int, on_failure: Failed) -> None:
+    """Write the distribution of values to every logger that takes histograms or pictures."""
+    _to_each(trainer, lambda adapter: adapter.histogram(tag, values, step), on_failure)
+
+
+def log_image(trainer: Any, tag: str, pixels: Any, step: int, on_failure: Failed) -> None:
+    """Write pixels ``(H, W, 3)`` to every logger that takes pictures."""
+    _to_each(trainer, lambda adapter: adapter.image(tag, pixels, step), on_failure)
+
+
+def log_layout(trainer: Any, layout: dict[str, Any], on_failure: Failed) -> None:
+    """Write a layout to every logger that takes one (TensorBoard's custom scalars)."""
+    _to_each(trainer, lambda adapter: adapter.layout(layout), on_failure)
+
+
+def _to_each(trainer: Any, write: Callable[[Adapter], None], on_failure: Failed) -> None:
     for logger in trainer.loggers:
         try:
-            logger.log_metrics(dict(row), step=step)
-            logger.save()
-        except Exception as error:
-            on_failure(type(logger).__name__, error)
-
-
-def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Callable[[str, Exception], None]) -> None:
-    """Write a text to every logger whose experiment takes texts (TensorBoard's does)."""
-    _add(trainer, "add_text", on_failure, tag, markdown, step)
-
-
-def log_histogram(
-    trainer: Any, tag: str, values: Tensor, step: int, on_failure: Callable[[str, Exception], None]
-) -> None:
-    """Write values to every logger whose experiment takes histograms (TensorBoard's does)."""
-    _add(trainer, "add_histogram", on_failure, tag, values, step)
-
-
-def log_image(trainer: Any, tag: str, pixels: Any, step: int, on_failure: Callable[[str, Exception], None]) -> None:
-    """Write pixels ``(H, W, 3)`` to every logger whose experiment takes images (TensorBoard's does)."""
-    _add(trainer, "add_image", on_failure, tag, pixels, step, dataformats="HWC")
-
-
-def log_layout(trainer: Any, layout: dict[str, Any], on_failure: Callable[[str, Exception], None]) -> None:
-    """Write a layout to every logger whose experiment takes one (TensorBoard's custom scalars)."""
-    _add(trainer, "add_custom_scalars", on_failure, layout)
-
-
-def _add(trainer: Any, name: str, on_failure: Callable[[str, Exception], None], *args: Any, **kwargs: Any) -> None:
-    for logger in trainer.loggers:
-        try:
-            add = getattr(getattr(logger, "experiment", None), name, None)
-            if add is not None:
-                add(*args, **kwargs)
+            with fixed_rng(None):  # a name that it makes up is not drawn from the training's numbers
+                write(adapter_of(logger))
         except Exception as error:
             on_failure(type(logger).__name__, error)
