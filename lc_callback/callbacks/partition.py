@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.partition import Slice, SlicePartition, WindowRule, cut_slice, toward_boundary
-from lc_callback.functional.slice_window import SHARES, expected_regions
+from lc_callback.functional.slice_window import SHARES, TooManyRegions, expected_regions
 from lc_callback.probes import Probes
 from lc_callback.reporting.film import SLICE_TITLES, draw_slices, film
 from lc_callback.reporting.loggers import log_image
@@ -60,13 +61,14 @@ class SplinePartitionCallback(ProbeCallback):
     it shrink again, with a warning. A shrunk window is near the first point: round a mixture of nine tenths of it and a
     twentieth each of the other two, for at the point itself the kinks of many units meet, wherever an image is blank.
     That of the second slice has the same size and is round the point of the decision boundary. The regions near the
-    probes and near the boundary are then those round the middles of these two windows, and the row also has
+    probes and near the boundary are then all those of these two windows, and the row also has
 
     - ``partition/window``: its side, in the unit of ``window=``. Rows without it have the window that was asked for.
     - ``partition/density``: regions in a square of side 1 in input units: also rows of different windows can be
       compared by it.
 
-    Before the training, slices of at most 200 regions show what is not piecewise affine, and what a row will cost.
+    Before the training, slices of at most 200 regions show what a row will cost, and the first row is cut to see that
+    the network is piecewise affine: an error names the layer that is not.
 
     Args:
         near: radius of the discs, in parts of the window's side.
@@ -183,8 +185,18 @@ class SplinePartitionCallback(ProbeCallback):
         self._three = tree_map(partial(_take, chosen), points.inputs)
         self._source = f"train points {chosen} of {len(points)} ({points.source})"
 
-    def trial(self, network: Network, probes: Mapping[str, Probes]) -> None:
-        """Slices of few regions: they show what cannot be sliced, and what a row will cost."""
+    def trial(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float | Tensor]:
+        """Say what a row will cost, by slices of few regions, and cut those of a row: what bends in them shows now."""
+        share = 0.0
+        with suppress(TooManyRegions):  # a row may hold more
+            share = self._estimate(network)
+        if share < 1:
+            self._cut_both(network)
+        keys = ("n_regions", "n_regions_near_probes", "n_regions_near_boundary")
+        return dict.fromkeys((f"partition/{key}" for key in keys), math.nan)
+
+    def _estimate(self, network: Network) -> float:
+        """Cut small slices, and say what a row will cost. Returns the share of the window that was cut."""
         began = time.perf_counter()
 
         def begin(done: int, total: int) -> None:
@@ -200,6 +212,7 @@ class SplinePartitionCallback(ProbeCallback):
         if second is not None:
             self._cut(network, second, replace(rule, centre=_AT_LAST))
         self._announce(first, seconds, 1 if second is None else 2)
+        return first.share
 
     def _announce(self, small: Slice, seconds: float, n_slices: int) -> None:
         """Say what a row will cost, given a small slice and the seconds for one of its regions."""
@@ -213,8 +226,9 @@ class SplinePartitionCallback(ProbeCallback):
         if rule is not None:
             fitting = (one for one in rule.shares if expected(one) <= rule.most(small.affordable, one))
             share = next(fitting, rule.shares[-1])
-        shrinks = "" if share == 1 else f" of side {self.window * share:g} of the square that holds its points"
-        text = f"about {_rough(expected(share))} regions in each of {n_slices} slices{shrinks}, "
+        shrinks = "" if share == 1 else f" with windows of {self.window * share:g} of the square of the points"
+        slices = "one slice" if n_slices == 1 else "each of two slices"
+        text = f"about {_rough(expected(share))} regions in {slices}{shrinks}, "
         text += f"{_rough(expected(share) * seconds * n_slices)} s a row"
         if share < 1 and rule is not None:
             text += (
@@ -226,6 +240,16 @@ class SplinePartitionCallback(ProbeCallback):
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Regions of the first slice, and how many of them are near the points and near the decision boundary."""
         began = time.perf_counter()
+        slices = self._cut_both(network)
+        for cut, which in zip(slices, ("first", "second"), strict=False):
+            cut.find_slopes(self.progress(f"slopes of the {which} slice"))
+        self._keep_window(slices[0].share)
+        self._slices = [cut.partition for cut in slices]
+        self._warn_of_cost(time.perf_counter() - began)
+        return self._values()
+
+    def _cut_both(self, network: Network) -> list[Slice]:
+        """The slices of a row, in windows of one size, without their slopes; one where there is no boundary."""
         rule = self._rule()
         one = self._cut(network, self._three, rule, self.progress("cutting the first slice"))
         around = self._toward_boundary(network)
@@ -236,13 +260,7 @@ class SplinePartitionCallback(ProbeCallback):
         if rule is not None and other is not None and other.share < one.share:  # windows of one size
             rule = replace(rule, shares=SHARES[SHARES.index(other.share) :], room=False)
             one = self._cut(network, self._three, rule, self.progress("cutting the first slice, smaller"))
-        slices = [cut for cut in (one, other) if cut is not None]
-        for cut, which in zip(slices, ("first", "second"), strict=False):
-            cut.find_slopes(self.progress(f"slopes of the {which} slice"))
-        self._keep_window(one.share)
-        self._slices = [cut.partition for cut in slices]
-        self._warn_of_cost(time.perf_counter() - began)
-        return self._values()
+        return [one] if other is None else [one, other]
 
     def _rule(self) -> WindowRule | None:
         """At the first row, any window, with room for more regions; later, no larger one than before."""
@@ -283,9 +301,9 @@ class SplinePartitionCallback(ProbeCallback):
         if self._share < 1:
             values["partition/window"] = self.window * self._share
             values["partition/density"] = first.n_regions / side**2
-            values["partition/n_regions_near_probes"] = _near_middle(first, radius)
+            values["partition/n_regions_near_probes"] = first.n_regions
             if last is not first:
-                values["partition/n_regions_near_boundary"] = _near_middle(last, radius)
+                values["partition/n_regions_near_boundary"] = last.n_regions
             return values
         shown = [point for point in first.plane.points if _is_inside(point, first.extent)]
         if shown:
@@ -404,11 +422,6 @@ def _within(centres: np.ndarray, points: np.ndarray, radius: float) -> int:
     """How many centres are near one of the points."""
     distances = np.linalg.norm(centres[:, None] - points, axis=-1)
     return int((distances.min(1) <= radius).sum())
-
-
-def _near_middle(found: SlicePartition, radius: float) -> int:
-    u0, u1, v0, v1 = found.extent
-    return _within(found.centres, np.array([[(u0 + u1) / 2, (v0 + v1) / 2]]), radius)
 
 
 def _is_inside(point: np.ndarray, extent: Sequence[float]) -> bool:

@@ -21,7 +21,7 @@ _CHECKED = 256  # regions
 _AFFINE = 1e-6  # of the output's largest value: what float32 inside the model may be off
 _ROUNDING = 1e-11  # of it: what float64 may be
 _SMALLER, _BENDS = 4, 8.0  # regions so many times smaller are more than so many times nearer to affine: 16, if it bends
-_ENOUGH = 8  # values to tell that by
+_ENOUGH = 2  # values to tell that by
 
 
 class Sliced(Protocol):
