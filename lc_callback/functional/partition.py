@@ -328,7 +328,7 @@ class WindowRule:
 
     def __post_init__(self) -> None:
         if self.max_regions != "auto":
-            positive_integer("max_regions", self.max_regions, "or 'auto'")
+            positive_integer("max_regions", self.max_regions, "'auto'")
 
     def limit(self, affordable: int) -> int:
         """The number behind ``max_regions``."""

@@ -199,7 +199,7 @@ def test_weights_that_are_not_finite_cost_rows_and_not_the_run(value: float, res
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, True, "all"])
 def test_a_bad_limit_is_named(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"`max_regions` must be a positive integer or 'auto', but got"):
+    with pytest.raises(ValueError, match=r"`max_regions` must be 'auto' or a positive integer, but got"):
         SplinePartitionCallback(max_regions=value)
 
 

@@ -56,7 +56,7 @@ def test_auto_is_the_same_everywhere_and_leaves_small_slices_alone() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "some"])
 def test_a_bad_limit_is_named(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"`max_regions` must be a positive integer or 'auto', but got"):
+    with pytest.raises(ValueError, match=r"`max_regions` must be 'auto' or a positive integer, but got"):
         slice_partition(net(), POINTS, max_regions=value)
 
 
