@@ -22,7 +22,7 @@ from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.partition import Slice, SlicePartition, WindowRule, cut_slice, toward_boundary
 from lc_callback.functional.slice_window import SHARES, TooManyRegions, expected_regions
 from lc_callback.probes import Probes
-from lc_callback.reporting.film import SLICE_TITLES, draw_slices, film
+from lc_callback.reporting.film import draw_slices, film
 from lc_callback.reporting.loggers import log_image
 from lc_callback.schedule import Schedule
 from lc_callback.timeline import Panel
@@ -354,8 +354,10 @@ class SplinePartitionCallback(ProbeCallback):
 
     def pictures(self) -> dict[str, Any]:
         """The slices of the last row."""
-        titles = ("near the first point", "round the nearest boundary") if self._share < 1 else SLICE_TITLES
-        return {"partition/slice": draw_slices(self._slices, titles)} if self._slices else {}
+        if not self._slices:
+            return {}
+        shrunk = {"titles": ("near the first point", "round the nearest boundary")} if self._share < 1 else {}
+        return {"partition/slice": draw_slices(self._slices, **shrunk)}
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Also put the pictures together to a film."""

@@ -11,14 +11,14 @@ import numpy as np
 from lc_callback.functional.partition import SlicePartition
 from lc_callback.reporting.figure import pixels_of
 
-__all__ = ["SLICE_TITLES", "draw_slices", "film"]
+__all__ = ["draw_slices", "film"]
 
 _FRAMES = 6  # in the strip
 _MILLISECONDS = 600  # of a frame of the GIF
-SLICE_TITLES = ("through three points", "toward the nearest boundary")
+_TITLES = ("through three points", "toward the nearest boundary")
 
 
-def draw_slices(slices: Sequence[SlicePartition], titles: Sequence[str] = SLICE_TITLES) -> Any:
+def draw_slices(slices: Sequence[SlicePartition], titles: Sequence[str] = _TITLES) -> Any:
     """The slices side by side, each with its title, as pixels ``(H, W, 3)``."""
 
     def draw(figure: Any) -> None:
