@@ -26,7 +26,7 @@ from lc_callback.timeline import Panel
 from lc_callback.transitions import Turn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SLICES = [0, 3, 6]
+SLICES, EVERY = [0, 3, 6], [*range(7)]
 
 
 class Loud(ProbeCallback):
@@ -49,11 +49,11 @@ class Loud(ProbeCallback):
     @staticmethod
     def find(curves: Any, settings: Any) -> list[Turn]:
         steps, _ = curves["loud/0"]
-        return [Turn("bang", math.log10(2), 0.0, 1.0, "it was heard", "loud/0")] if len(steps) > 1 else []
+        return [Turn("bang", math.log10(6), 0.0, 1.0, "it was heard", "loud/0")] if steps[-1] >= 5 else []
 
 
 def callbacks() -> list[ProbeCallback]:
-    return [LocalComplexityCallback(n_probes=8), SplinePartitionCallback(schedule=SLICES), Loud(schedule=SLICES)]
+    return [LocalComplexityCallback(n_probes=8), SplinePartitionCallback(schedule=SLICES), Loud(schedule=EVERY)]
 
 
 def fit(folder: Path, logger: Any, measuring: list[ProbeCallback]) -> Classifier:
@@ -218,8 +218,8 @@ def test_the_texts_are_there(done: SimpleNamespace) -> None:
 
 
 def test_the_histograms_are_there(done: SimpleNamespace) -> None:
-    assert sorted(done.histograms["loud/spread"]) == SLICES
-    assert [n for n in done.histograms["loud/spread"].values() if isinstance(n, int)] in ([], [50] * 3)
+    assert sorted(done.histograms["loud/spread"]) == EVERY
+    assert [n for n in done.histograms["loud/spread"].values() if isinstance(n, int)] in ([], [50] * 7)
 
 
 def test_nothing_is_left_in_the_working_directory(done: SimpleNamespace) -> None:
