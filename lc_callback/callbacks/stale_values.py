@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.callbacks._compat import EARLY_STOPPING, MODEL_CHECKPOINT
-from lc_callback.isolation import fixed_rng
 from lc_callback.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -20,10 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["warn_of_stale_values"]
 
-_BATCHES, _BATCHES_OF_FUNCTION = 200_000, 20_000  # so far ahead the run is looked through
+_BATCHES = 200_000  # so far ahead the run is looked through
 _LOOKS = 50  # after which the rhythm of a monitor is known
 _ASSUMED = 100  # batches of an epoch whose length nobody knows
-_PLAIN = (int, float, complex, str, bytes, range, type(None))
 
 
 @dataclass(frozen=True)
@@ -68,22 +64,13 @@ def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[Probe
 
 def _sentence(trainer: Any, pl_module: Any, monitor: _Monitor, callback: ProbeCallback) -> str:
     schedule = callback.schedule
-    if schedule.given is not None:
-        own = _private(schedule.given)
-        if own is None:
-            return (
-                f"{callback._name}: {monitor.name} sees an old value whenever it looks and `schedule` has asked for no "
-                "row since it last looked. Nobody can say beforehand when this function does: make sure that it does "
-                "so often enough, or set `every_n_epochs=1` in its place."
-            )
-        schedule = Schedule(own)
-    try:
-        with fixed_rng(None):
-            stale, looks = _look_ahead(trainer, pl_module, monitor, schedule)
-    except Exception:
-        if schedule.given is None:
-            raise
-        return ""  # a function of the user's, asked too early
+    if schedule.given is not None:  # to ask a function of the user's ahead could change what it says later
+        return (
+            f"{callback._name}: {monitor.name} sees an old value whenever it looks and `schedule` has asked for no row "
+            "since it last looked. Nobody can say beforehand when this function does: make sure that it does so often "
+            "enough, or set `every_n_epochs=1` in its place."
+        )
+    stale, looks = _look_ahead(trainer, pl_module, monitor, schedule)
     if stale is None:
         return ""
     if all(look.is_last for look in looks):
@@ -129,8 +116,7 @@ def _moments(trainer: Any, pl_module: Any, schedule: Schedule) -> Iterator[_Mome
     each = max(1, len(trainer.optimizers)) if by_hand else 1
     accumulated = 1 if by_hand else trainer.accumulate_grad_batches
     step, epoch = trainer.global_step, trainer.current_epoch
-    most = _BATCHES_OF_FUNCTION if schedule.given is not None else _BATCHES
-    for total in range(most if n_batches else 0):
+    for total in range(_BATCHES if n_batches else 0):
         ahead, batch = divmod(total, n_batches)
         if (trainer.max_epochs or -1) >= 0 and epoch + ahead >= trainer.max_epochs:
             return
@@ -189,34 +175,3 @@ def _validates(trainer: Any, now: _Moment) -> bool:
     if math.isinf(n_batches):
         return now.is_last
     return ((now.total if n_epochs is None else now.batch) + 1) % n_batches == 0
-
-
-def _private(function: Any) -> Any:
-    """A copy of a user's function whose state, if it has one, is its own; ``None`` if there is no such copy.
-
-    It is asked about steps that are still ahead, which the original must not notice.
-    """
-    if not isinstance(function, FunctionType):
-        return None
-    names = inspect.getclosurevars(function)
-    try:
-        cells = {name: _private_value(value) for name, value in names.nonlocals.items()}
-        own = {name: _private_value(value) for name, value in names.globals.items()}
-        defaults = None if function.__defaults__ is None else tuple(map(_private_value, function.__defaults__))
-        closure = tuple(CellType(cells[name]) for name in function.__code__.co_freevars)
-    except (TypeError, KeyError):
-        return None
-    return FunctionType(function.__code__, {**function.__globals__, **own}, function.__name__, defaults, closure)
-
-
-def _private_value(value: Any) -> Any:
-    if isinstance(value, (*_PLAIN, ModuleType, BuiltinFunctionType, type)):
-        return value
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return type(value)(map(_private_value, value))
-    if isinstance(value, dict):
-        return {key: _private_value(kept) for key, kept in value.items()}
-    own = _private(value)
-    if own is None:
-        raise TypeError(f"no copy of {value!r}")
-    return own

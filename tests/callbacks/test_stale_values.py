@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -101,10 +100,6 @@ def saving(folder: Any, key: str = "lc/train", **arguments: Any) -> ModelCheckpo
         ({"schedule": list(range(0, 31, 3))}, {}, {}, "every_n_epochs=1"),
         ({"schedule": [0, 10**6]}, {}, {}, "every_n_epochs=1"),
         ({"schedule": [0, 10**6]}, {}, {"max_epochs": 1}, None),
-        ({"schedule": lambda step: True}, {}, {}, None),
-        ({"schedule": lambda step: step % 3 == 0}, {}, {}, None),
-        ({"schedule": lambda step: step % 30 == 0}, {}, {}, "every_n_epochs=1"),
-        ({"schedule": lambda step: step == 0 or random.random() < 0.01}, {}, {}, "every_n_epochs=1"),
         ({}, {}, {"fast_dev_run": True}, None),
     ],
     ids=str,
@@ -257,22 +252,12 @@ class Doubling:
         return step in (0, self.next // 2)
 
 
-@pytest.mark.parametrize("schedule", [stateful(), Doubling(), functools.partial(pow, 0)], ids=type)
+@pytest.mark.parametrize(
+    "schedule", [stateful(), Doubling(), functools.partial(pow, 0)], ids=["function", "object", "partial"]
+)
 @pytest.mark.parametrize("monitor", ["lc/train", "val_loss"])
 def test_a_function_of_the_user_is_not_asked_ahead(schedule: Any, monitor: str, tmp_path: Any) -> None:
     found = stale(tmp_path, tiny("lc", schedule=schedule), stopping(monitor))
     assert ["every_n_epochs=1" in text for text in found] == ([True] if monitor == "lc/train" else [])
     assert getattr(schedule, "asked", [0]) == [0]
     getattr(schedule, "asked", []).clear()
-
-
-def test_random_numbers_of_a_function_are_not_spent(tmp_path: Any) -> None:
-    random.seed(0)
-    expected = [random.random() for _ in range(2)]
-    random.seed(0)
-    assert stale(tmp_path, tiny("lc", schedule=lambda step: random.random() > 0.99), stopping())
-    assert random.random() == expected[1]  # one was for step 0
-
-
-def test_a_function_that_fails_costs_no_more_than_the_warning(tmp_path: Any) -> None:
-    assert not stale(tmp_path, tiny("lc", schedule=lambda step: 1 // (step < 3) == 1), stopping())
