@@ -14,10 +14,9 @@ from lc_callback.functional.local_complexity import (
     LocalComplexity,
     check_arguments,
     check_method,
-    counter_of,
     joined,
-    share_of,
 )
+from lc_callback.functional.point_sets import local_complexity_of_sets
 from lc_callback.functional.radius import count_units, find_radius
 from lc_callback.functional.space import input_spread, spread_behind
 from lc_callback.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
@@ -316,27 +315,21 @@ class LocalComplexityCallback(ProbeCallback):
         self, network: Network, probes: Mapping[str, Probes], index: int, of: int
     ) -> dict[str, LocalComplexity]:
         """Local complexity of each split at one share of its points."""
-        parts: dict[str, LocalComplexity] = {}
-        for split, points in probes.items():
-            counter = counter_of(
-                self._method,
-                network.module,
-                points.inputs,
-                layers=self.layers,
-                max_pool=self.max_pool,
-                at=self.at,
-                forward_fn=network.forward_fn,
-            )
-            parts[split] = counter.measure(
-                self._radius_now,
-                self._directions,
-                None,
-                self.seed,
-                self.chunk_size,
-                self.progress(f"lc/{split}"),
-                points=share_of(len(points), index, of),
-            )
-        return parts
+        return local_complexity_of_sets(
+            self._method,
+            network.module,
+            {split: points.inputs for split, points in probes.items()},
+            self._radius_now,
+            self._directions,
+            seed=self.seed,
+            layers=self.layers,
+            max_pool=self.max_pool,
+            at=self.at,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+            progress=lambda split: self.progress(f"lc/{split}"),
+            share=(index, of),
+        )
 
     @staticmethod
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:

@@ -295,6 +295,11 @@ class Layers(Space):
         self.by_rules = self.has_rules
         self.by_rules = self.by_rules and gives()
 
+    @property
+    def verified(self) -> Tensor:
+        """The points at which a shortcut is compared with the model itself."""
+        return torch.tensor([0, self.points.n - 1]).unique()
+
     def observed(self, moves: Tensor, most: int) -> list[Tensor]:
         """What has to stay the same, by whichever way: all pre-activations at a few points, moved along the frame."""
         return pre_activations(self, moves, most)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -20,6 +21,8 @@ from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, permuted, reduced, viewed
 from lc_callback.functional.layers import Layers
+from lc_callback.functional.points import Points, ends_of
+from lc_callback.functional.prefix import output_of
 from lc_callback.functional.space import compute_dtype
 from lc_callback.functional.tangents import AffineRecorder, execute_affine
 from lc_callback.functional.tape import Tape
@@ -32,6 +35,7 @@ __all__ = [
     "LinearCounter",
     "LocalComplexity",
     "Tally",
+    "TraceEachSet",
     "check_arguments",
     "check_method",
     "counter_of",
@@ -287,17 +291,48 @@ def joined(parts: Sequence[LocalComplexity]) -> LocalComplexity:
     return replace(parts[0], counts=counts, histogram=sum(histograms[1:], histograms[0]) if histograms else None)
 
 
+class TraceEachSet(Exception):  # noqa: N818 (no error: there is another way)
+    """The way through the model depends on values, so that one trace does not hold for several sets of points."""
+
+
 class Counter(Layers):
-    """Counts the switching units of traced layers, chunk by chunk."""
+    """Counts the switching units of traced layers, chunk by chunk.
+
+    Args:
+        model: as for :class:`Layers`, and so are ``inputs`` and ``named``.
+        others: further sets of points, alike in structure: the same layers, frame and route serve all. What is decided
+            from points is decided from all sets.
+    """
 
     writes_down = True
     histogram: Any = None  # of critical radii, where these are known
     besides = 0  # samples of a point besides those of the frame
 
+    def __init__(self, model: nn.Module, inputs: Any, *, others: Sequence[Any] = (), **named: Any) -> None:
+        super().__init__(model, inputs, **named)
+        self._others = others
+
     @property
     def n(self) -> int:
         """Number of points."""
         return self.points.n
+
+    def locate(self, dtype: torch.dtype, *, perturbed: bool = True) -> None:
+        """Find what is perturbed. Of several sets, the first and last point of each stand for all."""
+        super().locate(dtype, perturbed=perturbed)
+        self.sets = [self.points]
+        if self._others:
+            self.sets += [Points(inputs, dtype, self.device, self.argument) for inputs in self._others]
+            self.largest = max(points.largest() for points in self.sets)
+            self.points = Points(ends_of(self.sets), dtype, self.device, self.argument)
+
+    def trace(self, dtype: torch.dtype) -> None:
+        """Learn the layers, from the first point; how large the points are is known from all sets."""
+        super().trace(dtype)
+        if self._others and self.at_module is not None:
+            inputs = self.points.batch(torch.arange(self.points.n), None)
+            behind = output_of(self.at_module, lambda: self.run(inputs))
+            self.largest = max(self.largest, float(torch.nan_to_num(behind.float()).abs().max()))
 
     def measure(
         self,
@@ -314,43 +349,88 @@ class Counter(Layers):
 
         With ``points`` at those of these indices only; what has to be decided is decided from all.
         """
+        smallest = min(radius) if isinstance(radius, Sequence) else radius
+        with self.ready(smallest, n_directions, directions, seed, chunk_size, dtype) as counter:
+            return counter.count_set(0, radius, progress, points)
+
+    @contextmanager
+    def ready(
+        self,
+        radius: float,
+        n_directions: int,
+        directions: Tensor | None = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Counter]:
+        """Measuring conditions, with the layers traced, the frame drawn and the route chosen.
+
+        Inside, :meth:`count_set` may be called for any set and any radius that is not below ``radius``.
+
+        Yields:
+            What counts: this, or what takes its place.
+        """
+        dtype = dtype or compute_dtype(self.model, self.inputs)
+        with ExitStack() as stack:
+            stack.enter_context(untouched(self.model, dtype=dtype))
+            self.trace(dtype)
+            if dtype is not torch.float64 and self.drowns(radius):
+                warnings.warn(
+                    f"`radius={radius:g}` is a step of {radius / self.dim**0.5:.1e} per coordinate, "
+                    f"within {_FEWEST_ULP} roundings of the largest input: computing in float64.",
+                    stacklevel=5,
+                )
+                dtype = torch.float64
+                stack.close()
+                stack.enter_context(untouched(self.model, dtype=dtype))
+                self.trace(dtype)
+            if self.reads_values:
+                if self._others:
+                    raise TraceEachSet
+                warnings.warn(
+                    f"the forward of {type(self.model).__name__} looks at values in Python (an `if`, `bool()`, "
+                    "`item()`): where it then goes is decided for a whole batch, so counts may depend on which "
+                    "samples are in one, and on `chunk_size`.",
+                    stacklevel=5,
+                )
+            frame = frame_directions(self.shape, n_directions, directions, seed, dtype, self.device)
+            self._chunk = chunk_size or default_chunk(self.device, self.bytes_per_sample)
+            self.set_frame(frame, self._chunk)
+            if self.tape is not None and chunk_size is None:
+                self._chunk = self._chunk_of(self.tape)
+            yield self
+
+    def count_set(
+        self,
+        index: int,
+        radius: float | Sequence[float],
+        progress: Callable[[int, int], None] | None = None,
+        points: Tensor | None = None,
+    ) -> LocalComplexity:
+        """Local complexity at one of the sets of points, when :meth:`ready`; with ``points`` at these indices only."""
         several = isinstance(radius, Sequence)
         radii = [float(r) for r in (radius if isinstance(radius, Sequence) else [radius])]
-        dtype = dtype or compute_dtype(self.model, self.inputs)
-        while True:
-            with untouched(self.model, dtype=dtype):
-                self.trace(dtype)
-                if dtype is not torch.float64 and self.drowns(min(radii)):
-                    warnings.warn(
-                        f"`radius={min(radii):g}` is a step of {min(radii) / self.dim**0.5:.1e} per coordinate, "
-                        f"within {_FEWEST_ULP} roundings of the largest input: computing in float64.",
-                        stacklevel=3,
-                    )
-                    dtype = torch.float64
-                    continue
-                if self.reads_values:
-                    warnings.warn(
-                        f"the forward of {type(self.model).__name__} looks at values in Python (an `if`, `bool()`, "
-                        "`item()`): where it then goes is decided for a whole batch, so counts may depend on which "
-                        "samples are in one, and on `chunk_size`.",
-                        stacklevel=3,
-                    )
-                frame = frame_directions(self.shape, n_directions, directions, seed, dtype, self.device)
-                chunk = chunk_size or default_chunk(self.device, self.bytes_per_sample)
-                self.set_frame(frame, chunk)
-                if self.tape is not None and chunk_size is None:
-                    chunk = self._chunk_of(self.tape)
-                counts = self.count(radii, torch.arange(self.n) if points is None else points, chunk, progress)
-            break
+        self._enter_set(self.sets[index])
+        points = torch.arange(self.n) if points is None else points
+        counts = self.count(radii, points, self._chunk, progress)
         return LocalComplexity(
             counts=counts if several else counts[0],
             layer_names=self.names,
             layer_sizes=self.sizes,
             radius=radii if several else radii[0],
             at=self.at,
-            dtype=dtype,
+            dtype=self.dtype,
             histogram=self.histogram,
         )
+
+    @property
+    def verified(self) -> Tensor:
+        """The first and the last point of each set."""
+        return torch.arange(self.points.n) if self._others else super().verified
+
+    def _enter_set(self, points: Points) -> None:
+        points.channels_last = self.points.channels_last  # as the route was chosen
+        self.points = points
 
     def _chunk_of(self, tape: Tape) -> int:
         """As many samples as stay in the cache from one operation to the next, if these are not too few."""
@@ -489,18 +569,23 @@ class LinearCounter(Counter):
         self._scratch = torch.empty(0)
         self._samples = torch.empty(0), torch.empty(0)  # directions, and what they are together with the point itself
 
-    def measure(self, *arguments: Any, **named: Any) -> LocalComplexity:
+    @contextmanager
+    def ready(self, *arguments: Any, **named: Any) -> Iterator[Counter]:
         """As for vertices, and by these if the model has no affine pieces that tell what it does nearby."""
-        try:
-            return super().measure(*arguments, **named)
-        except HasJumps as jumps:
-            warnings.warn(
-                f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead of "
-                "`method='linear'`.",
-                stacklevel=3,
-            )
-        counter = Counter(self.model, self.inputs, at=self.at, forward_fn=self.forward_fn)
-        return counter.measure(*arguments, **named)
+        with ExitStack() as stack:
+            try:
+                counter = stack.enter_context(super().ready(*arguments, **named))
+            except HasJumps as jumps:
+                warnings.warn(
+                    f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead "
+                    "of `method='linear'`.",
+                    stacklevel=5,
+                )
+                by_vertices = Counter(
+                    self.model, self.inputs, others=self._others, at=self.at, forward_fn=self.forward_fn
+                )
+                counter = stack.enter_context(by_vertices.ready(*arguments, **named))
+            yield counter
 
     def trace(self, dtype: torch.dtype) -> None:
         """As for vertices."""
@@ -517,7 +602,7 @@ class LinearCounter(Counter):
     def observed(self, moves: Tensor, most: int) -> list[Tensor]:
         """Where a few points are, and how far they get along one direction."""
         found: list[Tensor] = []
-        points = torch.tensor([0, self.n - 1]).unique()[: max(1, most // 2)]
+        points = self.verified[: max(1, most // 2)]
 
         def keep(position: int, reaches: list[Reach]) -> None:
             for z, knot, reach in reaches:
@@ -796,11 +881,12 @@ def counter_of(
     max_pool: bool,
     at: str | None,
     forward_fn: Callable[..., Any] | None,
+    others: Sequence[Any] = (),
 ) -> Counter:
-    """What counts by this method. Arguments as of :func:`local_complexity`, and checked."""
+    """What counts by this method. Arguments as of :func:`local_complexity` and :class:`Counter`, and checked."""
     if method == "linear":
-        return LinearCounter(model, inputs, at=at, forward_fn=forward_fn)
-    return Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+        return LinearCounter(model, inputs, others=others, at=at, forward_fn=forward_fn)
+    return Counter(model, inputs, others=others, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
 
 
 def default_chunk(device: torch.device, bytes_per_sample: int) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["Points", "call_model", "is_names", "main_output"]
+__all__ = ["Points", "call_model", "ends_of", "is_names", "main_output"]
 
 
 def call_model(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Any:
@@ -96,6 +96,14 @@ class Points:
         largest = [row.abs().nan_to_num(0.0, 0.0, 0.0).amax(1).cpu() for row in rows]
         return float(torch.stack(largest).amax(0).median()) if largest else 0.0
 
+    @property
+    def structure(self) -> list[Any]:
+        """What two sets have in common if a model can do the same with both: all but the points themselves."""
+        each = [
+            (leaf.shape[1:], leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves
+        ]
+        return [self._spec, *each]
+
     def batch(self, points: Tensor, offsets: Tensor | None, copies: int = 1) -> Any:
         """The inputs for points ``(n,)`` of this set, each ``K`` times.
 
@@ -153,6 +161,21 @@ class Points:
 
     def _are_names(self, leaf: Any) -> bool:
         return isinstance(leaf, list) and len(leaf) == self.n  # other lists have been taken apart
+
+
+def ends_of(sets: Sequence[Points]) -> Any:
+    """The first and the last point of each set, as one batch of inputs; those that are finite come first."""
+    parts = [tree_flatten(points.batch(torch.tensor([0, points.n - 1]).unique(), None)) for points in sets]
+    leaves = [
+        torch.cat(each) if isinstance(each[0], Tensor) else each[0]
+        for each in zip(*(leaves for leaves, _ in parts), strict=True)
+    ]
+    moving = [leaf.flatten(1) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if moving:
+        broken = ~torch.cat([leaf.isfinite() for leaf in moving], 1).all(1)
+        order = broken.byte().argsort(stable=True)
+        leaves = [leaf[order] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return tree_unflatten(leaves, parts[0][1])
 
 
 def is_names(value: Any) -> bool:

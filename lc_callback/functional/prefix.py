@@ -197,9 +197,9 @@ def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Ten
     def keep(position: int, knots: list[Knot]) -> None:
         seen.append(knots[0][0].clone())
 
-    points = torch.tensor([0, layers.points.n - 1]).unique()
+    points = layers.verified
     # Two samples, if ever there are several: a model may ask its input for their number.
-    moves = coefficients[: min(most, 3 - len(points))]
+    moves = coefficients[: min(most, max(1, 3 - len(points)))]
     for some in points.split(most):
         returned = layers.follow_frame(some, moves, keep)
         if not layers.writes_down:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,10 +190,10 @@ def _bisected(counter: Counter, n: int, most: float, n_directions: int, seed: in
 class _SmallestRadii(LinearCounter):
     """Keeps the smallest critical radii of all points, as many as are enough."""
 
-    def measure(self, *arguments: Any, **named: Any) -> Any:
+    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[Counter]:
         """As a counter by vertices, which raises if the model jumps."""
         self._smallest = torch.empty(0, dtype=torch.float64)
-        return Counter.measure(self, *arguments, **named)
+        return Counter.ready(self, *arguments, **named)
 
     def found(self) -> float:
         """The radius at which enough units have switched; infinite if there are fewer."""
