@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_of, memory_order, reduced, restored
-from lc_callback.functional.tangents import SLOPES
+from lc_callback.functional.tangents import SLOPES, past_kink, relu_slope
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
 
 __all__ = ["Dual", "NoRule", "differentiate"]
@@ -224,8 +224,16 @@ def _batch_norm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, v
 def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:
     """A non-linearity with a kink."""
     _only_first(step, args)
-    slope = SLOPES[step.op](*at_points, **kwargs).to(at_points[0].dtype)  # before it is overwritten
-    return args[0].scaled(step.func(*at_points, **kwargs), slope)
+    z = at_points[0]
+    if step.op == "relu":
+        slope = relu_slope(z, 1)
+        result = torch.mul(z, slope, out=z if step.func._schema.is_mutable else torch.empty_like(z))
+        return args[0].scaled(result.masked_fill_(result == -math.inf, 0.0), slope)
+    slope = SLOPES[step.op](*at_points, **kwargs).to(z.dtype)  # before it is overwritten
+    before = [z.clone() if step.func._schema.is_mutable else z, *at_points[1:]]
+    result = step.func(*at_points, **kwargs)
+    passed, slope = past_kink(step.op, before, kwargs, result, slope)
+    return args[0].scaled(result if passed is result else result.copy_(passed), slope)
 
 
 def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: _Values) -> Dual:

@@ -24,7 +24,7 @@ from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import Points, ends_of
 from lc_callback.functional.prefix import output_of
 from lc_callback.functional.space import compute_dtype
-from lc_callback.functional.tangents import AffineRecorder, execute_affine
+from lc_callback.functional.tangents import AffineRecorder, execute_affine, negligible
 from lc_callback.functional.tape import Tape
 from lc_callback.isolation import untouched
 from lc_callback.suggestions import did_you_mean
@@ -626,6 +626,9 @@ class LinearCounter(Counter):
         """As for vertices."""
         self._radii, self._step = radii, 1.0 if self.by_rules else self._small()
         self.histogram = torch.zeros(_BINS, dtype=torch.int64, device=self.device)
+        # What moves by as good as nothing has a critical radius too large for any other unit.
+        far = torch.tensor((self.largest or 1.0) / (2 * torch.finfo(self.dtype).eps), dtype=torch.float32)
+        self._never = min(_INFINITE, int(far.view(torch.int32)) >> _DROPPED)
         counts = torch.zeros(self.n, len(radii), len(self.names), dtype=torch.int64, device=self.device)
         told = functools.partial(_tell, progress, 0, len(points))
         self._sweep(counts, points, self._steps(self._step), chunk, told)
@@ -727,6 +730,7 @@ class LinearCounter(Counter):
             counts[:, row] += _total(torch.le(radii, radius, out=within))
         bins = keys if keys.dtype is torch.int32 else keys.view(torch.float64).float().view(torch.int32)
         bins = (bins >> _DROPPED).bitwise_and_(_BINS - 1).flatten()
+        bins = bins.masked_fill_(bins >= self._never, _INFINITE)
         if bins.device.type == "cpu":
             return torch.bincount(bins, minlength=_BINS)
         bins = bins.long()  # bincount would wait for the device
@@ -744,6 +748,8 @@ def critical_radii(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
 def _critical_keys(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
     if step != 1.0:
         found = [(at, reach / step) for at, reach in found]
+    for at, reach in found:  # as good as nothing above zero, which is zero: see relu_slope
+        reach.masked_fill_((at > 0) & (at <= negligible(at, 1)), 0.0)
     return functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lc_callback.functional.batch_axis import BatchAxis
-from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder
+from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder, knots_of
 
-__all__ = ["SLOPES", "AffineRecorder", "Pieces", "execute_affine"]
+__all__ = ["SLOPES", "AffineRecorder", "Pieces", "execute_affine", "negligible", "past_kink", "relu_slope"]
 
 
 class Pieces(Protocol):
@@ -55,6 +55,8 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
         return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
     if here is None or op not in SLOPES:
         return func(*args, **kwargs)
+    if op in EXTREMES:
+        args = torch.broadcast_tensors(*args)
     x = args[0]
     in_place = func._schema.is_mutable
 
@@ -63,7 +65,7 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
 
     z = by_point(x)
     if op == "relu":
-        slope = _above(z[:1], 0)
+        slope = relu_slope(z[:1], 2)
         if in_place:
             z.mul_(slope)
             return x
@@ -71,15 +73,63 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
         torch.mul(z, slope, out=by_point(result))
         return result
     slope = by_point(SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:1]
+    at_point = by_point(func(x.clone() if in_place else x, *args[1:], **kwargs))[:1]
     if op in EXTREMES:
-        y = by_point(args[1].expand(x.shape))
+        y = by_point(args[1])
         new = slope * z + (1 - slope) * y
+        beyond = torch.where(slope == 1, y - z, z - y)  # of the operand that has lost
+        new += beyond * faint(beyond[:1], 2).where(at_point == 0, 0)
     else:
-        at_point = by_point(func(x.clone() if in_place else x, *args[1:], **kwargs))[:1]
+        at_point, slope = past_kink(op, args, kwargs, at_point, slope, by_point)
         new = at_point + slope * (z - z[:1])
     result = x if in_place else torch.empty_like(x)
     by_point(result).copy_(new)
     return result
+
+
+def relu_slope(z: Tensor, axes: int) -> Tensor:
+    """The slope of ReLU at ``z``, of which the first ``axes`` are those of the points.
+
+    What is inactive goes on by as good as nothing instead of nothing, see :func:`faint`: a unit behind it that is 0
+    for no other reason switches where this one does. Behind what becomes active it falls below zero, if it was above
+    by as good as nothing: it is 0, and does not switch.
+    """
+    size = negligible(z, axes)
+    active = torch.where(z > size, 1.0, 0.0).to(z.dtype)
+    return torch.where(z < -size, _faint(z.dtype), torch.where(z <= 0, 1.0, active))
+
+
+def past_kink(
+    op: str, args: Any, kwargs: Any, at_point: Tensor, slope: Tensor, view: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Result and slope of an operation at the points, with what is 0 and flat as by :func:`relu_slope`."""
+    if op not in _FLAT_AT_ZERO:
+        return at_point, slope
+    z, knot = knots_of(op, args, kwargs)[0]
+    axes, z = (1, z) if view is None else (2, view(z)[:1])
+    beyond = z - (knot or 0.0)
+    some = faint(beyond, axes).where((slope == 0) & (at_point == 0), 0).to(slope.dtype)
+    return at_point + (beyond * some).nan_to_num(0.0, 0.0, 0.0), slope + some
+
+
+def faint(beyond: Tensor, axes: int) -> Tensor:
+    """The slope beyond a kink where the network is flat: as good as nothing, and 1 for what is as good as nothing."""
+    return torch.where(beyond.abs() <= negligible(beyond, axes), 1.0, _faint(beyond.dtype)).to(beyond.dtype)
+
+
+def negligible(z: Tensor, axes: int) -> Tensor:
+    """What is as good as nothing beside the largest value of a point, of shape ``(*points, 1, ...)``."""
+    size = z.abs().flatten(axes).amax(-1) if z.ndim > axes else z.abs()
+    size = (8 * torch.finfo(z.dtype).eps * size).nan_to_num(0.0, 0.0, 0.0)
+    return size.view(*size.shape, *[1] * (z.ndim - axes))
+
+
+def _faint(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 128
+
+
+# These return 0 on one side of their first knot.
+_FLAT_AT_ZERO = {"relu6", "hardtanh", "hardsigmoid", "clamp", "clamp_min", "clamp_max", "threshold"}
 
 
 def _above(x: Tensor, bound: Any) -> Tensor:
