@@ -227,8 +227,11 @@ def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
     z = at_points[0]
     if step.op == "relu":
         slope = relu_slope(z, 1)
+        lost = z == -math.inf if z.device.type != "cpu" or float(z.amin()) == -math.inf else None
         result = torch.mul(z, slope, out=z if step.func._schema.is_mutable else torch.empty_like(z))
-        return args[0].scaled(result.masked_fill_(result == -math.inf, 0.0), slope)
+        if lost is not None:  # whose ReLU is finite
+            result.masked_fill_(lost, 0.0)
+        return args[0].scaled(result, slope)
     slope = SLOPES[step.op](*at_points, **kwargs).to(z.dtype)  # before it is overwritten
     before = [z.clone() if step.func._schema.is_mutable else z, *at_points[1:]]
     result = step.func(*at_points, **kwargs)

@@ -92,7 +92,10 @@ _JUMPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "heaviside"}
 # As one of these, of (values, mask), or in place of what it quantises.
 _JUMPS |= {"fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"}
 _JUMPS |= {"fake_quantize_per_channel_affine_cachemask", "_fake_quantize_learnable_per_tensor_affine"}
-_JUMPS |= {"_fake_quantize_learnable_per_channel_affine"}
+_JUMPS |= {"_fake_quantize_learnable_per_channel_affine", "_fused_moving_avg_obs_fq_helper"}
+_JUMPS |= {"fused_moving_avg_obs_fake_quant", "_fused_moving_avg_obs_fq_helper_functional"}
+# Operations of these namespaces round what they get.
+_ROUNDING_NAMESPACES = {"quantized", "quantized_decomposed", "torchao"}
 # These decide by values, but not between two numbers next to each other: whether one is missing, say.
 _BUT_FOR_POINTS = {"eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor"}
 # What gives values to the model's Python code without an operation.
@@ -253,6 +256,7 @@ class Tracer(Recorder):
         jumps: operations before the last pre-activation that are constant but for jumps, and the number of values they
             returned.
         choices: operations before the first one that decide by values, likewise.
+        casts: floating-point types to which values were rounded, likewise.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -260,6 +264,7 @@ class Tracer(Recorder):
         self.reads_values = False
         self.jumps: list[tuple[str, int]] = []
         self.choices: list[tuple[str, int]] = []
+        self.casts: list[tuple[torch.dtype, int]] = []
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
@@ -273,21 +278,24 @@ class Tracer(Recorder):
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
         result = super()._execute(op, func, args, kwargs)
-        self._note_decision(op, args, result)
+        self._note_decision(op, func, args, result)
         if self._squashed:
             self._read |= (_memories(args) - _memories(result)) & self._squashed.keys()
         return result
 
-    def _note_decision(self, op: str, args: Any, result: Any) -> None:
+    def _note_decision(self, op: str, func: Any, args: Any, result: Any) -> None:
         """Whether values were compared, rounded or made into integers."""
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         if not (isinstance(first, Tensor) and args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
             return
+        if op == "_to_copy" and _is_coarser(first.dtype, args[0].dtype):
+            self.casts.append((first.dtype, first.numel()))
         decides = first.dtype is torch.bool or not (first.is_floating_point() or first.is_complex())
         if (decides or op == "nan_to_num") and not self.handed_over:
             self.choices.append((op, first.numel()))
         to_bool = op == "_to_copy" and first.dtype is torch.bool
-        if op in _JUMPS or (decides and not to_bool and op not in _BUT_FOR_POINTS):
+        rounds = op in _JUMPS or func.namespace in _ROUNDING_NAMESPACES
+        if rounds or (decides and not to_bool and op not in _BUT_FOR_POINTS):
             self._jumps_since.append((op, first.numel()))
 
     def _hand_over(self, site: Site, knots: list[Knot]) -> None:
@@ -315,6 +323,10 @@ class Tracer(Recorder):
         self._squashed.clear()
 
 
+def _is_coarser(one: torch.dtype, other: torch.dtype) -> bool:
+    return one.is_floating_point and torch.finfo(one).eps > torch.finfo(other).eps
+
+
 class _ValueReads(TorchFunctionMode):
     """Notes what gives values to the model's Python code and is no operation."""
 
@@ -328,9 +340,19 @@ class _ValueReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
 def memory_of(tensor: Tensor) -> int:
-    """Which memory a tensor is in, as long as that is alive."""
-    return tensor.untyped_storage()._cdata
+    """Which memory a tensor is in, as long as that is alive; of a sparse one, that of its values."""
+    return _dense(tensor).untyped_storage()._cdata
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """What holds the values of a tensor: of a sparse one its values."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._values()
+    return tensor.values() if tensor.layout in _COMPRESSED else tensor
 
 
 def _memories(tree: Any) -> set[int]:
@@ -338,7 +360,7 @@ def _memories(tree: Any) -> set[int]:
     found = set()
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor):
-            with suppress(RuntimeError):  # it has none, as sparse ones
+            with suppress(RuntimeError):  # it has none
                 found.add(memory_of(leaf))
     return found
 

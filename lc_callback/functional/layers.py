@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from lc_callback.functional.tape import Script, Tape, Taper
 
 __all__ = ["Layers"]
 
+T = TypeVar("T")
 # What a model is called with, how many samples that makes, and how to record it.
 Moved = tuple[Any, int, dict[str, Any]]
 
@@ -91,6 +92,10 @@ class Layers(Space):
                 self._script = Script(before, tracer)
         self.reads_values = tracer.reads_values
         self.jumps = _of_samples(before.jumps, tracer.jumps)
+        #: What rounds most: a model may compute in float32 whatever its own type is.
+        self.coarsest = max(
+            [dtype, *_of_samples(before.casts, tracer.casts)], key=lambda each: float(torch.finfo(each).eps)
+        )
         self._chooses = bool(_of_samples(before.choices, tracer.choices))
         growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
         self.bytes_per_sample = max((three - two for three, two in growth), default=0)
@@ -383,9 +388,9 @@ class Layers(Space):
         return {"outputs_of": self.outputs_of, "max_pool": self.max_pool, "results": self.results, **at}
 
 
-def _of_samples(two: list[tuple[str, int]], three: list[tuple[str, int]]) -> list[str]:
+def _of_samples(two: list[tuple[T, int]], three: list[tuple[T, int]]) -> list[T]:
     """The operations that return more for three samples than for two."""
-    return sorted({op for (op, fewer), (_, more) in zip(two, three, strict=False) if more > fewer})
+    return sorted({op for (op, fewer), (_, more) in zip(two, three, strict=False) if more > fewer}, key=str)
 
 
 def _numbered(names: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import Points, ends_of
 from lc_callback.functional.prefix import output_of
 from lc_callback.functional.space import compute_dtype
-from lc_callback.functional.tangents import AffineRecorder, execute_affine, negligible
+from lc_callback.functional.tangents import AffineRecorder, execute_affine, near_nothing, negligible
 from lc_callback.functional.tape import Tape
 from lc_callback.isolation import untouched
 from lc_callback.suggestions import did_you_mean
@@ -374,7 +374,7 @@ class Counter(Layers):
         with ExitStack() as stack:
             stack.enter_context(untouched(self.model, dtype=dtype))
             self.trace(dtype)
-            if dtype is not torch.float64 and self.drowns(radius):
+            if dtype is not torch.float64 and self.drowns(radius, dtype):
                 warnings.warn(
                     f"`radius={radius:g}` is a step of {radius / self.dim**0.5:.1e} per coordinate, "
                     f"within {_FEWEST_ULP} roundings of the largest input: computing in float64.",
@@ -384,6 +384,13 @@ class Counter(Layers):
                 stack.close()
                 stack.enter_context(untouched(self.model, dtype=dtype))
                 self.trace(dtype)
+            if self.coarsest is not dtype and self.drowns(radius, self.coarsest):
+                warnings.warn(
+                    f"`radius={radius:g}` is a step of {radius / self.dim**0.5:.1e} per coordinate, and the forward of "
+                    f"{type(self.model).__name__} rounds to {self.coarsest} on the way, so that counts are too low: "
+                    "take a larger radius, or remove the cast.",
+                    stacklevel=5,
+                )
             if self.reads_values:
                 if self._others:
                     raise TraceEachSet
@@ -453,9 +460,9 @@ class Counter(Layers):
         """Run the model at vertices ``(k, P)`` of the frames of the points ``(n,)``, in units of the directions."""
         self.follow_frame(points, vertices, sink)
 
-    def drowns(self, radius: float) -> bool:
+    def drowns(self, radius: float, dtype: torch.dtype) -> bool:
         """Whether a coordinate's step is within rounding of the coordinates."""
-        return radius / self.dim**0.5 < _FEWEST_ULP * torch.finfo(self.dtype).eps * self.largest
+        return radius / self.dim**0.5 < _FEWEST_ULP * torch.finfo(dtype).eps * self.largest
 
     def count(
         self,
@@ -592,6 +599,8 @@ class LinearCounter(Counter):
         super().trace(dtype)
         if self.jumps:
             raise HasJumps(", ".join(self.jumps))
+        if torch.finfo(self.coarsest).bits < 32:
+            raise HasJumps(f"rounding to {self.coarsest}")
 
     def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:
         return AffineRecorder(self, self.model, receive, **recording)
@@ -637,7 +646,7 @@ class LinearCounter(Counter):
 
     def _small(self) -> float:
         """A step that is small at most points: one that lies far out must not make it large for all."""
-        eps = torch.finfo(self.dtype).eps
+        eps = torch.finfo(self.coarsest).eps
         size = self.points.typical() if self.at_module is None else 0.0
         return (size or self.largest or 1.0) * max(3 * eps**0.5, 2 * _FEWEST_ULP * eps * self.dim**0.5)
 
@@ -749,7 +758,10 @@ def _critical_keys(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
     if step != 1.0:
         found = [(at, reach / step) for at, reach in found]
     for at, reach in found:  # as good as nothing above zero, which is zero: see relu_slope
-        reach.masked_fill_((at > 0) & (at <= negligible(at, 1)), 0.0)
+        some = near_nothing(at, 1)
+        if some is not None:
+            near = at[some]
+            reach[some] = reach[some].masked_fill((near > 0) & (near <= negligible(near, 1)), 0.0)
     return functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.attacks import Attack, Box, check_attack, lowered_confidence
 from lc_callback.functional.checks import is_out_of_memory, positive_integer
+from lc_callback.functional.knots import memory_of
 from lc_callback.functional.pgd import Descent, pgd_until_fallen
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space, compute_dtype
@@ -418,12 +419,12 @@ class _Measurement(Space):
 
     def _bytes_per_point(self) -> int:
         """Bytes that one point keeps for the backward pass."""
-        weights = {t.data_ptr() for t in [*self.model.parameters(), *self.model.buffers()]}
+        weights = {memory_of(t) for t in [*self.model.parameters(), *self.model.buffers()]}
         kept = 0
 
         def pack(tensor: Tensor) -> Tensor:
             nonlocal kept
-            if tensor.data_ptr() not in weights:
+            if memory_of(tensor) not in weights:
                 kept += tensor.numel() * tensor.element_size()
             return tensor
 

@@ -12,7 +12,16 @@ from torch import Tensor
 from lc_callback.functional.batch_axis import BatchAxis
 from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder, knots_of
 
-__all__ = ["SLOPES", "AffineRecorder", "Pieces", "execute_affine", "negligible", "past_kink", "relu_slope"]
+__all__ = [
+    "SLOPES",
+    "AffineRecorder",
+    "Pieces",
+    "execute_affine",
+    "near_nothing",
+    "negligible",
+    "past_kink",
+    "relu_slope",
+]
 
 
 class Pieces(Protocol):
@@ -94,9 +103,22 @@ def relu_slope(z: Tensor, axes: int) -> Tensor:
     for no other reason switches where this one does. Behind what becomes active it falls below zero, if it was above
     by as good as nothing: it is 0, and does not switch.
     """
+    if near_nothing(z, axes) is None:
+        return _above(z, 0).clamp_(min=_faint(z.dtype))
     size = negligible(z, axes)
     active = torch.where(z > size, 1.0, 0.0).to(z.dtype)
     return torch.where(z < -size, _faint(z.dtype), torch.where(z <= 0, 1.0, active))
+
+
+def near_nothing(z: Tensor, axes: int) -> Tensor | None:
+    """The points with a value that is negligible or not finite, all on a GPU, which would wait; ``None`` for none."""
+    if z.device.type != "cpu":
+        return torch.arange(len(z), device=z.device)
+    if z.ndim == axes or not z.numel():
+        return None
+    least, most = torch.aminmax(z.abs().flatten(axes), dim=-1)
+    some = ~((least > 8 * torch.finfo(z.dtype).eps * most) & (most < torch.inf))
+    return some.nonzero().flatten() if some.any() else None
 
 
 def past_kink(

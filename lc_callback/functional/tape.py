@@ -485,6 +485,8 @@ def _leaves(spec: Any) -> list[Any]:
 
 
 def _place(tensor: Tensor) -> Any:
+    if tensor.layout is not torch.strided:
+        return memory_of(tensor), tensor.layout, tuple(tensor.shape), (), tensor.dtype
     return memory_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
