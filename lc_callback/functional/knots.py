@@ -267,6 +267,7 @@ class Tracer(Recorder):
         self.casts: list[tuple[torch.dtype, int]] = []
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
+        self._following: dict[int, Tensor] | None = None  # by memory, and so kept alive
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
         self._squashed: dict[int, tuple[int, Tensor]] = {}  # by memory
         self._read: set[int] = set()  # by something that is no view
@@ -278,10 +279,32 @@ class Tracer(Recorder):
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
         result = super()._execute(op, func, args, kwargs)
-        self._note_decision(op, func, args, result)
+        if self._follows(op, [args, kwargs], result):
+            self._note_decision(op, func, args, result)
         if self._squashed:
             self._read |= (_memories(args) - _memories(result)) & self._squashed.keys()
         return result
+
+    def watch(self, moving: Any) -> None:
+        """Note decisions only by what comes of these tensors, and of what is moved on the way."""
+        self._following = {memory: tensor for tensor in moving for memory in _memories(tensor)}
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
+        replaced = super()._leave_module(module, args, output)
+        if replaced is not None and self._following is not None:
+            self._following.update(dict.fromkeys(_memories(replaced), replaced))
+        return replaced
+
+    def _follows(self, op: str, args: Any, result: Any) -> bool:
+        """Whether an operation has to do with what is watched; so has then what it returns."""
+        if self._following is None or self.reads_values:  # what Python makes of values cannot be followed
+            return True
+        shaped = op.endswith("_like") or op.startswith("new_")  # only the shape is read
+        if shaped or not _memories(args) & self._following.keys():
+            return False
+        for leaf in tree_leaves(result):
+            self._following.update(dict.fromkeys(_memories(leaf), leaf))
+        return True
 
     def _note_decision(self, op: str, func: Any, args: Any, result: Any) -> None:
         """Whether values were compared, rounded or made into integers."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.functional.frame import cross_polytope_frame
@@ -148,6 +149,9 @@ class Layers(Space):
             tracer = Taper(inputs, self.model, keep, **recording)
         else:
             tracer = Tracer(self.model, keep, **recording)
+        if not self.results:
+            leaves = tree_leaves(inputs) if self.at_module is None else []
+            tracer.watch([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
         with tracer:
             output = self.run(inputs)
         tracer.find_links(output)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,10 +190,12 @@ def _bisected(counter: Counter, n: int, most: float, n_directions: int, seed: in
 class _SmallestRadii(LinearCounter):
     """Keeps the smallest critical radii of all points, as many as are enough."""
 
-    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[Counter]:
+    @contextmanager
+    def ready(self, *arguments: Any, **named: Any) -> Iterator[Counter]:
         """As a counter by vertices, which raises if the model jumps."""
         self._smallest = torch.empty(0, dtype=torch.float64)
-        return Counter.ready(self, *arguments, **named)
+        with Counter.ready(self, *arguments, **named) as counter:
+            yield counter
 
     def found(self) -> float:
         """The radius at which enough units have switched; infinite if there are fewer."""
