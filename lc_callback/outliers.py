@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["layer_key", "layers_of_lone_rows", "lone_rows", "responsible_layer", "shares_in_columns"]
+__all__ = ["layer_key", "layer_of_spike", "layers_of_lone_rows", "lone_rows", "responsible_layer", "shares_in_columns"]
 
 _LONGEST = 2  # rows in succession; three are a movement of the curve
 _NEIGHBOURS = 3  # rows on each side; of a first or last row twice as many
 _FAR, _FAR_AT_END = 6.0, 10.0  # times the movement of the neighbours; a first or last row has them on one side only
 _FEWEST = 6  # rows of a curve, of which one can be called lone
+_SPIKE = 3.0  # times its median, that a layer has at a spike
 _SHARE = 0.2  # of the rows at most; a curve with more spikes is a spiky curve
 
 Row = Mapping[str, float]
@@ -87,6 +88,34 @@ def layers_of_lone_rows(
             if layer:
                 found[key, int(own[i]["step"])] = layer
     return found
+
+
+def layer_of_spike(
+    rows: Sequence[Row], key: str, shares: Callable[[str, Row], Mapping[str, float]]
+) -> tuple[Row, str, float] | None:
+    """The highest row of a spiky curve, the layer that made it, and this layer's part of it.
+
+    It is if that layer has half of the row, and there three times what it has in the median. A channel of a convolution
+    that is near 0 on a constant patch switches at all places with such a patch at once.
+
+    Args:
+        rows: in the order of their steps.
+        key: of the curve.
+        shares: the share of each layer in the value of a curve at a row; empty if it is not known.
+    """
+    own = [row for row in rows if math.isfinite(row.get(key, math.nan))]
+    known = [shares(key, row) for row in own]
+    if len(own) < _FEWEST:
+        return None
+    values = [row[key] for row in own]
+    at = values.index(max(values))
+    if at in lone_rows(values):
+        return None
+    for layer, share in known[at].items():
+        usual = float(np.median([of_row.get(layer, 0.0) for of_row in known]))
+        if share > 0 and share >= max(_SPIKE * usual, own[at][key] / 2):
+            return own[at], layer, share / own[at][key]
+    return None
 
 
 def responsible_layer(shares: Mapping[str, float], neighbours: Sequence[Mapping[str, float]]) -> str:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lc_callback.outliers import layer_key, layers_of_lone_rows, lone_rows, responsible_layer, shares_in_columns
+from lc_callback.outliers import (
+    layer_key,
+    layer_of_spike,
+    layers_of_lone_rows,
+    lone_rows,
+    responsible_layer,
+    shares_in_columns,
+)
 
 NAN, INF = math.nan, math.inf
 STEEP = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
@@ -104,3 +112,31 @@ def test_layers_of_lone_rows() -> None:
     del rows[1]["lc/test"]
     assert layers_of_lone_rows(rows, ["lc/train", "lc/test"], shares_in_columns) == {("lc/train", 3): "a"}
     assert layers_of_lone_rows(rows, ["lc/train"], lambda key, row: {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([5.0, 6, 7, 500, 8, 600, 7, 400, 9, 8], [4.0] * 10, (5, "conv", 600 / 604)),  # a spiky curve
+        ([5.0, 6, 7, 8, 9, 10, 11, 12, 13, 14], [4.0] * 10, None),  # one that rises
+        ([5.0] * 10, [4.0] * 10, None),
+        ([0.0] * 10, [0.0] * 10, None),
+        ([5.0] * 7 + [21.0] * 3, [4.0] * 7 + [22.0] * 3, (7, "linear", 22 / 43)),
+        ([5.0, 6, 7, 500, 8, 6, 7, 5, 9, 8], [4.0] * 10, None),  # a lone row
+        ([5.0, 600.0], [4.0, 4.0], None),  # too few rows
+        ([5.0] * 9 + [math.nan], [4.0] * 10, None),
+    ],
+)
+def test_the_layer_of_a_spike(first: list[float], second: list[float], expected: Any) -> None:
+    rows = [{"step": step, "lc/train": a + b} for step, (a, b) in enumerate(zip(first, second, strict=True))]
+
+    def shares(key: str, row: Any) -> dict[str, float]:
+        return {"conv": first[row["step"]], "linear": second[row["step"]]}
+
+    found = layer_of_spike(rows, "lc/train", shares)
+    if expected is None:
+        assert found is None
+    else:
+        row, layer, share = found
+        assert (row["step"], layer, share) == (*expected[:2], pytest.approx(expected[2]))
+    assert layer_of_spike(rows, "lc/train", lambda key, row: {}) is None

@@ -325,14 +325,11 @@ class PGDRobustnessCallback(ProbeCallback):
         if not self._n_points:
             return panel.caption
         inside = self.at is not None or self._domain_text == "none"
-        where = f" on the output of {self.at or 'the first embedding'}" if inside else ""
-        unit = (
-            "spreads of the train points"
-            if self.eps_unit == "std"
-            else "units of that output"
-            if inside
-            else "units of the input"
-        )
+        where = f" on the output of {self.at or 'the embedding that reads the tokens'}" if inside else ""
+        if self.eps_unit == "std" or (self.eps_unit == "auto" and inside):
+            unit = f"spreads of the {'points there, at each row' if inside else 'train points'}"
+        else:
+            unit = "units of that output" if inside else "units of the input"
         return (
             f"Share of {self.points_text()} classified correctly; with eps: as they are and under "
             f"{self._attack_name()} of {self.steps} steps{where}; eps in {unit}."
