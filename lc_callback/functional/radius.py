@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rou
 
 #: Units that switch at all points together. With so many the 99 % half-width of their mean is about 5 %.
 ENOUGH = 2_500
+_LEAST = 0.9  # of these, that have to switch at a radius that was rounded down
 #: A radius is at most this part of the median distance between nearest points: beyond that it is not local.
 LOCAL = 1 / 20
 _SAME = 1e-12  # of the squared lengths of two points, below which their squared distance is rounding
@@ -65,8 +66,8 @@ def find_radius(
     At this radius 2,500 units switch at all points together, so that the 99 % half-width of the mean is about 5 % of
     it. Units of a layer with one and the same pre-activation at a point count once, and those exactly on their kink
     not at all: the blank border of an image makes hundreds of such copies, which switch together or not at all. The
-    radius is at most a twentieth of the median distance from a point to its nearest distinct other, and is rounded to
-    the nearest of 1, 2 and 5 times a power of ten.
+    radius is rounded to the nearest of 1, 2 and 5 times a power of ten, or to the next if less than nine tenths of the
+    units switch there, and is at most a twentieth of the median distance from a point to its nearest distinct other.
 
     It is read off the critical radii of the linear method, or found by bisection with the vertices of at most 64 points
     where ``layers`` is given or the model jumps. Winners of max-pooling do not count here: ties in a blank patch switch
@@ -86,29 +87,33 @@ def find_radius(
     """
     where: dict[str, Any] = {"at": at, "forward_fn": forward_fn}
     points = _points_of(model, inputs, **where)
-    most, n, found = LOCAL * nearest_distance(points), len(points), math.inf
+    most, n = LOCAL * nearest_distance(points), len(points)
     with warnings.catch_warnings():  # what there is to warn of, the rows will
         warnings.simplefilter("ignore")
-        by_vertices = layers is not None
-        if not by_vertices:
+        if layers is None:
             linear = _SmallestRadii(model, inputs, **where)
-            try:
+            with suppress(HasJumps):
                 linear.measure(most, n_directions, None, seed, chunk_size, None)
-                found = linear.found()
-            except HasJumps:
-                by_vertices = True
-        if by_vertices:
-            vertices = _DistinctCounter(model, inputs, layers=layers, **where)
-            found = _bisected(vertices, n, most, n_directions, seed, chunk_size)
-    return _chosen(found, most, n)
+                return _chosen(linear.found(), most, n, linear.switching)
+        vertices = _DistinctCounter(model, inputs, layers=layers, **where)
+
+        def switching(radius: float) -> float:
+            some = share_of(n, 0, -(-n // _POINTS))
+            found = vertices.measure(radius, n_directions, None, seed, chunk_size, None, points=some)
+            return float(found.counts.clamp(min=0).sum()) * n / len(some)
+
+        return _chosen(_bisected(switching, most), most, n, switching)
 
 
-def _chosen(found: float, most: float, n: int) -> FoundRadius:
+def _chosen(found: float, most: float, n: int, switching: Callable[[float], float]) -> FoundRadius:
+    """Round the radius that was found, given how many units switch at all points within a radius."""
     if found <= most:
         radius = rounded(found)
+        if radius < found and switching(radius) < _LEAST * ENOUGH:
+            radius = rounded(2.3 * radius)  # the next one: 2 or 2.5 times as large
         if radius <= most:
             return FoundRadius(
-                radius, f"the smallest that can be read: {ENOUGH:,} units switch at the {n:,} train points"
+                radius, f"the smallest that can be read: about {ENOUGH:,} units switch at the {n:,} train points"
             )
     return FoundRadius(
         rounded(most, down=True),
@@ -170,20 +175,14 @@ def count_units(
     return sum(counter.sizes)
 
 
-def _bisected(counter: Counter, n: int, most: float, n_directions: int, seed: int, chunk_size: int | None) -> float:
+def _bisected(switching: Callable[[float], float], most: float) -> float:
     """The radius from which on enough units switch; infinite if that is above ``most``."""
-
-    def is_enough(radius: float) -> bool:
-        some = share_of(n, 0, -(-n // _POINTS))
-        found = counter.measure(radius, n_directions, None, seed, chunk_size, None, points=some)
-        return float(found.counts.clamp(min=0).sum()) >= ENOUGH * len(some) / n
-
-    if not is_enough(most):
+    if switching(most) < ENOUGH:
         return math.inf
     low, high = math.log10(most) - _DECADES, math.log10(most)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if is_enough(10**middle) else (middle, high)
+        low, high = (low, middle) if switching(10**middle) >= ENOUGH else (middle, high)
     return 10 ** ((low + high) / 2)
 
 
@@ -200,6 +199,10 @@ class _SmallestRadii(LinearCounter):
     def found(self) -> float:
         """The radius at which enough units have switched; infinite if there are fewer."""
         return float(self._smallest.max()) if len(self._smallest) == ENOUGH else math.inf
+
+    def switching(self, radius: float) -> float:
+        """How many units switch at all points together within a radius, up to those that are enough."""
+        return float((self._smallest <= radius).sum())
 
     def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         value = found[0][0].clone()  # the next line overwrites it

@@ -93,7 +93,7 @@ class Wandb(Adapter):
 
         finite = _finite(values)
         if len(finite):
-            self.logger.log_metrics({tag: wandb.Histogram(finite)}, step=step)
+            self.logger.log_metrics({tag: wandb.Histogram(finite.tolist())}, step=step)
 
 
 class MLFlow(Adapter):

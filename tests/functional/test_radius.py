@@ -15,6 +15,7 @@ from lc_callback.functional.radius import (
     ENOUGH,
     LOCAL,
     _bisected,
+    _chosen,
     _DistinctCounter,
     _SmallestRadii,
     count_units,
@@ -63,6 +64,15 @@ class Sign(nn.Module):
         return x + 0.1 * torch.sign(x)
 
 
+def by_vertices(net: nn.Module, points: Tensor, most: float) -> float:
+    counter = _DistinctCounter(net, points)
+
+    def switching(radius: float) -> float:
+        return float(counter.measure(radius, 25, None, 0, None, None).counts.sum())
+
+    return _bisected(switching, most)
+
+
 NETWORKS: dict[str, tuple[Any, Tensor]] = {
     "mlp": (lambda: mlp(64, 100, 100, 10), normal(400, 64)),
     "gelu": (lambda: nn.Sequential(nn.Linear(64, 200), nn.GELU(), nn.Linear(200, 5)), normal(400, 64)),
@@ -105,7 +115,7 @@ def test_the_vertices_find_what_the_critical_radii_do() -> None:
     net, points = made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)
     linear = _SmallestRadii(net, points)
     linear.measure(1.0, 25, None, 0, None, None)
-    vertices = _bisected(_DistinctCounter(net, points), 400, 1.0, 25, 0, None)
+    vertices = by_vertices(net, points, 1.0)
     assert vertices == pytest.approx(linear.found(), rel=0.15)
 
 
@@ -126,7 +136,7 @@ def test_units_of_one_value_count_once(method: str, copies: int) -> None:
         counter.measure(1.0, 25, None, 0, None, None)
         found = counter.found()
     else:
-        found = _bisected(_DistinctCounter(net, points), 60, 10.0, 25, 0, None)
+        found = by_vertices(net, points, 10.0)
     single = local_complexity(net.first, points, layers=[nn.Linear], radius=found).total.sum()
     assert float(single) == pytest.approx(ENOUGH, rel=0.1)
 
@@ -149,7 +159,7 @@ def test_units_on_their_kink_do_not_count(method: str) -> None:
         counter.measure(1.0, 25, None, 0, None, None)
         found = counter.found()
     else:
-        found = _bisected(_DistinctCounter(net, points), 60, 10.0, 25, 0, None)
+        found = by_vertices(net, points, 10.0)
     counts = local_complexity(net, points, radius=found, method=method).counts.sum(0).tolist()
     assert counts == [pytest.approx(ENOUGH, rel={"linear": 1e-9, "vertices": 0.1}[method]), 60 * 400]
 
@@ -165,7 +175,7 @@ def test_a_small_network_gets_the_largest_local_radius(layers: Any) -> None:
 
 def test_the_reason_says_how_many_units_switch() -> None:
     reason = find_radius(made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)).reason
-    assert reason == "the smallest that can be read: 2,500 units switch at the 400 train points"
+    assert reason == "the smallest that can be read: about 2,500 units switch at the 400 train points"
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
@@ -202,6 +212,28 @@ def test_points_that_do_not_differ_are_an_error(points: Tensor) -> None:
 def test_radii_are_rounded_by_ratio(radius: float, nearest: float, below: float) -> None:
     assert rounded(radius) == nearest
     assert rounded(radius, down=True) == below
+
+
+@pytest.mark.parametrize(
+    ("found", "slope", "most", "expected"),
+    [
+        (0.020, 1.0, 1.0, 0.02),
+        (0.022, 1.0, 1.0, 0.02),  # 91 % of the units
+        (0.023, 1.0, 1.0, 0.05),  # 87 %
+        (0.011, 1.0, 1.0, 0.01),
+        (0.012, 1.0, 1.0, 0.02),
+        (0.012, 0.3, 1.0, 0.01),  # of which as many switch at smaller radii
+        (0.049, 1.0, 1.0, 0.05),
+        (0.060, 1.0, 1.0, 0.1),
+        (0.060, 1.0, 0.09, 0.05),  # the next one is not local
+        (0.025, 1.0, 0.04, 0.02),
+        (math.inf, 1.0, 0.04, 0.02),
+    ],
+)
+def test_a_radius_that_is_rounded_down_can_still_be_read(
+    found: float, slope: float, most: float, expected: float
+) -> None:
+    assert _chosen(found, most, 10, lambda radius: ENOUGH * (radius / found) ** slope).radius == expected
 
 
 @pytest.mark.parametrize("name", NETWORKS)
