@@ -11,6 +11,7 @@ from pathlib import Path
 import data
 import digits_grokking
 import models
+import no_arguments
 import numpy as np
 import pytest
 import torch
@@ -449,3 +450,13 @@ def test_losses(loss):
         "cross_entropy": -(torch.log_softmax(logits, 1)[0, 0] + torch.log_softmax(logits, 1)[1, 2]) / 2,
     }
     assert module.training_step((logits, y), 0).item() == pytest.approx(float(expected[loss]))
+
+
+@pytest.mark.parametrize("run", ["digits", "sums", "cnn"])
+def test_runs_without_arguments_draw_a_timeline(run, tmp_path, monkeypatch):
+    images = torch.utils.data.TensorDataset(torch.rand(40, 1, 28, 28), torch.arange(40) % 10)
+    monkeypatch.setitem(no_arguments.RUNS, "cnn", (no_arguments.MnistCNN, lambda root: (images, images), 8, 1))
+    monkeypatch.setattr("sys.argv", ["no_arguments.py", run, "--steps", "1", "--output", str(tmp_path)])
+    no_arguments.main()
+    folder = tmp_path / f"{run}_seed0" / "version_0"
+    assert {"timeline.png", "lc", "robust_acc", "rank"} <= {path.name for path in folder.iterdir()}
