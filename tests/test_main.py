@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import lc_callback
+from lc_callback import LocalComplexityCallback
 from lc_callback.__main__ import main
 from lc_callback.callbacks import ProbeCallback
 from lc_callback.timeline import final_transitions, read_events, summary
@@ -349,6 +350,17 @@ def test_measured_rows_are_those_of_the_run(tmp_path: Path, name: str) -> None:
     assert files == (["events.jsonl", "timeline.png"] if name == "phases" else files) != []
     for file in files:
         assert (output / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_a_radius_and_points_that_are_found_are_those_of_the_run(tmp_path: Path) -> None:
+    pl.seed_everything(3)
+    saving = ModelCheckpoint(tmp_path / "checkpoints", filename="{step}", every_n_train_steps=EVERY, save_top_k=-1)
+    callback = LocalComplexityCallback(every_n_train_steps=EVERY)
+    trainer = make_trainer(tmp_path, callback, First(), saving, max_steps=STEPS, enable_checkpointing=True)
+    trainer.fit(Model(), datamodule=Data())
+    output = measure(tmp_path, "--model", f"{__name__}.Model", "--data", f"{__name__}.Data", "--lc")
+    assert rows(output / "lc" / "history.csv") == rows(tmp_path / "lc" / "history.csv")
+    assert callback.history["lc_radius"][0] in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 def test_measure_as_a_command_with_a_model_in_the_working_directory(tmp_path: Path) -> None:
