@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,7 +131,11 @@ def supported(found: Iterable[Moment], curves: Curves) -> list[Moment]:
 
 def only_supported(find: Find) -> Find:
     """``find`` without what rests on too few rows."""
-    return lambda curves: supported(find(curves), curves)
+    return partial(_find_supported, find)  # no lambda, for callbacks are copied and pickled
+
+
+def _find_supported(find: Find, curves: Curves) -> list[Turn]:
+    return supported(find(curves), curves)
 
 
 def last_looks(steps: Floats) -> tuple[int, ...]:

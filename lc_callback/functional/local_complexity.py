@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -353,7 +353,6 @@ class Counter(Layers):
         with self.ready(smallest, n_directions, directions, seed, chunk_size, dtype) as counter:
             return counter.count_set(0, radius, progress, points)
 
-    @contextmanager
     def ready(
         self,
         radius: float,
@@ -362,13 +361,13 @@ class Counter(Layers):
         seed: int = 0,
         chunk_size: int | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Iterator[Counter]:
+    ) -> AbstractContextManager[Counter]:
         """Measuring conditions, with the layers traced, the frame drawn and the route chosen.
 
         Inside, :meth:`count_set` may be called for any set and any radius that is not below ``radius``.
 
-        Yields:
-            What counts: this, or what takes its place.
+        Returns:
+            A context manager that gives what counts: this, or what takes its place.
         """
         dtype = dtype or compute_dtype(self.model, self.inputs)
         with ExitStack() as stack:
@@ -378,7 +377,7 @@ class Counter(Layers):
                 warnings.warn(
                     f"`radius={radius:g}` is a step of {radius / self.dim**0.5:.1e} per coordinate, "
                     f"within {_FEWEST_ULP} roundings of the largest input: computing in float64.",
-                    stacklevel=5,
+                    stacklevel=3,
                 )
                 dtype = torch.float64
                 stack.close()
@@ -389,7 +388,7 @@ class Counter(Layers):
                     f"`radius={radius:g}` is a step of {radius / self.dim**0.5:.1e} per coordinate, and the forward of "
                     f"{type(self.model).__name__} rounds to {self.coarsest} on the way, so that counts are too low: "
                     "take a larger radius, or remove the cast.",
-                    stacklevel=5,
+                    stacklevel=3,
                 )
             if self.reads_values:
                 if self._others:
@@ -398,14 +397,14 @@ class Counter(Layers):
                     f"the forward of {type(self.model).__name__} looks at values in Python (an `if`, `bool()`, "
                     "`item()`): where it then goes is decided for a whole batch, so counts may depend on which "
                     "samples are in one, and on `chunk_size`.",
-                    stacklevel=5,
+                    stacklevel=3,
                 )
             frame = frame_directions(self.shape, n_directions, directions, seed, dtype, self.device)
             self._chunk = chunk_size or default_chunk(self.device, self.bytes_per_sample)
             self.set_frame(frame, self._chunk)
             if self.tape is not None and chunk_size is None:
                 self._chunk = self._chunk_of(self.tape)
-            yield self
+            return _Ready(self, stack.pop_all())
 
     def count_set(
         self,
@@ -556,6 +555,22 @@ class Counter(Layers):
         tallies[position].add(viewed(knots, by_vertex), rows, first)
 
 
+class _Ready(AbstractContextManager["Counter"]):
+    """What counts, and the measuring conditions that end with it.
+
+    No generator: a ``StopIteration`` of the user's forward would come out of it as another error.
+    """
+
+    def __init__(self, counter: Counter, conditions: ExitStack) -> None:
+        self._counter, self._conditions = counter, conditions
+
+    def __enter__(self) -> Counter:
+        return self._counter
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._conditions.__exit__(*error)
+
+
 class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
     """The model jumps, so its affine pieces do not tell where its units switch."""
 
@@ -576,23 +591,18 @@ class LinearCounter(Counter):
         self._scratch = torch.empty(0)
         self._samples = torch.empty(0), torch.empty(0)  # directions, and what they are together with the point itself
 
-    @contextmanager
-    def ready(self, *arguments: Any, **named: Any) -> Iterator[Counter]:
+    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[Counter]:
         """As for vertices, and by these if the model has no affine pieces that tell what it does nearby."""
-        with ExitStack() as stack:
-            try:
-                counter = stack.enter_context(super().ready(*arguments, **named))
-            except HasJumps as jumps:
-                warnings.warn(
-                    f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead "
-                    "of `method='linear'`.",
-                    stacklevel=5,
-                )
-                by_vertices = Counter(
-                    self.model, self.inputs, others=self._others, at=self.at, forward_fn=self.forward_fn
-                )
-                counter = stack.enter_context(by_vertices.ready(*arguments, **named))
-            yield counter
+        try:
+            return super().ready(*arguments, **named)
+        except HasJumps as jumps:
+            warnings.warn(
+                f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead "
+                "of `method='linear'`.",
+                stacklevel=3,
+            )
+        by_vertices = Counter(self.model, self.inputs, others=self._others, at=self.at, forward_fn=self.forward_fn)
+        return by_vertices.ready(*arguments, **named)
 
     def trace(self, dtype: torch.dtype) -> None:
         """As for vertices."""
@@ -611,13 +621,13 @@ class LinearCounter(Counter):
     def observed(self, moves: Tensor, most: int) -> list[Tensor]:
         """Where a few points are, and how far they get along one direction."""
         found: list[Tensor] = []
-        points = self.verified[: max(1, most // 2)]
 
         def keep(position: int, reaches: list[Reach]) -> None:
             for z, knot, reach in reaches:
                 found.extend((z - (knot or 0.0), reach))
 
-        self._follow_directions(points, moves[:1], keep)
+        for points in self.verified.split(max(1, min(most // 2, 2))):
+            self._follow_directions(points, moves[:1], keep)
         return found
 
     def follow_frame(self, points: Tensor, coefficients: Tensor, sink: Callable[[int, list[Knot]], None]) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Prefix", "find_prefix", "pre_activations", "same", "some_moves"]
 
 _TRIED = 3  # modules
+_AT_ONCE = 3  # points that are compared in one forward pass: as many as a trace has, so memory suffices
 _ROUNDING = 2**12  # units in the last place of a layer's largest value
 
 
@@ -200,7 +201,7 @@ def pre_activations(layers: Layers, coefficients: Tensor, most: int) -> list[Ten
     points = layers.verified
     # Two samples, if ever there are several: a model may ask its input for their number.
     moves = coefficients[: min(most, max(1, 3 - len(points)))]
-    for some in points.split(most):
+    for some in points.tensor_split(-(-len(points) // min(most, _AT_ONCE))):
         returned = layers.follow_frame(some, moves, keep)
         if not layers.writes_down:
             seen += [leaf.clone() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,12 +189,10 @@ def _bisected(switching: Callable[[float], float], most: float) -> float:
 class _SmallestRadii(LinearCounter):
     """Keeps the smallest critical radii of all points, as many as are enough."""
 
-    @contextmanager
-    def ready(self, *arguments: Any, **named: Any) -> Iterator[Counter]:
+    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[Counter]:
         """As a counter by vertices, which raises if the model jumps."""
         self._smallest = torch.empty(0, dtype=torch.float64)
-        with Counter.ready(self, *arguments, **named) as counter:
-            yield counter
+        return Counter.ready(self, *arguments, **named)
 
     def found(self) -> float:
         """The radius at which enough units have switched; infinite if there are fewer."""

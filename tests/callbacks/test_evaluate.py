@@ -34,7 +34,7 @@ RANKS = [f"{key}/{layer}" for layer in LAYERS for key in ("rank", "effective_ran
 NORMS = [f"weight_norm/{name}" for name in ("total", "net.0", "net.2", "net.4")]
 # With test points only, for the trainer has no train loader then; and with train points that are given.
 KEYS = {
-    "lc": ["lc/test", "lc_ci99/test", "lc/seconds"],
+    "lc": ["lc/test", "lc_ci99/test", "lc_radius", "lc/seconds"],
     "robustness": ["clean_acc/test", "robust_acc/test_eps0.1", "robust_acc/seconds"],
     "rank": [*(key.replace("/", "_test/") for key in RANKS), "tunnel_length_test", *NORMS, "rank/seconds"],
 }
