@@ -170,7 +170,7 @@ def ends_of(sets: Sequence[Points]) -> Any:
         torch.cat(each) if isinstance(each[0], Tensor) else each[0]
         for each in zip(*(leaves for leaves, _ in parts), strict=True)
     ]
-    moving = [leaf.flatten(1) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    moving = [leaf.reshape(len(leaf), -1) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     if moving:
         broken = ~torch.cat([leaf.isfinite() for leaf in moving], 1).all(1)
         order = broken.byte().argsort(stable=True)
