@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lc_callback.suggestions import did_you_mean
+from lc_callback.functional.suggestions import did_you_mean
 
 __all__ = ["CsvFile", "History"]
 

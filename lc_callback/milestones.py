@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.phases import PHASE_SETTINGS, first_steep, movements, significant
 from lc_callback.piecewise import fit
-from lc_callback.suggestions import did_you_mean
 from lc_callback.transitions import Curves, Turn
 
 __all__ = [

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.piecewise import Fit, fit
-from lc_callback.suggestions import did_you_mean
 from lc_callback.transitions import Detector, PhaseEvent, Transition, Turn, only_supported
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from lc_callback.suggestions import did_you_mean
+from lc_callback.functional.suggestions import did_you_mean
 
 __all__ = ["POINTS_PER_DECADE", "Schedule", "is_log_step"]
 

@@ -17,10 +17,10 @@ from torch import nn
 import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
 from lc_callback import functional as F
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.history import History
 from lc_callback.phases import PHASE_SETTINGS, check_phase_settings
 from lc_callback.probes import Probes
-from lc_callback.suggestions import did_you_mean
 from lc_callback.transitions import Transition
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -18,11 +18,11 @@ from lc_callback.functional.feature_rank import FeatureRank, check_options, coar
 from lc_callback.functional.features import Features
 from lc_callback.functional.knots import check_layers
 from lc_callback.functional.linear_probe import linear_probe
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.weight_norm import weight_norms
 from lc_callback.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
 from lc_callback.phases import check_phase_settings
 from lc_callback.probes import Probes
-from lc_callback.suggestions import did_you_mean
 from lc_callback.timeline import Panel, spaced
 from lc_callback.transitions import Curves, Turn
 

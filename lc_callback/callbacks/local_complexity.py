@@ -393,6 +393,8 @@ class LocalComplexityCallback(ProbeCallback):
 
     def recorded(self, step: int) -> None:
         """Keep the share of each layer in every curve."""
+        if not self._latest:  # a subclass measures in a way of its own
+            return
         shares = self._shares[step] = {}
         for split, lc in self._latest.items():
             for radius, means in zip(_radii(lc), lc.layer_means if _several(lc) else [lc.layer_means], strict=True):

@@ -36,6 +36,7 @@ from lc_callback.callbacks.trainer_data import batches_in_an_epoch, find_loader,
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
 from lc_callback.functional.points import call_model
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.outliers import layers_of_lone_rows, shares_in_columns
@@ -44,7 +45,6 @@ from lc_callback.reporting.figure import WIDTH, draw, write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
 from lc_callback.schedule import Schedule
 from lc_callback.signature import Signature, call_in_words
-from lc_callback.suggestions import did_you_mean
 from lc_callback.timeline import Panel, Part
 from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn, only_supported
 

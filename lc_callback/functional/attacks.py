@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lc_callback.functional.pgd import pgd_step
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.isolation import fixed_rng
-from lc_callback.suggestions import did_you_mean
 
 __all__ = ["Attack", "Box", "Victim", "check_attack", "lowered_confidence"]
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.channels import Channels
 from lc_callback.functional.points import main_output
-from lc_callback.suggestions import did_you_mean
+from lc_callback.functional.suggestions import did_you_mean
 
 __all__ = [
     "EXTREMES",

@@ -24,10 +24,10 @@ from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import Points, ends_of
 from lc_callback.functional.prefix import output_of
 from lc_callback.functional.space import compute_dtype
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.tangents import AffineRecorder, execute_affine, near_nothing, negligible
 from lc_callback.functional.tape import Tape
 from lc_callback.isolation import untouched
-from lc_callback.suggestions import did_you_mean
 
 __all__ = [
     "Counter",

@@ -20,9 +20,9 @@ from lc_callback.functional.knots import memory_of
 from lc_callback.functional.pgd import Descent, pgd_until_fallen
 from lc_callback.functional.points import main_output
 from lc_callback.functional.space import Space, compute_dtype
+from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.targets import check_targets
 from lc_callback.isolation import untouched
-from lc_callback.suggestions import did_you_mean
 
 __all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy", "usable_spread"]
 

@@ -195,6 +195,7 @@ FILES = {
   near: 0.25
   window: 0.9
   at: net.0
+  max_regions: 900
 """,
 }
 
@@ -229,7 +230,7 @@ IN_PYTHON = {
         "histogram": True,
         "max_width": 4,
     },
-    SplinePartitionCallback: {"near": 0.25, "window": 0.9, "at": "net.0"},
+    SplinePartitionCallback: {"near": 0.25, "window": 0.9, "at": "net.0", "max_regions": 900},
 }
 
 

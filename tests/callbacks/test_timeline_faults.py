@@ -18,6 +18,7 @@ from helpers import CLASSES, DIM, Classifier, RowLogger, our_warnings
 from lightning.pytorch.loggers import TensorBoardLogger
 from made_up import (
     MADE_UP,
+    THREE_PHASES,
     MadeUpComplexity,
     adam,
     all_three,
@@ -266,7 +267,7 @@ def test_a_detector_that_fails_costs_a_look(
     warned = [text for text in warned if "no logger" not in text]
     assert len(warned) == 3
     assert all(f"cannot {what.removesuffix('s')}" in text and "Training goes on." in text for text in warned)
-    assert kinds(callback) == [*callback.kinds]
+    assert kinds(callback) == THREE_PHASES
     assert len(callback.history) == len(other.history)
     unmarked = [row["step"] for row in callback.history if "lc/phase" not in row]
     assert unmarked == ([2, 25, 32] if what == "marks" else [])

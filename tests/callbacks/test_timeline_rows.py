@@ -104,7 +104,7 @@ SPLITS, LAYERS = ("train", "test", "random"), ("net.1", "net.3")
 SCALARS = {
     "lc": {f"{group}/{split}" for group in ("lc", "lc_ci99") for split in SPLITS}
     | {f"lc_layer/{split}/{layer}" for split in SPLITS for layer in LAYERS}
-    | {"lc/phase", "lc/seconds"},
+    | {"lc_radius", "lc/phase", "lc/seconds"},
     "robustness": {"clean_acc/train", "clean_acc/test", "robust_acc/test_eps0.1", "robust_acc_raw/test_eps0.1"}
     | {"robust_acc/seconds"},
     "rank": {f"{group}/{layer}" for group in ("rank", "effective_rank", "stable_rank") for layer in LAYERS}

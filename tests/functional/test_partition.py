@@ -907,10 +907,10 @@ def with_memory(held, monkeypatch):
     """Let the values of so many bytes be kept. Returns a list: for each layer, whether they were, and all of them."""
     layers = []
 
-    def cut_along(self, position, values):
+    def cut_along(self, position, values, *more):
         if values.units():
             layers.append((values.complete(), bool(values._kept.all())))
-        original(self, position, values)
+        original(self, position, values, *more)
 
     original = partition._Slicer._cut_along
     monkeypatch.setattr(partition._Slicer, "_cut_along", cut_along)

@@ -14,7 +14,7 @@ def did_you_mean(given: Any, possible: Iterable[str]) -> str:
 
     Example::
 
-        >>> from lc_callback.suggestions import did_you_mean
+        >>> from lc_callback.functional.suggestions import did_you_mean
         >>> did_you_mean("PDG", ["PGD", "FGSM"]), did_you_mean("nothing", ["PGD"])
         ("; did you mean 'PGD'?", '.')
     """
