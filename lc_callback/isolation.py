@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lc_callback.inference_tensors import without_inference_tensors
+
 __all__ = ["fixed_rng", "untouched"]
 
 
@@ -66,6 +68,7 @@ def untouched(
         stack.enter_context(_eval_flags(model))
         stack.enter_context(_without_sharding(model))
         stack.enter_context(_attributes(model))  # now that the weights are where they will stay
+        stack.enter_context(without_inference_tensors(model))
         stack.enter_context(_stand_in_tensors(model, dtype, detached=grad))
         stack.enter_context(_plain_kernels(model))
         stack.enter_context(torch.set_grad_enabled(grad))
@@ -247,7 +250,8 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: boo
             sharded = _is_sharded(tensor)
             plain = tensor.detach() if cast or detached or is_buffer or sharded else tensor
             plain = plain.full_tensor() if sharded else plain  # type: ignore[attr-defined]
-            clones[id(tensor)] = plain.to(dtype) if cast else plain.clone() if is_buffer else plain
+            own = is_buffer or plain.is_inference()  # which autograd refuses
+            clones[id(tensor)] = plain.to(dtype) if cast else plain.clone() if own else plain
         return clones[id(tensor)]
 
     try:
