@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.trained_space import TrainedSpace
 from lc_callback.functional.robustness import (
     RobustAccuracy,
+    attacked_accuracy,
     check_arguments,
     find_bounds,
-    robust_accuracy,
     usable_spread,
 )
 from lc_callback.functional.space import input_points, input_spread, spread_behind
@@ -183,6 +184,7 @@ class PGDRobustnessCallback(ProbeCallback):
         self.attack, self.alpha, self.steps, self.attack_args = attack, alpha, steps, attack_args
         self.bounds, self.eps_unit, self.raw, self.at, self.chunk_size = bounds, eps_unit, raw, at, chunk_size
         self._domain, self._domain_text, self._unit, self._sources = bounds, "", 1.0, ""
+        self._note, self._has_warned = "", False  # about outputs that are no logits
         self._behind = False  # a module whose output is attacked
         self._first_unit: float | None = None  # what the train points of the run settled
         self._first_bounds: torch.Tensor | None = None
@@ -205,6 +207,7 @@ class PGDRobustnessCallback(ProbeCallback):
 
     def prepare(self, network: Network, probes: Mapping[str, Probes]) -> None:
         """Settle domain and unit, which depend on the probes, and check the targets of all of them."""
+        self._note, self._has_warned = "", False
         arguments: dict[str, Any] = {"at": self.at, "forward_fn": network.forward_fn}
         first = next(iter(probes.values()))  # of the train split, if there is one
         spread = spread_behind(network.module, first.inputs, **arguments)
@@ -231,6 +234,7 @@ class PGDRobustnessCallback(ProbeCallback):
                 self._accuracy(network, some, [0.0])
             except ValueError as error:
                 raise ValueError(f"{split} probes: {error}") from error
+        self._warn_of_outputs()
         self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
         if "train" in probes:
             self._first_unit = self._unit if self.eps_unit == "std" and not self._behind else None
@@ -253,6 +257,15 @@ class PGDRobustnessCallback(ProbeCallback):
             for radius, robust in zip(self._radii, result.robust_acc.values(), strict=True):
                 values[f"{group}/{attacked}_eps{radius:g}"] = robust
         return values if spread is None else {**values, "robust_acc/spread": spread}
+
+    def recorded(self, step: int) -> None:
+        """Say that the model returns probabilities, if only this row has shown it."""
+        self._warn_of_outputs()
+
+    def _warn_of_outputs(self) -> None:
+        if self._note and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(f"{self._name}: {self._note}")
 
     def _spread_of_row(self, network: Network) -> float | None:
         """The spread behind a module, which is the unit of eps at this row; ``None`` if inputs are attacked."""
@@ -278,7 +291,7 @@ class PGDRobustnessCallback(ProbeCallback):
     def _at_eps(
         self, network: Network, points: Probes, radii: list[float], unit: float, normalize: bool
     ) -> RobustAccuracy:
-        return robust_accuracy(
+        found = attacked_accuracy(
             network.module,
             points.inputs,
             points.targets,
@@ -295,6 +308,8 @@ class PGDRobustnessCallback(ProbeCallback):
             forward_fn=network.forward_fn,
             chunk_size=self.chunk_size,
         )
+        self._note = self._note or found.note
+        return found
 
     @staticmethod
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:

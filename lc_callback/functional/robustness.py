@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ from lc_callback.functional.checks import is_out_of_memory, positive_integer
 from lc_callback.functional.knots import memory_of
 from lc_callback.functional.pgd import Descent, pgd_until_fallen
 from lc_callback.functional.points import main_output
+from lc_callback.functional.probabilities import (
+    BeforeSquashing,
+    kind_of_probabilities,
+    logits_from,
+    same_probabilities,
+    share_rounded,
+)
 from lc_callback.functional.space import Space, compute_dtype
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.targets import check_targets
@@ -34,6 +42,8 @@ _FAST, _WORTHWHILE = 64 * 2**20, 32
 _OVERSHOOT, _ROUNDINGS = 1e-4, 16
 # How many times as wide as all that can be reached the domain may be: in its units a point is rounded by as much more.
 _WIDE = 16
+# What torch says where no gradient gets through: at a `no_grad`, at a `detach`, in a reentrant checkpoint, at NumPy.
+_WITHOUT_GRADIENT = ("does not require grad", "have been used in the graph", "use_reentrant", "Can't call numpy()")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +58,14 @@ class RobustAccuracy:
             module), if they were asked for; of a point that has fallen, the first that is misclassified. Some attacks
             return the point itself where they fail.
         bounds: the domain, ``(low, high)`` with tensors of the shape of one point.
+        note: what was done about a model that returns probabilities; empty for logits.
     """
 
     clean_acc: float
     robust_acc: dict[float, float]
     adversarial: dict[float, Tensor] | None
     bounds: tuple[Tensor, Tensor]
+    note: str = ""
 
     def __repr__(self) -> str:
         robust = ", ".join(f"{eps:g}: {share:.4g}" for eps, share in self.robust_acc.items())
@@ -100,6 +112,9 @@ def robust_accuracy(
 
     The model is attacked in eval mode, in float32 or better, and left exactly as it was: modes, buffers, gradients,
     ``requires_grad`` and random states.
+
+    A model that returns probabilities is attacked at the logits that its last softmax or sigmoid gets, or, if that is
+    not at hand, at the logarithms of the probabilities. A warning says so.
 
     Args:
         model: any torch module whose output is logits ``(N, C)``, ``C >= 2``, or has them as ``logits``.
@@ -151,10 +166,54 @@ def robust_accuracy(
         >>> result.clean_acc, result.robust_acc
         (0.75, {0.1: 0.5, 0.5: 0.0})
     """
+    found = attacked_accuracy(
+        model,
+        inputs,
+        targets,
+        eps=eps,
+        attack=attack,
+        alpha=alpha,
+        steps=steps,
+        bounds=bounds,
+        seed=seed,
+        eps_unit=eps_unit,
+        attack_args=attack_args,
+        normalize_logits=normalize_logits,
+        at=at,
+        forward_fn=forward_fn,
+        chunk_size=chunk_size,
+        return_adversarial=return_adversarial,
+    )
+    if found.note:
+        warnings.warn(found.note, stacklevel=2)
+    return found
+
+
+def attacked_accuracy(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    eps: float | Sequence[float],
+    attack: str | Callable[..., Tensor],
+    alpha: float | None,
+    steps: int,
+    bounds: tuple[Any, Any] | None,
+    seed: int,
+    eps_unit: str,
+    attack_args: Mapping[str, Any] | None,
+    normalize_logits: bool,
+    at: str | None,
+    forward_fn: Callable[..., Any] | None,
+    chunk_size: int | None,
+    return_adversarial: bool = False,
+) -> RobustAccuracy:
+    """:func:`robust_accuracy` without its warning, which is the ``note`` of the result."""
     radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
     measurement = _Measurement(model, inputs, targets, at, forward_fn, return_adversarial)
     with untouched(model, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
-        measurement.look(chunk_size)
+        # Any other attack sees all points, and so finds out by itself.
+        measurement.look(chunk_size, needs_gradient=attack == "PGD" and max(radii) > 0)
         unit = measurement.spread() if measurement.in_spreads(eps_unit) else 1.0
         box, domain = measurement.box(bounds, unit * max(radii))
         robust, adversarial = dict.fromkeys(radii, 0.0), dict.fromkeys(radii, measurement.x)
@@ -162,7 +221,8 @@ def robust_accuracy(
             step = None if alpha is None else alpha * unit
             one = Attack(attack, radius * unit, step, steps, attack_args or {}, seed)
             robust[radius], adversarial[radius] = measurement.under(one, box, normalize_logits)
-    return RobustAccuracy(measurement.clean_acc, robust, adversarial if return_adversarial else None, domain)
+    kept = adversarial if return_adversarial else None
+    return RobustAccuracy(measurement.clean_acc, robust, kept, domain, measurement.note)
 
 
 class _Measurement(Space):
@@ -179,23 +239,27 @@ class _Measurement(Space):
     ) -> None:
         super().__init__(model, inputs, at=at, forward_fn=forward_fn)
         self._targets, self._every = targets, every
+        self._squashed: str | None = None  # the model returns probabilities of this kind
+        self._is_behind = False  # and what they are computed from is at hand
+        self.note = ""
 
-    def look(self, chunk_size: int | None) -> None:
+    def look(self, chunk_size: int | None, needs_gradient: bool) -> None:
         """Find points, logits, and how much memory an attack takes."""
         self.locate(compute_dtype(self.model, self.inputs))
         with torch.no_grad():
-            self.x = self.all_values()
+            self.x = _normal(self.all_values())
         self.n = len(self.x)
         if self.at_module is not None:
             self.largest = float(self.x.abs().max())
         tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
         self._held = self.at_module is not None or len(tensors) > len(self.points.moving)
-        each = self._bytes_per_point()
+        each = self._bytes_per_point(needs_gradient)
         self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // each)
         by_default = chunk_size is None and self.device.type == "cpu"
         self._fast = max(_WORTHWHILE, _FAST // each) if by_default else self.chunk
         logits = self._with_memory(self._all_logits, self.x)
-        self.y = check_targets(self._targets, logits).to(self.device)
+        self.y = _normal(check_targets(self._targets, logits).to(self.device))
+        logits = self._without_squashing(logits)
         self.finite = bool(logits.isfinite().all())
         self.correct = logits.argmax(1) == self.y
         # Of the points that are right as they are: those that an attack has turned, and where; logits not finite.
@@ -394,7 +458,30 @@ class _Measurement(Space):
     # Logits
 
     def _logits(self, points: Tensor, x: Tensor) -> Tensor:
-        return main_output(self.output(points, x))
+        if not self._is_behind:
+            output = main_output(self.output(points, x))
+            return output if self._squashed is None else logits_from(output, self._squashed)
+        with BeforeSquashing() as before:
+            output = main_output(self.output(points, x))
+        logits = before.logits_of(output)
+        return logits_from(output, "softmax") if logits is None else logits
+
+    def _without_squashing(self, outputs: Tensor) -> Tensor:
+        """Logits for what the model returns, and a note if these are others."""
+        hint = "Pass `forward_fn=`, a function (module, inputs) -> logits (N, C)."
+        if self._is_behind:
+            self.note = f"the model returns probabilities: the logits that they are computed from are attacked. {hint}"
+            return outputs
+        self._squashed = kind_of_probabilities(outputs)
+        if self._squashed is None:
+            return outputs
+        seen = "sum to 1" if self._squashed == "softmax" else "are between 0 and 1 and come near both"
+        lost = share_rounded(outputs)
+        rounded = f" {lost:.0%} of them are rounded to 0 and 1, where no attack can see a way." if lost else ""
+        self.note = (
+            f"the model returns probabilities, for its outputs {seen}: their logarithms are attacked.{rounded} {hint}"
+        )
+        return logits_from(outputs, self._squashed)
 
     def _all_logits(self, x: Tensor) -> Tensor:
         size = min(self.chunk, 256)
@@ -417,8 +504,12 @@ class _Measurement(Space):
             return self._logits(points, x)
         return _InChunks.apply(x, points, self._logits, self.chunk)
 
-    def _bytes_per_point(self) -> int:
-        """Bytes that one point keeps for the backward pass."""
+    def _bytes_per_point(self, needs_gradient: bool) -> int:
+        """Bytes that one point keeps for the backward pass, which is tried.
+
+        Raises:
+            ValueError: if no gradient reaches the points though one is needed.
+        """
         weights = {memory_of(t) for t in [*self.model.parameters(), *self.model.buffers()]}
         kept = 0
 
@@ -430,8 +521,17 @@ class _Measurement(Space):
 
         few = torch.arange(min(2, self.n))
         x = self.x[: len(few)].clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self._logits(few, x)
+        try:
+            with _gradients_explained():
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), BeforeSquashing() as before:
+                    output = main_output(self.output(few, x))
+                behind = before.logits_of(output)
+                self._is_behind = behind is not None and same_probabilities(behind, output)
+                if needs_gradient:
+                    torch.autograd.grad(output, x, torch.ones_like(output))
+        except ValueError:
+            if needs_gradient:
+                raise
         return max(1, kept // len(few))
 
 
@@ -468,13 +568,19 @@ def _gradients_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "does not require grad" in str(error) or "have been used in the graph" in str(error):
+        if any(text in str(error) for text in _WITHOUT_GRADIENT):
             raise ValueError(
-                "no gradient flows from the logits to the inputs (is there a `no_grad`, `detach` or an integer "
-                "operation in the forward?): attack behind it with `at=`, pass another `forward_fn=`, or use an "
-                "attack without gradients, attack='Square'."
+                "no gradient reaches the inputs: no gradient flows from the logits to the inputs (is there a "
+                "`no_grad`, `detach`, `checkpoint(use_reentrant=True)` or an integer operation in the forward?): "
+                "attack behind it with `at=`, pass another `forward_fn=`, or use an attack without gradients, "
+                "attack='Square'."
             ) from error
         raise
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """The tensor, which a backward pass can keep, also if it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _of_points(mask: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Models that return probabilities: the logits that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["BeforeSquashing", "kind_of_probabilities", "logits_from", "same_probabilities", "share_rounded"]
+
+# How far rows of probabilities may be from a sum of 1, or from those of a softmax that is computed again.
+_SLACK = 1e-3
+# Outputs between 0 and 1 that come so near to both ends are squashed.
+_NEAR = 0.01
+
+_functional: Any = nn.functional
+_SQUASHING = {torch.softmax, Tensor.softmax, _functional.softmax, torch.special.softmax, torch.exp, Tensor.exp}
+_SQUASHING |= {torch.sigmoid, Tensor.sigmoid, _functional.sigmoid, torch.special.expit}
+# What a model may do to probabilities before it returns them, and what is then done to the logits, too.
+_RESHAPING = {torch.squeeze, torch.flatten, torch.reshape, torch.clone, Tensor.clone, Tensor.contiguous, Tensor.to}
+_RESHAPING |= {Tensor.squeeze, Tensor.flatten, Tensor.reshape, Tensor.view, Tensor.float, Tensor.double}
+_RESHAPING |= {Tensor.__getitem__, torch.select, Tensor.select, Tensor.type, Tensor.type_as}
+# These change no decision, and the logits are left as they are.
+_CUTTING = {torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, Tensor.clamp_min, Tensor.clamp_max}
+# ``exp(z) / sum(exp(z))``: what all classes are divided by is the same.
+_SCALING = {torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide}
+
+
+class BeforeSquashing(TorchFunctionMode):
+    """Inside, what goes into each softmax, sigmoid and exponential of a forward is remembered.
+
+    The logits that a softmax gets tell all that its output has lost in rounding: in float32 a probability is 1 from a
+    margin of about 17, and 0 from one of about 100.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._behind: dict[int, tuple[Tensor, Tensor]] = {}  # by the probabilities: these, and the logits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        source = args[0] if args else kwargs.get("input")
+        if isinstance(result, Tensor) and isinstance(source, Tensor):
+            logits = self._logits(func, source, args[1:], kwargs)
+            if logits is not None:
+                self._behind[id(result)] = result, logits
+        return result
+
+    def _logits(self, func: Any, source: Tensor, rest: Any, kwargs: Any) -> Tensor | None:
+        if func in _SQUASHING:
+            return source
+        found = self._behind.get(id(source))
+        if found is None:
+            return None
+        logits = found[1]
+        if func in _RESHAPING:
+            return func(logits, *rest, **kwargs)
+        if func in _SCALING:
+            scale = rest[0] if rest else kwargs.get("other")
+            return logits if isinstance(scale, Tensor) and scale.ndim and scale.shape[-1] == 1 else None
+        return logits if func in _CUTTING else None
+
+    def logits_of(self, output: Tensor) -> Tensor | None:
+        """What the ``output`` of the model was computed from; ``None`` if no softmax or sigmoid comes last."""
+        found = self._behind.get(id(output))
+        return None if found is None else found[1]
+
+
+def same_probabilities(logits: Tensor, output: Tensor) -> bool:
+    """Whether ``output (N, C)`` is the softmax or the sigmoid of ``logits``."""
+    if logits.shape != output.shape or output.ndim != 2 or not _in_unit_interval(output):
+        return False
+    squashings: tuple[Callable[[Tensor], Tensor], ...] = (lambda z: z.softmax(1), torch.sigmoid)
+    return any(torch.allclose(squash(logits.detach()), output.detach(), atol=_SLACK) for squash in squashings)
+
+
+def kind_of_probabilities(outputs: Tensor) -> str | None:
+    """``"softmax"`` if rows ``(N, C)`` look like its results, ``"sigmoid"`` likewise, ``None`` if these may be logits.
+
+    Rows of a softmax sum to 1. Values between 0 and 1 may be logits, too, unless they come near both ends.
+    """
+    if outputs.ndim != 2 or not _in_unit_interval(outputs):
+        return None
+    if bool(((outputs.sum(1) - 1).abs() <= _SLACK).all()):
+        return "softmax"
+    ends = float(outputs.min()) < _NEAR and float(outputs.max()) > 1 - _NEAR
+    return "sigmoid" if ends else None
+
+
+def logits_from(outputs: Tensor, kind: str) -> Tensor:
+    """Logits that give these probabilities, as far as rounding has left any: the same decisions."""
+    limits = torch.finfo(outputs.dtype)
+    low = outputs.clamp_min(limits.tiny).log()
+    return low if kind == "softmax" else low - torch.log1p(-outputs.clamp_max(1 - limits.eps / 2))
+
+
+def share_rounded(outputs: Tensor) -> float:
+    """The share of rows in which each value has been rounded to 0 or 1: no gradient passes them."""
+    limits = torch.finfo(outputs.dtype)
+    return float(((outputs <= limits.tiny) | (outputs >= 1 - limits.eps)).all(1).double().mean())
+
+
+def _in_unit_interval(outputs: Tensor) -> bool:
+    return bool((outputs >= 0).all()) and bool((outputs <= 1 + _SLACK).all())
