@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from lc_callback.callbacks.overhead import (
     is_kept,
     wait_for_device,
 )
-from lc_callback.callbacks.processes import Processes
+from lc_callback.callbacks.processes import Processes, check_weights_are_whole, communicates
 from lc_callback.callbacks.run_report import RunReport
 from lc_callback.callbacks.stale_values import warn_of_stale_values
 from lc_callback.callbacks.trainer_data import batches_in_an_epoch, find_loader, transferred
@@ -206,7 +207,9 @@ class ProbeCallback(Callback):
         self._trial_keys: set[str] = set()  # of the numbers of a row, without prefix
         self._restored = False
         self._active = False
-        self._processes = Processes()
+        self._processes = Processes()  # that measure a row together
+        self._everyone = Processes()  # of the run
+        self._epochs_differ = False  # each of them has its own number of batches
         self._csv: CsvFile | None = None
         self._folder: Path | None = None  # where files go, if there are to be any
         self._looked_at = -1  # the last step for which the schedule was asked
@@ -252,8 +255,11 @@ class ProbeCallback(Callback):
         """For :meth:`measure`, with :attr:`shares_points`: ``work(index, n)`` of each of the ``n`` processes.
 
         Under DDP these are the processes of the run, else the one there is. All measure the network of the first, and
-        get the results of all, in the order of the ranks. Must be called equally often on all of them.
+        get the results of all, in the order of the ranks. Must be called equally often on all of them. If the forward
+        itself needs the other processes, each does all of the work.
         """
+        if not self._processes.shares:
+            return [work(0, 1)]
         self._processes.equalise(network.module.buffers())  # each has its own running statistics of a BatchNorm
         return self._processes.gather(lambda: work(self._processes.rank, self._processes.n))
 
@@ -362,6 +368,7 @@ class ProbeCallback(Callback):
         if trainer.fast_dev_run:
             self._probes = {split: probes.head(_FEW) for split, probes in self._probes.items()}
         self._check_fingerprints()
+        self._look_at_epochs(trainer)
         self._model = _model_name(pl_module, self.submodule, network.module)
         self._n_points = {split: len(probes) for split, probes in self._probes.items()}
         self._try_out(network, pl_module)
@@ -394,8 +401,7 @@ class ProbeCallback(Callback):
             return
         step = trainer.global_step
         due = self._due(self._looked_at, step)
-        if trainer.is_last_batch:
-            due = due or self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        due = self._due_after_epoch(trainer) or due  # every time: the others ask, too
         self._looked_at = step
         if due and step not in self.history and not self._leaves_out(trainer, step):
             self._row(trainer, pl_module)
@@ -408,7 +414,13 @@ class ProbeCallback(Callback):
         """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
         step = trainer.global_step
         due = self._active and not trainer.fast_dev_run and self.schedule.due_after_epoch(trainer.current_epoch + 1)
-        if due and step not in self.history and step != self._tried and not self._leaves_out(trainer, step):
+        if (
+            due
+            and not self._epochs_differ
+            and step not in self.history
+            and step != self._tried
+            and not self._leaves_out(trainer, step)
+        ):
             self._row(trainer, pl_module)
         self._close_step(trainer)
 
@@ -452,7 +464,7 @@ class ProbeCallback(Callback):
         """Let go of the probes."""
         self._probes, self._active, self._csv, self._run, self._folder = {}, False, None, None, None
         self._cost = None
-        self._processes = Processes()
+        self._processes, self._everyone = Processes(), Processes()
 
     # State
 
@@ -662,21 +674,33 @@ class ProbeCallback(Callback):
         return Network(module, forward_fn)
 
     def _draw_probes(self, trainer: Any, pl_module: Any) -> Network:
-        """Draw the probes, the same for all processes that share them. Returns the network they are for."""
-        self._processes = Processes.that_share(trainer) if self.shares_points else Processes()
+        """Draw the probes, the same for all processes. Returns the network they are for."""
+        self._processes, self._everyone = Processes(), Processes.of_run(trainer)
+        everyone = self._everyone
 
         def draw() -> tuple[Network, dict[str, Probes]]:
             network = self._network(pl_module)
+            check_weights_are_whole(trainer, network.module, self._name)
             signature = Signature.of(network.module, network.forward_fn, partial(self._conditions, pl_module))
             drawn = partial(self._draw, trainer, signature)
             n = self.choose_n_probes(network, partial(drawn, 2))
             return network, drawn(min(n, _FEW) if trainer.fast_dev_run else n)
 
-        everyone = Processes.that_share(trainer)  # also of a callback that measures all points on each
         network, probes = everyone.agree(draw)
         self._probes = everyone.alike(probes, _fingerprints)  # each may have its own part of the data
         self._n_used = max((len(points) for points in self._probes.values()), default=self.n_probes)
+        self._processes = Processes.that_share(trainer) if self.shares_points else Processes()
+        if everyone.n > 1 and any(everyone.gather(partial(self._communicates, network, pl_module))):
+            self._processes = everyone
         return network
+
+    def _communicates(self, network: Network, pl_module: Any) -> bool:
+        """Whether the forward needs the other processes, which then have to run it equally often."""
+        few = [probes.head(2).inputs for probes in self._probes.values()]
+        if not few:
+            return False
+        with self._conditions(pl_module):
+            return max(communicates(partial(network, inputs)) for inputs in few)  # and not any(), for all have to run
 
     def _named(self, draw: Callable[[], Probes]) -> Probes:
         """What ``draw`` returns; its errors name this callback."""
@@ -742,9 +766,11 @@ class ProbeCallback(Callback):
                 self._trial_keys = {key for key, value in self.trial(network, few).items() if not _is_array(value)}
 
         try:
-            self._processes.agree(measure)
+            self._everyone.agree(measure)
         except Exception as error:
-            if not self._is_finite(network, few, pl_module):  # no fault of the set-up, and it may pass
+            if not all(
+                self._everyone.gather(lambda: self._is_finite(network, few, pl_module))
+            ):  # no fault of the set-up, and it may pass
                 self._warn_or_raise("the weights or what they give are not finite, and no row can be taken", error)
                 return
             if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
@@ -775,6 +801,23 @@ class ProbeCallback(Callback):
         if self.schedule.given is not None:  # it may say something else in each process
             return bool(self._guarded("asking its schedule", lambda: self._processes.decide(ask)))
         return ask()
+
+    def _due_after_epoch(self, trainer: Any) -> bool:
+        """Whether this batch ends an epoch after which a row is due. The first process decides if epochs differ."""
+
+        def ask() -> bool:
+            return bool(trainer.is_last_batch) and self.schedule.due_after_epoch(trainer.current_epoch + 1)
+
+        if self._epochs_differ:
+            return bool(self._guarded("looking for the end of the epoch", lambda: self._everyone.decide(ask)))
+        return ask()
+
+    def _look_at_epochs(self, trainer: Any) -> None:
+        """Find out whether an epoch ends at the same step in all processes, if rows depend on that."""
+        self._epochs_differ = False
+        if self.schedule.every_n_epochs is not None and self._everyone.n > 1:
+            n = self._everyone.gather(lambda: trainer.num_training_batches)
+            self._epochs_differ = len({*n}) > 1 or math.isinf(n[0])
 
     def _leaves_out(self, trainer: Any, step: int) -> bool:
         """Whether the row of a step is left out for ``max_overhead``. The first process decides for all."""
@@ -827,6 +870,8 @@ class ProbeCallback(Callback):
             for name in muted:
                 vars(pl_module)[name] = _ignore
             with untouched(pl_module, seed=self.seed):
+                if not self._processes.shares:  # else a forward could run more often on one of them
+                    self._processes.equalise(pl_module.buffers())
                 yield
         finally:
             for name in muted:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lc_callback.callbacks._compat import DDP_STRATEGIES
+from lc_callback.callbacks._compat import DDP_STRATEGIES, FSDP_STRATEGIES
 
-__all__ = ["Processes", "RankError"]
+__all__ = ["Processes", "RankError", "check_weights_are_whole", "communicates"]
 
 T = TypeVar("T")
 
@@ -33,10 +35,24 @@ class Processes:
 
     Calls may be nested. They start with what may fail on one rank only, and end with one exchange: a rank that fails
     before an exchange tells the others at that one, whether or not it is the one it was to make.
+
+    Args:
+        rank: which of them this is.
+        n: how many there are.
+        shares: whether each measures a part of the points. Otherwise each measures all, for a forward that needs the
+            other processes has to run equally often on each.
     """
 
-    def __init__(self, rank: int = 0, n: int = 1) -> None:
-        self.rank, self.n = rank, n
+    def __init__(self, rank: int = 0, n: int = 1, *, shares: bool = True) -> None:
+        self.rank, self.n, self.shares = rank, n, shares
+
+    @classmethod
+    def of_run(cls, trainer: Any) -> Processes:
+        """All processes of a run, which do the same, if they can talk to each other; else this one alone."""
+        talk = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if trainer.world_size == 1 or not talk or torch.distributed.get_world_size() != trainer.world_size:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size, shares=False)
 
     @classmethod
     def that_share(cls, trainer: Any) -> Processes:
@@ -122,3 +138,47 @@ class Processes:
         firsts = self.decide(lambda: [tensor.cpu() for tensor in own])
         for tensor, first in zip(own, firsts, strict=True):
             tensor.copy_(first)
+
+
+def communicates(forward: Callable[[], object]) -> bool:
+    """Whether a forward talks to other processes. All have to call this; a forward that fails does not."""
+    with _Watch() as watch:
+        try:
+            forward()
+        except Exception:  # what is wrong, the trial measurement says
+            return watch.has_talked
+    return watch.has_talked
+
+
+class _Watch(TorchDispatchMode):
+    """Sees the collective operations of torch, below all functions that lead to them."""
+
+    has_talked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.has_talked |= "c10d" in func.namespace
+        return func(*args, **(kwargs or {}))
+
+
+def check_weights_are_whole(trainer: Any, module: nn.Module, name: str) -> None:
+    """Check that each process can call the module by itself, for the callback of this name.
+
+    Raises:
+        MisconfigurationException: if each has a part of the weights, which only the strategy can put together.
+    """
+    strategy = trainer.strategy
+    own = any(base.__name__ == "FullyShardedDataParallel" for part in module.modules() for base in type(part).__mro__)
+    if isinstance(strategy, FSDP_STRATEGIES) or own or any(map(_is_part, module.parameters())):
+        raise MisconfigurationException(
+            f"{name}: the strategy {type(strategy).__name__} gives each process a part of the weights, and a network "
+            "that is not whole cannot be measured. Use strategy='ddp', ModelParallelStrategy with `fully_shard` in "
+            "`configure_model`, or DeepSpeed up to stage 2; or measure the checkpoints of the run, once they are "
+            "whole, with `python -m lc_callback measure`."
+        )
+
+
+def _is_part(parameter: nn.Parameter) -> bool:
+    """Whether this is a part that FSDP has flattened, or that DeepSpeed has taken away (stage 3)."""
+    return type(parameter).__name__ == "FlatParameter" or any(
+        hasattr(parameter, mark) for mark in ("_is_flat_param", "ds_id")
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import DIM, Classifier, loader, make_trainer, our_warnings, points, timeless
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -22,7 +25,7 @@ from lightning.pytorch.strategies import (
 from torch import distributed, nn
 
 import lc_callback
-from lc_callback import FeatureRankCallback, LocalComplexityCallback
+from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
 from lc_callback.callbacks import probe_callback
 from lc_callback.callbacks.processes import Processes
 from lc_callback.functional import local_complexity
@@ -277,8 +280,94 @@ def first_row(folder: Path, own: dict[str, Any], module: Any) -> Any:
     return [rows(callback) for callback in callbacks]
 
 
+def communicating(how: str) -> Callable[[], Any]:
+    """A module whose forward waits for all other processes, and whose statistics differ between them."""
+
+    class Communicating(Classifier):
+        def __init__(self) -> None:
+            super().__init__(nn.Sequential(nn.Linear(DIM, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)))
+
+        def forward(self, x: Any) -> Any:
+            z = self.net(x)
+            if not distributed.is_initialized():
+                return z
+            if how == "all_reduce":
+                distributed.all_reduce(torch.zeros(1))
+            elif how == "without waiting":
+                distributed.all_reduce(torch.zeros(1), async_op=True).wait()
+            elif how == "all_gather":  # as a contrastive loss does
+                parts = [torch.empty_like(z) for _ in range(distributed.get_world_size())]
+                distributed.all_gather(parts, z.detach())
+            elif how == "barrier":
+                self.trainer.strategy.barrier()
+            elif how == "of Lightning":
+                self.all_gather(z.mean())
+            else:
+                distributed.all_gather_object([None] * distributed.get_world_size(), 0)
+            return z
+
+    return Communicating
+
+
+FORWARDS = ["all_reduce", "without waiting", "all_gather", "barrier", "of Lightning", "objects"]
+
+
+def collective(folder: Path, own: dict[str, Any]) -> Any:
+    """As many points as do not go up in shares; an attack that stops at points that have fallen; other statistics."""
+    found = {}
+    for how in FORWARDS if own["devices"] == 2 else FORWARDS[2:3]:
+        few = {"schedule": [0, 2], "n_probes": 3, "test_probes": points(seed=1)}
+        callbacks = lc(**few), FeatureRankCallback(**few), PGDRobustnessCallback(eps=[0.1, 0.5], **few)
+        data = {"data": points(96), "use_distributed_sampler": True, "max_steps": 3}
+        with Swept() as swept:
+            fit(folder, own, *callbacks, module=communicating(how), **data)
+        found[how] = {"rows": [rows(callback) for callback in callbacks], "swept": len(swept)}
+    return found
+
+
+def epochs(folder: Path, own: dict[str, Any]) -> Any:
+    """The epochs of each process have another length: 4 batches in the first, 3 in the second, ..."""
+    callbacks = lc(schedule=None, every_n_epochs=1), FeatureRankCallback(n_probes=N_PROBES, every_n_epochs=1)
+    data = {"data": points(8 * max(4 - rank(), 1)), "max_steps": 9, "max_epochs": None}
+    fit(folder, own, *callbacks, **data)
+    return [callback.history.steps for callback in callbacks]
+
+
+def fails_alone(folder: Path, own: dict[str, Any]) -> Any:
+    """Callbacks that measure all points in each process, one of which fails in the set-up."""
+    said = []
+    for kind, method in itertools.product((FeatureRankCallback, PGDRobustnessCallback), ("_draw", "prepare", "trial")):
+
+        def failing(self: Any, *args: Any, method: str = method, kind: Any = kind) -> Any:
+            if rank() == 1:
+                raise OSError(f"no {method}")
+            return getattr(kind, method)(self, *args)
+
+        try:
+            fit(folder, own, type(kind.__name__, (kind,), {method: failing})(n_probes=N_PROBES, schedule=[0]))
+        except Exception as error:
+            said.append([method, f"{error}"])
+    return said
+
+
+class Parted(DDPStrategy, FSDPStrategy):
+    """Stands in for a strategy that needs a GPU."""
+
+    strategy_name = "fsdp"
+
+
+def parted(folder: Path, own: dict[str, Any]) -> Any:
+    said = []
+    for callback in (lc(), FeatureRankCallback(), PGDRobustnessCallback(), SplinePartitionCallback()):
+        try:
+            fit(folder, {**own, "strategy": Parted(process_group_backend="gloo")}, callback)
+        except Exception as error:
+            said.append(f"{error}")
+    return said
+
+
 RUNS: list[Callable[..., Any]] = [complete, without, resumed, failing, schedules, few_points, refused]
-RUNS += [own_data, batch_norm, validated, left_out]
+RUNS += [own_data, batch_norm, validated, left_out, collective, epochs, fails_alone, parted]
 
 
 def all_runs(folder: str, n: int) -> None:
@@ -311,7 +400,9 @@ def launched(folder: Path, n: int) -> list[dict[str, Any]]:
     script = folder / "run.py"
     script.write_text(PROGRAM.format(tests=tests, folder=str(folder), n=n))
     root = Path(lc_callback.__file__).parents[1]
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=180)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=1800
+    )  # if it hangs
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank{index}.json").read_text()) for index in range(n)]
 
@@ -451,7 +542,30 @@ def test_a_validation_is_shared_too(n: int, ranks: Any, alone: Any) -> None:
         assert own["validated"]["swept"] == list(range(index, N_PROBES, n))
 
 
+@several
+def test_the_first_decides_where_epochs_end(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert own["epochs"] == 2 * [[0, 4, 8]]
+
+
+@several
+def test_a_failure_of_one_stops_all_also_where_nothing_is_shared(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert [method for method, _ in own["fails_alone"]] == 2 * ["_draw", "prepare", "trial"]
+        for method, text in own["fails_alone"]:
+            assert f"rank 1: OSError: no {method}" in text or f"rank 1: MisconfigurationException: {text}" in text
+
+
 # Where the forward is collective
+
+
+@pytest.mark.parametrize(("n", "how"), [*((2, how) for how in FORWARDS), (4, "all_gather")])
+def test_a_forward_that_communicates_runs_equally_often_on_all(n: int, how: str, ranks: Any) -> None:
+    first, *others = [own["collective"][how] for own in ranks[n]]
+    assert [[row["step"] for row in table] for table in first["rows"]] == 3 * [[0, 2]]
+    assert first["swept"] == 3 * 2 * 3  # splits, rows, and all points on each
+    for other in others:
+        assert other == first
 
 
 def test_sharded_weights_give_the_rows_of_one_process(ranks: Any, alone: Any) -> None:
@@ -473,6 +587,42 @@ def test_whole_weights_are_measured_however_they_are_parted(kind: str, ranks: An
     for own in ranks[2]:
         for got, wanted in zip(own[kind], expected, strict=True):
             assert got == wanted
+
+
+def taken_away(module: nn.Module) -> None:
+    for number, parameter in enumerate(module.parameters()):  # as DeepSpeed does in stage 3
+        parameter.ds_id = number
+
+
+def flattened(module: nn.Module) -> None:
+    module.net[0].weight._is_flat_param = True
+
+
+def wrapped(module: nn.Module) -> None:
+    kind = type("FullyShardedDataParallel", (nn.Sequential,), {})
+    module.net = kind(*module.net)
+
+
+WORDS = r"a part of the weights.*strategy='ddp'.*ModelParallelStrategy.*stage 2.*python -m lc_callback measure"
+
+
+@several
+def test_a_strategy_that_parts_the_weights_is_refused_on_all(n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert len(own["parted"]) == 4
+        for text in own["parted"]:
+            assert re.match(rf"\w+Callback: the strategy Parted .*{WORDS}", text)
+
+
+@pytest.mark.parametrize("callback", [LocalComplexityCallback, PGDRobustnessCallback, FeatureRankCallback])
+@pytest.mark.parametrize("part", [taken_away, flattened, wrapped])
+def test_parted_weights_are_refused_before_the_first_step(part: Any, callback: Any, tmp_path: Path) -> None:
+    module = Classifier()
+    part(module)
+    trainer = make_trainer(tmp_path, callback(), max_steps=1)
+    with pytest.raises(MisconfigurationException, match=rf"^{callback.__name__}: .*{WORDS}"):
+        trainer.fit(module, loader())
+    assert trainer.global_step == 0
 
 
 class Trainer:
