@@ -8,6 +8,25 @@ import torch
 torch.set_num_threads(1)
 
 
+class TickingClock:
+    """A microsecond passes at each look: no warning, line or picture depends on how fast the machine is."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def perf_counter(self) -> float:
+        self.looks += 1
+        return 1e-6 * self.looks
+
+
+@pytest.fixture(autouse=True)
+def clock_of_the_tests(monkeypatch):
+    """What the callbacks take for the time; a test that is about time sets a clock of its own."""
+    clock = TickingClock()
+    for module in ("probe_callback", "partition", "run_report"):
+        monkeypatch.setattr(f"lc_callback.callbacks.{module}.time", clock)
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """No slice is drawn, and slow is no fault."""

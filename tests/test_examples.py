@@ -199,7 +199,7 @@ def test_the_saved_config_runs_it_again(fit, monkeypatch):
 def test_without_the_data_one_line_says_where_it_goes(tmp_path):
     command = [sys.executable, EXAMPLES / "train.py", "fit", f"--config={EXAMPLES / 'mnist_mlp.yaml'}"]
     environment = {"PYTHONPATH": str(EXAMPLES.parent), "PATH": ""}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=1800, env=environment)
     assert done.returncode == 1
     lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("Seed set to")]
     (line,) = lines

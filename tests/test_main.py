@@ -371,7 +371,7 @@ def test_measure_as_a_command_with_a_model_in_the_working_directory(tmp_path: Pa
     options = ["--model", "my_project.Model", "--data", "my_project.Data", "--rank", "n_probes=12", "layers=['net.3']"]
     command = [sys.executable, "-m", "lc_callback", "measure", "--checkpoints", "checkpoints", *options]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     assert "curves: tensorboard --logdir lc_measured" in done.stdout

@@ -25,7 +25,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     stored, pictures = printed(notebook)
     for cell in notebook.cells:
         cell.outputs = []
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": tmp_path}}).execute()
     text, drawn = printed(notebook)
     assert len(drawn) == len(pictures) == 1
     kinds = ["first_descent_end", "migration_start", "interpolation", "generalization", "robustness_onset"]

@@ -361,7 +361,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     script = folder / "ddp.py"
     script.write_text(DDP.format(tests=[str(path) for path in Path(__file__).parents[:2]], folder=str(folder)))
     root = Path(lc_callback.__file__).parents[1]
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=root, timeout=1800)
     assert done.returncode == 0, done.stderr
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 

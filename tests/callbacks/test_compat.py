@@ -448,7 +448,7 @@ def test_two_processes_measure_what_one_does_and_write_once(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(tests=[str(p) for p in Path(__file__).parents[:2]], folder=str(tmp_path / "two")))
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=300
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     rows = {}
