@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, knots_of, memory_of, memory_order, reduced, restored
-from lc_callback.functional.tangents import SLOPES, past_kink, relu_slope
+from lc_callback.functional.knots import (
+    EXTREMES,
+    WINNERS,
+    Knot,
+    knots_of,
+    memory_of,
+    memory_order,
+    reduced,
+    relative,
+    restored,
+    surely_finite,
+)
+from lc_callback.functional.tangents import SLOPES, is_hidden, past_kink, relu_slope
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
 
 __all__ = ["Dual", "NoRule", "differentiate"]
@@ -34,12 +45,15 @@ class Dual:
         tangent: ``(k, n, ...)``, or ``(k, 1, ...)`` if it is the same at all points.
         factor: what ``tangent`` still has to be multiplied by, of a shape that fits ``value``; ``None`` is 1.
         whole: ``(1 + k, n, ...)``: memory of its own, of which all but the first is ``tangent``.
+        hidden: ``(n, ...)``: which units of a pre-activation are 0 because of others; ``None`` for none.
     """
 
     value: Tensor
     tangent: Tensor
     factor: Tensor | None = None
     whole: Tensor | None = None
+    hidden: Tensor | None = None
+    _steepest: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tangent.shape[1] not in (1, len(self.value)) or self.tangent.shape[2:] != self.value.shape[1:]:
@@ -89,9 +103,12 @@ class Dual:
 
     def steepest(self) -> Tensor:
         """``(n, ...)``: the largest absolute value of the ``k`` derivatives; NaN if one is."""
-        # In half the time of their absolute values.
-        size = reduced(self.tangent, lambda slopes: torch.maximum(slopes.amax(0), -slopes.amin(0)))
-        return size.expand_as(self.value) if self.factor is None else (size * self.factor.abs()).expand_as(self.value)
+        if self._steepest is None:
+            # In half the time of their absolute values.
+            size = reduced(self.tangent, lambda slopes: torch.maximum(slopes.amax(0), -slopes.amin(0)))
+            scaled = size if self.factor is None else size * self.factor.abs()
+            self._steepest = scaled.expand_as(self.value)
+        return self._steepest
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
@@ -131,7 +148,10 @@ def differentiate(
         if step.op == HAND_OVER or (step.position >= 0 and duals != [0]) or any(map(_moves, kwargs.values())):
             raise NoRule(step.op)
         if step.position >= 0 and step.op not in WINNERS:
-            receive(step.position, knots_of(step.op, at_points, kwargs), args[0])
+            knots = knots_of(step.op, at_points, kwargs)
+            if step.position > 0:  # the first has none before it
+                args[0].hidden = is_hidden(relative(*knots[0]), args[0].steepest())
+            receive(step.position, knots, args[0])
         if step.idle:
             continue
         if not duals:
@@ -226,8 +246,8 @@ def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
     _only_first(step, args)
     z = at_points[0]
     if step.op == "relu":
-        slope = relu_slope(z, 1)
-        lost = z == -math.inf if z.device.type != "cpu" or float(z.amin()) == -math.inf else None
+        slope = relu_slope(z, args[0].hidden)
+        lost = None if surely_finite(z) else z == -math.inf
         result = torch.mul(z, slope, out=z if step.func._schema.is_mutable else torch.empty_like(z))
         if lost is not None:  # whose ReLU is finite
             result.masked_fill_(lost, 0.0)

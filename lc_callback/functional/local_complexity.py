@@ -19,13 +19,23 @@ from lc_callback.functional.bracket import UpperBound
 from lc_callback.functional.checks import is_out_of_memory, positive_integer
 from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import Knot, Recorder, check_layers, memory_order, permuted, reduced, viewed
+from lc_callback.functional.knots import (
+    Knot,
+    Recorder,
+    check_layers,
+    memory_order,
+    permuted,
+    reduced,
+    relative,
+    surely_finite,
+    viewed,
+)
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import Points, ends_of
 from lc_callback.functional.prefix import output_of
 from lc_callback.functional.space import compute_dtype
 from lc_callback.functional.suggestions import did_you_mean
-from lc_callback.functional.tangents import AffineRecorder, execute_affine, near_nothing, negligible
+from lc_callback.functional.tangents import AffineRecorder, execute_affine, is_hidden
 from lc_callback.functional.tape import Tape
 from lc_callback.isolation import untouched
 
@@ -678,6 +688,8 @@ class LinearCounter(Counter):
             if layer >= 0:
                 broken[:, layer] |= place.broken()
                 histogram += self._add(counts[:, :, layer], place.by_unit())
+        histogram[_INFINITE] += histogram[self._never : _INFINITE].sum()
+        histogram[self._never : _INFINITE] = 0
         self.histogram += histogram
         return counts.masked_fill_(broken[:, None], -1)
 
@@ -689,7 +701,11 @@ class LinearCounter(Counter):
                 reaches: list[Reach] = []
                 for i, (z, knot) in enumerate(viewed(knots, lambda z: z.unflatten(0, self.block))):
                     repeated = i > 0 and knots[i - 1][0] is knots[i][0]
-                    reaches.append((z[0], knot, reaches[-1][2] if repeated else self._largest_step(z)))
+                    reach = reaches[-1][2] if repeated else self._largest_step(z)
+                    if i == 0 and position > 0:
+                        hidden = is_hidden(relative(z[0], knot), reach)
+                        reach = _settled(z[0], knot, reach, hidden)
+                    reaches.append((z[0], knot, reach))
                 sink(position, reaches)
 
             if self._samples[0] is not directions:
@@ -702,6 +718,8 @@ class LinearCounter(Counter):
             if axis is not None:
                 at = viewed(knots, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
+                if dual.hidden is not None:
+                    reach = _settled(*at[0], reach, axis.to_front(dual.hidden, len(points)))
                 sink(position, [(z, knot, reach) for z, knot in at])
 
         if self.tape is None or self.tape.writes_to_views:
@@ -749,7 +767,6 @@ class LinearCounter(Counter):
             counts[:, row] += _total(torch.le(radii, radius, out=within))
         bins = keys if keys.dtype is torch.int32 else keys.view(torch.float64).float().view(torch.int32)
         bins = (bins >> _DROPPED).bitwise_and_(_BINS - 1).flatten()
-        bins = bins.masked_fill_(bins >= self._never, _INFINITE)
         if bins.device.type == "cpu":
             return torch.bincount(bins, minlength=_BINS)
         bins = bins.long()  # bincount would wait for the device
@@ -767,12 +784,12 @@ def critical_radii(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
 def _critical_keys(found: list[tuple[Tensor, Tensor]], step: float) -> Tensor:
     if step != 1.0:
         found = [(at, reach / step) for at, reach in found]
-    for at, reach in found:  # as good as nothing above zero, which is zero: see relu_slope
-        some = near_nothing(at, 1)
-        if some is not None:
-            near = at[some]
-            reach[some] = reach[some].masked_fill((near > 0) & (near <= negligible(near, 1)), 0.0)
     return functools.reduce(torch.minimum, [_critical(at, slope) for at, slope in found])
+
+
+def _settled(z: Tensor, knot: float | None, reach: Tensor, hidden: Tensor | None) -> Tensor:
+    """How far units get: nowhere, if they are 0 because of others and above by rounding; see ``relu_slope``."""
+    return reach if hidden is None else reach.masked_fill(hidden & (z > (knot or 0.0)), 0.0)
 
 
 def _critical(at: Tensor, slope: Tensor) -> Tensor:
@@ -842,6 +859,8 @@ class _Reaches:
 
     def broken(self) -> Tensor:
         """``(n,)``: whether a value was not finite."""
+        if all(surely_finite(each) for pair in self._found for each in pair):
+            return torch.zeros(self._n, dtype=torch.bool, device=self._found[0][0].device)
         ends = [(at.amax(1), at.amin(1), farthest.amax(1)) for at, farthest in self.by_unit()]
         return ~functools.reduce(torch.bitwise_and, [end.isfinite() for each in ends for end in each])
 

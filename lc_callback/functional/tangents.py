@@ -17,8 +17,7 @@ __all__ = [
     "AffineRecorder",
     "Pieces",
     "execute_affine",
-    "near_nothing",
-    "negligible",
+    "is_hidden",
     "past_kink",
     "relu_slope",
 ]
@@ -74,7 +73,7 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
 
     z = by_point(x)
     if op == "relu":
-        slope = relu_slope(z[:1], 2)
+        slope = relu_slope(z[:1], is_hidden(z[:1], lambda: (z - z[:1]).abs_().amax(0, keepdim=True), 2))
         if in_place:
             z.mul_(slope)
             return x
@@ -96,30 +95,36 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
     return result
 
 
-def relu_slope(z: Tensor, axes: int) -> Tensor:
-    """The slope of ReLU at ``z``, of which the first ``axes`` are those of the points.
+def relu_slope(z: Tensor, hidden: Tensor | None) -> Tensor:
+    """The slope of ReLU at ``z``, where ``hidden`` says which units are 0 because of others, see :func:`is_hidden`.
 
     What is inactive goes on by as good as nothing instead of nothing, see :func:`faint`: a unit behind it that is 0
     for no other reason switches where this one does. Behind what becomes active it falls below zero, if it was above
     by as good as nothing: it is 0, and does not switch.
     """
-    if near_nothing(z, axes) is None:
-        return _above(z, 0).clamp_(min=_faint(z.dtype))
-    size = negligible(z, axes)
-    active = torch.where(z > size, 1.0, 0.0).to(z.dtype)
-    return torch.where(z < -size, _faint(z.dtype), torch.where(z <= 0, 1.0, active))
+    slope = torch.ge(z, 0, out=torch.empty_like(z)).clamp_(min=_faint(z.dtype))
+    return slope if hidden is None else torch.where(hidden, (z <= 0).to(z.dtype), slope)
 
 
-def near_nothing(z: Tensor, axes: int) -> Tensor | None:
-    """The points with a value that is negligible or not finite, all on a GPU, which would wait; ``None`` for none."""
-    if z.device.type != "cpu":
-        return torch.arange(len(z), device=z.device)
-    if z.ndim == axes or not z.numel():
+def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) -> Tensor | None:
+    """Which units are 0, and stay there, because units before them are inactive; ``None`` for none.
+
+    Args:
+        z: the values.
+        reach: how far each gets along the directions, or what finds it if it has to be known.
+        axes: how many of the first axes are those of the points.
+    """
+    if not callable(reach):  # by which few units look hidden that are not
+        if z.device.type == "cpu" and reach.numel():  # a GPU would wait
+            least, most = float(reach.amin()), float(reach.amax())
+            if least > 8 * torch.finfo(z.dtype).eps * most and most < math.inf:
+                return None
+        return (z.abs() <= negligible(z, axes)) & (reach <= negligible(reach, axes))
+    near = z.abs() <= negligible(z, axes)
+    if z.device.type == "cpu" and not near.any():
         return None
-    size = z.abs().flatten(axes)
-    least, most = size.amin(-1), size.amax(-1)  # aminmax is slower
-    some = ~((least > 8 * torch.finfo(z.dtype).eps * most) & (most < torch.inf))
-    return some.nonzero().flatten() if some.any() else None
+    found = reach()
+    return near & (found <= negligible(found, axes))
 
 
 def past_kink(
