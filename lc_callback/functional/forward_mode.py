@@ -97,7 +97,7 @@ class Dual:
             if self.factor is None:
                 whole[1:] = self.tangent
             else:
-                torch.mul(self.tangent, self.factor, out=whole[1:])
+                torch.mul(self.tangent.expand_as(whole[1:]), self.factor, out=whole[1:])
         whole[0] = self.value
         return whole
 
@@ -299,7 +299,10 @@ def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
     if len(args) > 2 or kwargs or not isinstance(one, Dual) or isinstance(other, Dual):
         raise NoRule(step.op)
     shape = one.value.shape
-    slope = other.clone() if isinstance(other, Tensor) else one.value.new_full((), other)  # it may be overwritten next
+    if isinstance(other, Tensor):
+        slope = other.to(one.value, copy=True)  # it may be overwritten next
+    else:
+        slope = one.value.new_full((), other)
     result = step.func(*at_points)
     if result.shape != shape:
         raise NoRule(step.op)

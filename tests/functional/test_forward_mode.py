@@ -89,7 +89,27 @@ class UpAndDown(nn.Module):
         return F.relu(self.third(F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 
+class ScaledStem(nn.Module):
+    """A residual block of which the scaling meets what is still affine."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.stem, self.inner, self.scale = nn.Linear(6, 8), nn.Linear(8, 8), scale
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.inner(F.relu(self.inner(self.scale(x))))
+        return F.relu(self.inner(x))
+
+
 PIXELS = draw(7, 2, 8, 8)
+SCALES = {
+    "norm": nn.BatchNorm1d(8),
+    "product": Call(lambda x: x * torch.linspace(0.5, 2, 8)),
+    "quotient": Call(lambda x: x / torch.linspace(0.5, 2, 8)),
+    "difference": Call(lambda x: 1 - x),
+    "several": seq(nn.BatchNorm1d(8), Call(lambda x: 3 - x)),
+}
 WITH_RULES = {
     "mlp": (lambda: mlp(6, 9, 9, 2), draw(7, 6)),
     "in_place": (lambda: seq(nn.Linear(6, 9), nn.ReLU(True), nn.Linear(9, 4), nn.LeakyReLU(0.1, True)), draw(7, 6)),
@@ -119,6 +139,7 @@ WITH_RULES = {
         lambda: seq(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU()),
         draw(7, 2, 9),
     ),
+    **{f"scaled stem, {name}": (lambda scale=scale: ScaledStem(scale), draw(7, 6)) for name, scale in SCALES.items()},
     "two inputs": (lambda: _TwoInputs(), {"x": draw(7, 3), "y": draw(7, 4, seed=1)}),
 }
 
