@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.channels import Channels
+from lc_callback.functional.guards import Guards, is_guard
 from lc_callback.functional.points import main_output
 from lc_callback.functional.suggestions import did_you_mean
 
@@ -260,6 +261,7 @@ class Tracer(Recorder):
             returned.
         choices: operations before the first one that decide by values, likewise.
         casts: floating-point types to which values were rounded, likewise.
+        guards: positions, among what was handed over, of bounds that only keep a divisor from zero.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -270,6 +272,8 @@ class Tracer(Recorder):
         self.casts: list[tuple[torch.dtype, int]] = []
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
+        self.guards: set[int] = set()
+        self._guards, self._is_guard = Guards(), False
         self._following: dict[int, Tensor] | None = None  # by memory, and so kept alive
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
         self._squashed: dict[int, tuple[int, Tensor]] = {}  # by memory
@@ -284,6 +288,9 @@ class Tracer(Recorder):
         result = super()._execute(op, func, args, kwargs)
         if self._follows(op, [args, kwargs], result):
             self._note_decision(op, func, args, result)
+        self._is_guard = is_guard(op, args, kwargs)
+        if self._guards:
+            self._guards.read(op, args, [_memories(arg) for arg in args], _memories(result), result)
         if self._squashed:
             self._read |= (_memories(args) - _memories(result)) & self._squashed.keys()
         return result
@@ -333,16 +340,19 @@ class Tracer(Recorder):
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor):
                 self.output_bytes.append(tensor.numel() * tensor.element_size())
+        if followed and self._is_guard:
+            self._guards.add(self.handed_over - 1, _memories(result), result)
         if op in _LINKS and followed:
             squashed = result[0] if isinstance(result, tuple) else result
             self._squashed.update(dict.fromkeys(_memories(squashed), (self.handed_over - 1, squashed)))
 
     def find_links(self, output: Any) -> None:
-        """Set ``links``: positions, among what was handed over, of the squashing functions that made ``output``.
+        """Set ``guards``, and ``links``: positions, among what was handed over, of what squashes to ``output``.
 
         What is returned beside the main output, and read on the way to it, is a layer.
         """
         returned = _memories(output)
+        self.guards = self._guards.found(returned)
         with suppress(ValueError):  # it has none
             returned -= self._read - _memories(main_output(output))
         self.links = {position for memory, (position, _) in self._squashed.items() if memory in returned}

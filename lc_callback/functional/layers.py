@@ -113,10 +113,10 @@ class Layers(Space):
         calls: dict[int, int] = {}
         self.sizes: list[int] = []
         for position, ((site, two), (_, three)) in enumerate(zip(of_two, of_three, strict=True)):
-            axis = None if position in tracer.links else self._batch_axis(site, two[0][0], three[0][0])
+            axis = None if position in tracer.links | tracer.guards else self._batch_axis(site, two[0][0], three[0][0])
             self.axes.append(axis)
             self.channels.append(site.channels)
-            if axis is None:  # shapes the output only, or depends on the weights only
+            if axis is None:  # shapes the output or keeps a divisor from zero only, or depends on the weights only
                 self.layer_of.append(-1)
                 continue
             if not (site.merge and site.call in calls):
