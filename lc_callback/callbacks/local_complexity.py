@@ -91,7 +91,7 @@ class LocalComplexityCallback(ProbeCallback):
         test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
         random_probes: also measure points uniform within the range of the train probes.
         seed: seed of the probes and of the frame.
-        max_pool: also count max-pooling outputs whose winning input changes.
+        max_pool: also count the winners of max-pooling, ``amax``, ``max(dim)``, ``topk`` and ``sort`` that change.
         per_layer: also log each layer.
         chunk_size: vertices in one forward pass; by default what fits a memory budget, halved when out of memory.
         submodule: name of the module to measure, if not the whole LightningModule.
@@ -427,6 +427,11 @@ class LocalComplexityCallback(ProbeCallback):
         for name, size, share in zip(one.layer_names, one.layer_sizes, one.layer_means, strict=True):
             lines.append(f"| {name} | {size} | {share:.4g} |")
         lines.append(f"| **sum** | {sum(one.layer_sizes)} | {one.mean:.4g} |")
+        if latest.uncounted:
+            lines += [
+                "",
+                f"Where the winner of {', '.join(latest.uncounted)} changes is not counted: `max_pool=True` counts it.",
+            ]
         if one.mean < 1 and self.radius != "auto":
             lines += [
                 "",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lc_callback.functional.knots import EXTREMES, WINNERS, Knot, Recorder
+from lc_callback.functional.knots import EXTREMES, Knot, Recorder
 from lc_callback.functional.layers import Layers
+from lc_callback.functional.winners import MINIMA, WINNERS
 
 __all__ = ["UpperBound"]
 
@@ -123,7 +124,7 @@ class UpperBound(Layers):
         self.becomes = becomes
 
     def _note_winners(self, position: int, z: Tensor) -> None:
-        """Max-pooling ``(S, W, K)``: the winner at the point, and by how much another may be larger."""
+        """Maxima ``(S, W, K)``: the winner at the point, and by how much another may be larger."""
         winner = z[0].argmax(-1)
         largest = z.gather(-1, winner.expand(len(z), -1)[..., None])
         border = z[0] == -torch.inf
@@ -133,11 +134,13 @@ class UpperBound(Layers):
         ahead = (lead[0] + reach + rounding).masked_fill(border | (reach == 0), 0.0).amax(-1).clamp(min=0)
         active = ahead > 0
         self._counts[self.layer_of[position]] += int(active.sum())
+        sign = -1 if self.sites[position].op in MINIMA else 1
 
         def becomes(result: Any, apply: Callable[[Tensor], Tensor]) -> None:
-            new = self._front(position, result[0]).flatten(1).clone()
-            new[:, active] = (largest[..., 0] + ahead / 2)[:, active]
-            self._replace(position, result[0], new, active, ahead[active] / 2)
+            values = result if isinstance(result, Tensor) else result[0]
+            new = self._front(position, values).flatten(1).clone()
+            new[:, active] = (sign * (largest[..., 0] + ahead / 2))[:, active]
+            self._replace(position, values, new, active, ahead[active] / 2)
 
         self.becomes = becomes
 

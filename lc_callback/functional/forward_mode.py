@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.knots import (
     EXTREMES,
-    WINNERS,
     Knot,
     knots_of,
     memory_of,
@@ -25,6 +24,7 @@ from lc_callback.functional.knots import (
 )
 from lc_callback.functional.tangents import SLOPES, is_hidden, past_kink, relu_slope
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
+from lc_callback.functional.winners import MAX_POOLS, WINNERS
 
 __all__ = ["Dual", "NoRule", "differentiate"]
 
@@ -299,10 +299,8 @@ def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
     if len(args) > 2 or kwargs or not isinstance(one, Dual) or isinstance(other, Dual):
         raise NoRule(step.op)
     shape = one.value.shape
-    if isinstance(other, Tensor):
-        slope = other.to(one.value, copy=True)  # it may be overwritten next
-    else:
-        slope = one.value.new_full((), other)
+    own = isinstance(other, Tensor)  # which may be overwritten next
+    slope = other.to(one.value, copy=True) if own else one.value.new_full((), other)
     result = step.func(*at_points)
     if result.shape != shape:
         raise NoRule(step.op)
@@ -357,7 +355,7 @@ def _only_first(step: Any, args: list[Any]) -> None:
 
 _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys((op for op in SLOPES if op not in EXTREMES), _diagonal),
-    **dict.fromkeys(WINNERS, _winners),
+    **dict.fromkeys(MAX_POOLS, _winners),
     **dict.fromkeys(("add", "sub"), _sum),
     **dict.fromkeys(("mul", "div"), _multiple),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),

@@ -21,10 +21,10 @@ from lc_callback.functional.channels import Channels
 from lc_callback.functional.guards import Guards, is_guard
 from lc_callback.functional.points import main_output
 from lc_callback.functional.suggestions import did_you_mean
+from lc_callback.functional.winners import WINNERS, winners_of
 
 __all__ = [
     "EXTREMES",
-    "WINNERS",
     "Knot",
     "Recorder",
     "Site",
@@ -44,7 +44,6 @@ __all__ = [
     "select_modules",
     "surely_finite",
     "viewed",
-    "winners_of",
 ]
 
 #: A pre-activation and the value at which its non-linearity has a kink. ``None``: the tensor holds the index of the
@@ -89,9 +88,6 @@ _KNOTS: dict[str, Callable[..., list[Knot]]] = {
     "glu": lambda x, dim=-1: [(x.chunk(2, dim)[1], 0.0)],
 }
 
-#: Operations that return (values, index of the winner).
-WINNERS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
-
 _JUMPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "heaviside"}
 # As one of these, of (values, mask), or in place of what it quantises.
 _JUMPS |= {"fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"}
@@ -131,8 +127,8 @@ class Recorder(TorchDispatchMode):
         sink: called as ``sink(site, knots)`` for each non-linearity, before it is executed (max-pooling: after). It
             must reduce what it gets, for an in-place operation overwrites it next.
         outputs_of: count the outputs of these modules, with a knot at 0, instead of the pre-activations.
-        max_pool: also hand over the winners of max-pooling; ``"candidates"``: what competes there, along a last axis,
-            -inf beyond the border.
+        max_pool: also hand over the winners of max-pooling and other maxima; ``"candidates"``: what competes there,
+            along a last axis, -inf beyond the border.
         results: hand over what the non-linearities return instead of the pre-activations, and of a recurrent module
             its output.
         at: a module whose output is moved at one of its calls. What runs before that is not handed over.
@@ -229,7 +225,8 @@ class Recorder(TorchDispatchMode):
         if knotted and self._results and not self._stack[-1].merge:
             self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
         if self._outputs_of is None and self._max_pool and op in WINNERS:
-            self._hand_over(self._site(op), winners_of(op, result, args, kwargs, self._max_pool))
+            winners = winners_of(op, result, args, kwargs, self._max_pool)
+            self._hand_over(self._site(op), [(winner, None) for winner in winners])
         self._executed(op, result, followed=self.handed_over > before)
         return result
 
@@ -262,6 +259,8 @@ class Tracer(Recorder):
         choices: operations before the first one that decide by values, likewise.
         casts: floating-point types to which values were rounded, likewise.
         guards: positions, among what was handed over, of bounds that only keep a divisor from zero.
+        decisions: positions, likewise, of maxima of which the model takes the index only.
+        maxima: operations that choose a winner which is not handed over, and the number of values they returned.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -273,7 +272,10 @@ class Tracer(Recorder):
         self.output_bytes: list[int] = []
         self.links: set[int] = set()
         self.guards: set[int] = set()
+        self.decisions: set[int] = set()
+        self.maxima: list[tuple[str, int]] = []
         self._guards, self._is_guard = Guards(), False
+        self._largest: dict[int, tuple[int, Tensor]] = {}  # values of maxima that nothing has read, by memory
         self._following: dict[int, Tensor] | None = None  # by memory, and so kept alive
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
         self._squashed: dict[int, tuple[int, Tensor]] = {}  # by memory
@@ -288,6 +290,9 @@ class Tracer(Recorder):
         result = super()._execute(op, func, args, kwargs)
         if self._follows(op, [args, kwargs], result):
             self._note_decision(op, func, args, result)
+            self._note_maximum(op, args, result)
+        for memory in _memories(args) & self._largest.keys():
+            del self._largest[memory]
         self._is_guard = is_guard(op, args, kwargs)
         if self._guards:
             self._guards.read(op, args, [_memories(arg) for arg in args], _memories(result), result)
@@ -316,6 +321,13 @@ class Tracer(Recorder):
             self._following.update(dict.fromkeys(_memories(leaf), leaf))
         return True
 
+    def _note_maximum(self, op: str, args: Any, result: Any) -> None:
+        """Whether the winner of a maximum was found, but not handed over."""
+        if op in WINNERS and not self._max_pool and self._outputs_of is None and not self._waiting:
+            values = result if isinstance(result, Tensor) else result[0]
+            if values.is_floating_point() and values.ndim:
+                self.maxima.append((op, values.numel()))
+
     def _note_decision(self, op: str, func: Any, args: Any, result: Any) -> None:
         """Whether values were compared, rounded or made into integers."""
         first = result[0] if isinstance(result, (tuple, list)) and result else result
@@ -340,6 +352,8 @@ class Tracer(Recorder):
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor):
                 self.output_bytes.append(tensor.numel() * tensor.element_size())
+        if followed and op in WINNERS and not isinstance(result, Tensor):
+            self._largest.update(dict.fromkeys(_memories(result[0]), (self.handed_over - 1, result[0])))
         if followed and self._is_guard:
             self._guards.add(self.handed_over - 1, _memories(result), result)
         if op in _LINKS and followed:
@@ -347,12 +361,14 @@ class Tracer(Recorder):
             self._squashed.update(dict.fromkeys(_memories(squashed), (self.handed_over - 1, squashed)))
 
     def find_links(self, output: Any) -> None:
-        """Set ``guards``, and ``links``: positions, among what was handed over, of what squashes to ``output``.
+        """Set ``guards``, ``decisions``, and ``links``: positions of the squashing functions that made ``output``.
 
         What is returned beside the main output, and read on the way to it, is a layer.
         """
         returned = _memories(output)
         self.guards = self._guards.found(returned)
+        self.decisions = {position for memory, (position, _) in self._largest.items() if memory not in returned}
+        self._largest.clear()
         with suppress(ValueError):  # it has none
             returned -= self._read - _memories(main_output(output))
         self.links = {position for memory, (position, _) in self._squashed.items() if memory in returned}
@@ -455,40 +471,6 @@ def viewed(knots: list[Knot], view: Callable[[Tensor], Tensor]) -> list[Knot]:
     for i, (z, knot) in enumerate(knots):
         views.append((views[-1][0] if i and z is knots[i - 1][0] else view(z), knot))
     return views
-
-
-def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | str) -> list[Knot]:
-    """What tells where the winner changes in max-pooling that was executed; ``max_pool`` as for :class:`Recorder`."""
-    return [(result[1] if max_pool is True else _candidates(op, result[0], *args, **kwargs), None)]
-
-
-def _candidates(
-    op: str, result: Tensor, x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
-) -> Tensor:
-    """What competes in max-pooling, ``(*result.shape, K)``."""
-    axes = 3 if "3d" in op else 2
-    kernel, stride, padding, dilation = (_each(v, axes) for v in (kernel, stride or kernel, padding, dilation))
-    places = []
-    for axis, (n, size) in enumerate(zip(x.shape[-axes:], result.shape[-axes:], strict=True)):
-        at = torch.arange(size, device=x.device)[:, None]
-        if op.startswith("adaptive"):
-            first, last = at * n // size, (at * n + n - 1) // size
-            place = first + torch.arange(int((last - first).max()) + 1, device=x.device)
-            outside = place > last
-        else:
-            place = at * stride[axis] - padding[axis] + dilation[axis] * torch.arange(kernel[axis], device=x.device)
-            outside = (place < 0) | (place >= n)
-        shape = [1] * (2 * axes)
-        shape[axis], shape[axes + axis] = place.shape
-        places.append(place.where(~outside, n).view(shape))
-    padded = nn.functional.pad(x, (0, 1) * axes, value=-float("inf"))
-    index: Any = (Ellipsis, *places)
-    return padded[index].flatten(-axes)
-
-
-def _each(value: Any, axes: int) -> list[int]:
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return values * axes if len(values) == 1 else values
 
 
 def module_paths(model: nn.Module) -> dict[int, str]:

@@ -105,6 +105,8 @@ class Layers(Space):
                 f"`model` executed {len(of_two)} non-linearities for two samples but {len(of_three)} for three: "
                 f"units cannot be followed.{self.remedy}"
             )
+        #: Operations of which the winners are not counted, since ``max_pool`` is off.
+        self.uncounted = _of_samples(before.maxima, tracer.maxima)
         self.sites = [site for site, _ in of_two]
         self.axes: list[BatchAxis | None] = []
         self.channels: list[int] = []
@@ -112,8 +114,9 @@ class Layers(Space):
         bases: list[str] = []
         calls: dict[int, int] = {}
         self.sizes: list[int] = []
+        unused = tracer.links | tracer.guards | tracer.decisions
         for position, ((site, two), (_, three)) in enumerate(zip(of_two, of_three, strict=True)):
-            axis = None if position in tracer.links | tracer.guards else self._batch_axis(site, two[0][0], three[0][0])
+            axis = None if position in unused else self._batch_axis(site, two[0][0], three[0][0])
             self.axes.append(axis)
             self.channels.append(site.channels)
             if axis is None:  # shapes the output or keeps a divisor from zero only, or depends on the weights only
@@ -205,10 +208,13 @@ class Layers(Space):
     def _nothing_found(self) -> str:
         if self.outputs_of is not None:
             return f"`layers` names modules that were not executed{self._after_at()} in {type(self.model).__name__}."
+        winners = (
+            f", or count the winners of {', '.join(self.uncounted)} with `max_pool=True`" if self.uncounted else ""
+        )
         return (
             f"no non-linearity was executed{self._after_at()} in the forward of {type(self.model).__name__}: looked "
             f"for {known_operations()} on values that depend on the input. Name the modules whose outputs are to be "
-            "followed with `layers=`, for instance `layers=[torch.nn.Linear]`."
+            f"followed with `layers=`, for instance `layers=[torch.nn.Linear]`{winners}."
         )
 
     def _after_at(self) -> str:

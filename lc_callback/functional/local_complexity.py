@@ -90,6 +90,7 @@ class LocalComplexity:
         upper: as ``counts``, with ``bracket=True``: as many units at most switch anywhere in the hull of the frame.
         histogram: with ``method="linear"``: numbers of units, over all points and layers, by the leading 13 bits behind
             the sign of the critical radius as float32: the exponent, and 32 bins for a factor of two.
+        uncounted: operations that choose a winner, such as max-pooling, which ``max_pool=True`` would count.
     """
 
     counts: Tensor
@@ -100,6 +101,7 @@ class LocalComplexity:
     dtype: torch.dtype
     upper: Tensor | None = None
     histogram: Tensor | None = None
+    uncounted: Sequence[str] = ()
 
     @property
     def total(self) -> Tensor:
@@ -233,7 +235,8 @@ def local_complexity(
             a softmax, a GELU) they are taken from steps of about a thousandth of the largest coordinate of a typical
             point. A model that jumps before its last layer (``torch.sign``, ``round``, a cast to integers, ``>``, ...)
             is counted by vertices instead, with a warning.
-        max_pool: also count the max-pooling outputs whose winning input changes.
+        max_pool: also count the winners that change: of each output of max-pooling, ``amax``, ``max(dim)`` and others,
+            each candidate of ``topk``, and each cut between neighbours in the order of ``sort``.
         bracket: also bound the units that switch anywhere in the convex hull of the frame: ``counts`` are not more than
             these, for a unit that differs between vertices switches between them, and ``upper`` not fewer, for it is
             what bounds on all values in the hull do not exclude (to rounding; Singh et al., *Fast and Effective
@@ -283,6 +286,10 @@ def local_complexity(
         bound.check_piecewise_affine("so there is no bracket.")
         upper = bound.count(radii, counter.frame)
     upper = upper[..., [max_pool or not pool for pool in bound.pools]]
+    if upper.shape[-1] != len(found.layer_names):
+        raise ValueError(
+            "`bracket=True` has no bound for the winners of `topk`, `sort` and others: leave `max_pool` out."
+        )
     return replace(found, upper=upper if isinstance(radius, Sequence) else upper[0])
 
 
@@ -437,6 +444,7 @@ class Counter(Layers):
             at=self.at,
             dtype=self.dtype,
             histogram=self.histogram,
+            uncounted=tuple(self.uncounted),
         )
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lc_callback.functional.affine_check import check_affine
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.knots import WINNERS, Knot
+from lc_callback.functional.knots import Knot
 from lc_callback.functional.layers import Layers
 from lc_callback.functional.points import main_output
 from lc_callback.functional.slice_window import (
@@ -29,6 +29,7 @@ from lc_callback.functional.slice_window import (
 from lc_callback.functional.space import Space
 from lc_callback.functional.subdivision import Subdivision, Table
 from lc_callback.functional.vertex_values import UnitValues, VertexRows, WinnerValues
+from lc_callback.functional.winners import WINNERS
 from lc_callback.isolation import untouched
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lc_callback.functional.batch_axis import BatchAxis
-from lc_callback.functional.knots import EXTREMES, WINNERS, Recorder, knots_of
+from lc_callback.functional.knots import EXTREMES, Recorder, knots_of
+from lc_callback.functional.winners import MAX_POOLS
 
 __all__ = [
     "SLOPES",
@@ -56,7 +57,7 @@ class AffineRecorder(Recorder):
 def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """Execute an operation as an :class:`AffineRecorder` does."""
     here, block = pieces.here, pieces.block
-    if op in WINNERS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
+    if op in MAX_POOLS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
         values, winners = func(*args, **kwargs)
         flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
         chosen = chosen[:1].expand(chosen.shape)

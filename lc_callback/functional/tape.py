@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional import onednn
-from lc_callback.functional.knots import WINNERS, Knot, Site, Tracer, bends, knots_of, memory_of, winners_of
+from lc_callback.functional.knots import Knot, Site, Tracer, bends, knots_of, memory_of
+from lc_callback.functional.winners import WINNERS, winners_of
 
 __all__ = ["HAND_OVER", "MOVE", "Script", "Tape", "Taper"]
 
@@ -329,7 +330,7 @@ class Tape:
             elif pools:
                 result = execute(step.op, step.func, args, kwargs)
                 if met:
-                    receive(step.position, winners_of(step.op, result, args, kwargs, max_pool))
+                    receive(step.position, [(w, None) for w in winners_of(step.op, result, args, kwargs, max_pool)])
             else:
                 result = (step.overwrites or step.func)(*args, **kwargs)
             if isinstance(result, Tensor):
