@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.channels import Channels
 from lc_callback.functional.guards import Guards, is_guard
+from lc_callback.functional.masked_rows import MaskedRows, choosers, picks
 from lc_callback.functional.points import main_output
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.winners import WINNERS, winners_of
@@ -260,6 +261,7 @@ class Tracer(Recorder):
         casts: floating-point types to which values were rounded, likewise.
         guards: positions, among what was handed over, of bounds that only keep a divisor from zero.
         decisions: positions, likewise, of maxima of which the model takes the index only.
+        masked_rows: pre-activations of rows that were picked by values.
         maxima: operations that choose a winner which is not handed over, and the number of values they returned.
     """
 
@@ -274,6 +276,7 @@ class Tracer(Recorder):
         self.guards: set[int] = set()
         self.decisions: set[int] = set()
         self.maxima: list[tuple[str, int]] = []
+        self.masked_rows = MaskedRows()
         self._guards, self._is_guard = Guards(), False
         self._largest: dict[int, tuple[int, Tensor]] = {}  # values of maxima that nothing has read, by memory
         self._following: dict[int, Tensor] | None = None  # by memory, and so kept alive
@@ -291,6 +294,10 @@ class Tracer(Recorder):
         if self._follows(op, [args, kwargs], result):
             self._note_decision(op, func, args, result)
             self._note_maximum(op, args, result)
+            if picks(op, func, args) and self._has_followed(choosers(args)):
+                self.masked_rows.executed(args, _memories(result), result)
+        if self.masked_rows:
+            self.masked_rows.passed(op, _memories(args[:1]), _memories([args, kwargs]), _memories(result), result)
         for memory in _memories(args) & self._largest.keys():
             del self._largest[memory]
         self._is_guard = is_guard(op, args, kwargs)
@@ -321,6 +328,10 @@ class Tracer(Recorder):
             self._following.update(dict.fromkeys(_memories(leaf), leaf))
         return True
 
+    def _has_followed(self, tensors: Any) -> bool:
+        """Whether tensors have to do with what is watched, or may have."""
+        return self._following is None or self.reads_values or bool(_memories(tensors) & self._following.keys())
+
     def _note_maximum(self, op: str, args: Any, result: Any) -> None:
         """Whether the winner of a maximum was found, but not handed over."""
         if op in WINNERS and not self._max_pool and self._outputs_of is None and not self._waiting:
@@ -344,6 +355,8 @@ class Tracer(Recorder):
             self._jumps_since.append((op, first.numel()))
 
     def _hand_over(self, site: Site, knots: list[Knot]) -> None:
+        if self.masked_rows and not self._waiting:  # also where no row was picked
+            self.masked_rows.met(site.path or site.op, _memories([z for z, _ in knots]))
         super()._hand_over(site, knots)
         self.jumps += self._jumps_since
         self._jumps_since.clear()

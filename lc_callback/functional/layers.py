@@ -100,6 +100,7 @@ class Layers(Space):
         self._chooses = bool(_of_samples(before.choices, tracer.choices))
         growth = zip(tracer.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
         self.bytes_per_sample = max((three - two for three, two in growth), default=0)
+        self._check_rows(before.masked_rows.layers ^ tracer.masked_rows.layers)
         if len(of_two) != len(of_three):
             raise ValueError(
                 f"`model` executed {len(of_two)} non-linearities for two samples but {len(of_three)} for three: "
@@ -152,9 +153,8 @@ class Layers(Space):
             tracer = Taper(inputs, self.model, keep, **recording)
         else:
             tracer = Tracer(self.model, keep, **recording)
-        if not self.results:
-            leaves = tree_leaves(inputs) if self.at_module is None else []
-            tracer.watch([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        leaves = tree_leaves(inputs) if self.at_module is None or self.results else []
+        tracer.watch([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
         with tracer:
             output = self.run(inputs)
         tracer.find_links(output)
@@ -199,6 +199,15 @@ class Layers(Space):
                 stacklevel=4,
             )
         return axis
+
+    def _check_rows(self, masked: set[tuple[str, int]]) -> None:
+        """Raise an error if pre-activations are of rows that are picked by values, as many as there are samples."""
+        for name in sorted({name for name, _ in masked}):
+            raise ValueError(
+                f"which samples or positions reach {name!r} depends on values (`h[mask]`, `nonzero`), so its units "
+                f"cannot be followed from one sample to the next. Let all of them through and choose afterwards, as "
+                f"`torch.where(mask, f(h), h)` does.{self.remedy}"
+            )
 
     def _cannot_follow(self, site: Site, reason: Exception) -> ValueError:
         return ValueError(
