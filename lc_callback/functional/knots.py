@@ -113,7 +113,7 @@ class Site:
     path: str
     op: str
     call: int
-    merge: bool  # all sites of one call are one layer: the gates and time steps of a recurrent module
+    merge: str  # class of a recurrent module: its gates and time steps, all sites of one call, are one layer
     channels: int = -1  # axis of the features, where they are asked for
 
 
@@ -159,7 +159,7 @@ class Recorder(TorchDispatchMode):
         self._waiting = at is not None
         self._calls_to_wait_for = at_call
         self.handed_over = 0
-        self._stack = [Site("", "", 0, False)]
+        self._stack = [Site("", "", 0, "")]
         self._calls = 0
         self._hooks = ExitStack()
 
@@ -180,8 +180,8 @@ class Recorder(TorchDispatchMode):
         path = self._paths.get(id(module))
         if path is not None:
             self._calls += 1
-            merge = isinstance(module, nn.RNNBase)
-            self._stack.append(Site(path, type(module).__name__ if merge else "", self._calls, merge))
+            merge = type(module).__name__ if isinstance(module, nn.RNNBase) else ""
+            self._stack.append(Site(path or merge, "", self._calls, merge))
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
         if id(module) not in self._paths:
@@ -235,8 +235,7 @@ class Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _site(self, op: str) -> Site:
-        innermost = self._stack[-1]
-        return innermost if innermost.merge else replace(innermost, op=op)
+        return replace(self._stack[-1], op=op)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
         """Called after each operation; ``followed``: it was handed over."""

@@ -232,9 +232,9 @@ class Layers(Space):
     def check_piecewise_affine(self, why: str) -> None:
         """Raise an error that ends with ``why``, if one of the non-linearities is smooth or jumps."""
         for site, axis in zip(self.sites, self.axes, strict=True):
-            if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN or site.merge):
+            if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN):
                 kind = "jumps" if site.op in _BROKEN else "is not piecewise affine"
-                raise ValueError(f"{site.op!r} at {site.path or 'the top'!r} {kind}, {why}")
+                raise ValueError(f"{(site.merge or site.op)!r} at {site.path or 'the top'!r} {kind}, {why}")
 
     # Following
 
