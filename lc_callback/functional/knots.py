@@ -21,6 +21,7 @@ from lc_callback.functional.channels import Channels
 from lc_callback.functional.guards import Guards, is_guard
 from lc_callback.functional.masked_rows import MaskedRows, choosers, picks
 from lc_callback.functional.points import main_output
+from lc_callback.functional.signs import Signs
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.winners import WINNERS, winners_of
 
@@ -259,6 +260,7 @@ class Tracer(Recorder):
         choices: operations before the first one that decide by values, likewise.
         casts: floating-point types to which values were rounded, likewise.
         guards: positions, among what was handed over, of bounds that only keep a divisor from zero.
+        never_above: positions, likewise, of what is never above zero, such as ``-relu(x)``.
         decisions: positions, likewise, of maxima of which the model takes the index only.
         masked_rows: pre-activations of rows that were picked by values.
         maxima: operations that choose a winner which is not handed over, and the number of values they returned.
@@ -275,6 +277,8 @@ class Tracer(Recorder):
         self.guards: set[int] = set()
         self.decisions: set[int] = set()
         self.maxima: list[tuple[str, int]] = []
+        self.never_above: set[int] = set()
+        self._signs = Signs()
         self.masked_rows = MaskedRows()
         self._guards, self._is_guard = Guards(), False
         self._largest: dict[int, tuple[int, Tensor]] = {}  # values of maxima that nothing has read, by memory
@@ -290,6 +294,9 @@ class Tracer(Recorder):
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
         result = super()._execute(op, func, args, kwargs)
+        first = result[0] if isinstance(result, (tuple, list)) and result else result
+        memories = [_memory_or_none(value) for value in [*args, first]]
+        self._signs.executed(op, func._schema.is_mutable, args, kwargs, memories, first)
         if self._follows(op, [args, kwargs], result):
             self._note_decision(op, func, args, result)
             self._note_maximum(op, args, result)
@@ -356,6 +363,8 @@ class Tracer(Recorder):
     def _hand_over(self, site: Site, knots: list[Knot]) -> None:
         if self.masked_rows and not self._waiting:  # also where no row was picked
             self.masked_rows.met(site.path or site.op, _memories([z for z, _ in knots]))
+        if all(knot is not None and knot >= 0 and not self._signs(_memory_or_none(z))[0] for z, knot in knots):
+            self.never_above.add(self.handed_over)
         super()._hand_over(site, knots)
         self.jumps += self._jumps_since
         self._jumps_since.clear()
@@ -427,6 +436,10 @@ def _memories(tree: Any) -> set[int]:
             with suppress(RuntimeError):  # it has none
                 found.add(memory_of(leaf))
     return found
+
+
+def _memory_or_none(value: Any) -> int | None:
+    return next(iter(_memories(value)), None) if isinstance(value, Tensor) else None
 
 
 @functools.cache

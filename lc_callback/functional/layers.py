@@ -108,6 +108,7 @@ class Layers(Space):
             )
         #: Operations of which the winners are not counted, since ``max_pool`` is off.
         self.uncounted = _of_samples(before.maxima, tracer.maxima)
+        self.never_above = tracer.never_above
         self.sites = [site for site, _ in of_two]
         self.axes: list[BatchAxis | None] = []
         self.channels: list[int] = []

@@ -686,7 +686,7 @@ class LinearCounter(Counter):
         for start in range(0, len(points), at_once):
             rows = slice(start, min(start + at_once, len(points)))
             for part in parts:
-                sink = functools.partial(_note, reached, rows, part is parts[0])
+                sink = functools.partial(self._note, reached, rows, part is parts[0])
                 self._follow_directions(points[rows], part, sink)
             told(rows.stop)
         counts = torch.zeros(len(points), len(self._radii), len(self.names), dtype=torch.int64, device=self.device)
@@ -700,6 +700,11 @@ class LinearCounter(Counter):
         histogram[self._never : _INFINITE] = 0
         self.histogram += histogram
         return counts.masked_fill_(broken[:, None], -1)
+
+    def _note(self, reached: list[_Reaches], rows: slice, first: bool, position: int, reaches: list[Reach]) -> None:
+        if position in self.never_above:  # beyond the kink before it the affine piece would rise
+            reaches = [(z, knot, 0 * reach) for z, knot, reach in reaches]
+        reached[position].add(reaches, rows, first)
 
     def _follow_directions(self, points: Tensor, directions: Tensor, sink: Callable[[int, list[Reach]], None]) -> None:
         """Call ``sink`` with what is reached along ``(k, B)`` directions from the points ``(n,)``."""
@@ -815,10 +820,6 @@ def _total(ones: Tensor) -> Tensor:
     """``(n,)``: how many of ``(n, m)`` are 1, where the others are 0."""
     exact = torch.finfo(ones.dtype).eps * ones.shape[1] <= 2
     return ones.sum(1, dtype=ones.dtype if exact else torch.float64).long()
-
-
-def _note(reached: list[_Reaches], rows: slice, first: bool, position: int, reaches: list[Reach]) -> None:
-    reached[position].add(reaches, rows, first)
 
 
 def _radius_of(histogram: Tensor, rank: float) -> float:

@@ -121,6 +121,54 @@ def test_a_zero_that_can_only_fall_does_not_switch(turn, act):
     assert linear.counts[:, 1:].sum() == 0
 
 
+def below(turn, act=torch.relu):
+    """ReLU of what is never above zero."""
+    return [nn.ReLU(), Call(turn), Call(act)]
+
+
+FALLING = {
+    "neg": below(torch.neg),
+    "three": [*below(torch.neg), Call(torch.neg), nn.ReLU()],
+    "zero_again": [*below(torch.neg), nn.ReLU()],
+    "clamped": [Call(lambda z: z.clamp(min=0)), Call(lambda z: -2 * z), Call(lambda z: z.clamp(min=0))],
+    "in_place": [nn.ReLU(inplace=True), Call(lambda z: z.neg_()), nn.ReLU(inplace=True)],
+    "leaky": below(torch.neg, lambda z: nn.functional.leaky_relu(z, 0.2)),
+    "difference": below(lambda z: 0 - z),
+    "quotient": below(lambda z: z / -3.0),
+    "less_than": below(lambda z: -z - 0.01),
+    "reshaped": below(lambda z: -z.view(len(z), 4, -1).transpose(1, 2).reshape(len(z), -1)),
+    "pooled": below(lambda z: -nn.functional.avg_pool1d(z[:, None], 2)[:, 0].repeat(1, 2)),
+    "largest": below(lambda z: -z.unflatten(1, (-1, 2)).amax(2).repeat(1, 2)),
+    "minimum": [Call(lambda z: z.clamp(max=0)), nn.ReLU6()],
+}
+
+
+@pytest.mark.parametrize("by_steps", [False, True])
+@pytest.mark.parametrize("width", [4, 64])
+@pytest.mark.parametrize("name", FALLING)
+def test_what_is_never_above_zero_does_not_switch(name, width, by_steps):
+    torch.manual_seed(0)
+    norm = [nn.LayerNorm(width, elementwise_affine=False)] if by_steps else []
+    net = nn.Sequential(nn.Linear(16, width), *norm, *FALLING[name], nn.Linear(width, 20), nn.ReLU()).double()
+    x = draw(50, 16)
+    linear = local_complexity(net, x, radius=1e-2, n_directions=16, method="linear")
+    vertices = local_complexity(net, x, radius=1e-2, n_directions=16)
+    assert vertices.counts[:, 0].sum() > (width > 4)
+    for one, other in zip(linear.counts.sum(0).tolist(), vertices.counts.sum(0).tolist(), strict=True):
+        assert one == pytest.approx(other, rel=0.03, abs=1)
+
+
+@pytest.mark.parametrize("turn", [lambda z: z, lambda z: 1 - z, lambda z: -z + 0.01, lambda z: -(z - 0.01)])
+def test_what_may_be_above_zero_switches(turn):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), Call(turn), nn.ReLU(), nn.Linear(64, 2)).double()
+    x = draw(100, 16)
+    linear = local_complexity(net, x, radius=1e-2, n_directions=16, method="linear")
+    vertices = local_complexity(net, x, radius=1e-2, n_directions=16)
+    assert vertices.counts[:, 1].sum() > 3
+    assert torch.equal(linear.counts[:, 1], vertices.counts[:, 1])
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_value_that_is_not_finite_leaves_the_other_points(value):
     torch.manual_seed(0)
