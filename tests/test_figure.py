@@ -292,7 +292,7 @@ def test_other_transitions_shade_nothing() -> None:
 def lone_part(values: list[float], made_by: dict[tuple[str, int], str] | None = None, limits: Any = (0, None)) -> Part:
     rows = [{"step": float(3**i), "lc/train": v, "lc/test": 5.0, "lc_ci99/train": v / 10} for i, v in enumerate(values)]
     panel = Panel("local complexity", LC.lines, bands=LC.bands, limits=limits)
-    return Part(rows, [panel], [], "", made_by or {})
+    return Part(rows, [panel], [], made_by=made_by or {})
 
 
 def arrows(ax: Axes) -> list[tuple[float, str]]:
@@ -489,7 +489,7 @@ def test_names_are_no_formulas() -> None:
     ],
 )
 def test_the_title_is_that_of_the_models(models: list[str], title: str) -> None:
-    parts = [Part(lc_part().rows, [LC], [], model) for model in models]
+    parts = [Part(lc_part().rows, [LC], [], model=model) for model in models]
     assert drawn(*parts)[0].get_title(loc="left") == title
     assert drawn(*parts, title="mine")[0].get_title(loc="left") == "mine"
 
