@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,6 +11,8 @@ from lc_callback.functional.suggestions import did_you_mean
 __all__ = ["POINTS_PER_DECADE", "Schedule", "is_log_step"]
 
 POINTS_PER_DECADE = 10
+
+_POSSIBLE = "`schedule` must be 'log', a non-empty list of steps >= 0, or a function step -> bool"
 
 
 def is_log_step(step: int, points_per_decade: int = POINTS_PER_DECADE) -> bool:
@@ -39,7 +42,7 @@ class Schedule:
         points_per_decade: of ``"log"``.
 
     Raises:
-        ValueError: if more than one is given, or a value is out of range.
+        ValueError: if more than one is given, a value is out of range, or a function does not take one step.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Schedule:
         elif schedule is None or schedule == "log":
             self._is_due, self.closes = _Log(points_per_decade), True
         elif callable(schedule):
+            _check_takes_a_step(schedule)
             self._is_due = schedule
         else:
             self._is_due = _Steps(schedule)
@@ -112,6 +116,18 @@ class Schedule:
         return n + (self.closes and not self._is_due(last))
 
 
+def _check_takes_a_step(schedule: Callable[..., object]) -> None:
+    """Check the signature; a call could change what the function says later."""
+    try:
+        signature = inspect.signature(schedule)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind(0)
+    except TypeError as error:
+        raise ValueError(f"{_POSSIBLE}, but got {schedule!r} with the arguments {signature}: {error}.") from None
+
+
 class _Multiples:
     def __init__(self, n: int) -> None:
         self.n = n
@@ -138,12 +154,11 @@ class _Log:
 
 class _Steps:
     def __init__(self, steps: object) -> None:
-        possible = "`schedule` must be 'log', a non-empty list of steps >= 0, or a function step -> bool"
         if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
-            raise ValueError(f"{possible}, but got {steps!r}{did_you_mean(steps, ['log'])}")
+            raise ValueError(f"{_POSSIBLE}, but got {steps!r}{did_you_mean(steps, ['log'])}")
         for step in steps:
             if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-                raise ValueError(f"{possible}, but the list holds {step!r}.")
+                raise ValueError(f"{_POSSIBLE}, but the list holds {step!r}.")
         self.steps = frozenset(steps)
 
     def __call__(self, step: int) -> bool:

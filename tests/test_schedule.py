@@ -100,3 +100,31 @@ def test_a_period_must_be_a_positive_integer(name, value):
 def test_a_wrong_schedule_says_what_is_possible(schedule):
     with pytest.raises(ValueError, match="`schedule` must be 'log', a non-empty list of steps >= 0, or a function"):
         Schedule(schedule)
+
+
+NOT_OF_ONE_STEP = {
+    "two arguments": lambda step, epoch: True,
+    "no argument": lambda: True,
+    "by name only": lambda *, step: True,
+    "a second one by name": lambda step, *, epoch: True,
+    "a method": Schedule().due,
+}
+
+
+@pytest.mark.parametrize("name", NOT_OF_ONE_STEP)
+def test_a_function_that_does_not_take_one_step_is_refused(name):
+    with pytest.raises(ValueError, match=r"`schedule` must be .* or a function step -> bool, but got .*\(.*argument"):
+        Schedule(NOT_OF_ONE_STEP[name])
+
+
+def test_a_function_that_takes_one_step_is_not_called_to_see_that():
+    called = []
+    for schedule in (
+        called.append,
+        lambda step, every=5: called.append(step),
+        lambda *steps: called.append(steps),
+        {3}.__contains__,
+        bool,
+    ):
+        Schedule(schedule)
+    assert called == []
