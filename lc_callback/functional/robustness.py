@@ -44,6 +44,7 @@ _OVERSHOOT, _ROUNDINGS = 1e-4, 16
 _WIDE = 16
 # What torch says where no gradient gets through: at a `no_grad`, at a `detach`, in a reentrant checkpoint, at NumPy.
 _WITHOUT_GRADIENT = ("does not require grad", "have been used in the graph", "use_reentrant", "Can't call numpy()")
+_NOT_BELOW = "`bounds={}` must be a pair (low, high) with low below high."
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,9 +287,11 @@ class _Measurement(Space):
         if bounds is None:
             bounds = (-math.inf, math.inf) if self.at_module is not None else find_bounds(self.x)[:2]
         low, high = (self._bound(bound, bounds) for bound in bounds)
+        if not bool((low <= high).all()):  # those of a feature that is constant may be equal
+            raise ValueError(_NOT_BELOW.format(_short(bounds)))
         below, above = self.x.amin(0), self.x.amax(0)
         slack = 1e-5 * float((above - below).max())
-        if bool((low > high).any()) or bool((below < low - slack).any()) or bool((above > high + slack).any()):
+        if bool((below < low - slack).any()) or bool((above > high + slack).any()):
             raise ValueError(
                 f"`bounds={_short(bounds)}` must hold all points, which range from {float(below.min()):.4g} to "
                 f"{float(above.max()):.4g}: pass the domain of the inputs as the model gets them."
@@ -657,6 +660,8 @@ def check_arguments(
         positive_integer("chunk_size", chunk_size)
     if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
         raise ValueError(f"`bounds` must be a pair (low, high), but got {bounds!r}.")
+    if bounds is not None and all(map(_is_number, bounds)) and not bounds[0] < bounds[1]:
+        raise ValueError(_NOT_BELOW.format(_short(bounds)))
     units = ["auto", "input", "std"]
     if eps_unit not in units:
         raise ValueError(

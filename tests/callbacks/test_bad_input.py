@@ -431,7 +431,7 @@ OF_ROBUSTNESS: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         ["torch.float32", "integer classes", "`target_fn=`"],
     ),
     "outside_the_bounds": ({"bounds": (0, 1)}, Classifier, loader, ["`bounds=(0, 1)`", "points, which range from -"]),
-    "bounds_exchanged": ({"bounds": (9, -9)}, Classifier, loader, ["`bounds=(9, -9)`", "must hold all points"]),
+    "bounds_exchanged": ({"bounds": ([9.0] * 6, [-9.0] * 6)}, Classifier, loader, ["`bounds=([9.0", "low below high"]),
     "bounds_of_another_shape": (
         {"bounds": ([-9.0] * 4, [9.0] * 4)},
         Classifier,

@@ -1030,7 +1030,10 @@ def measure(**changed):
         *(({"steps": steps}, "`steps` must be") for steps in (0, 1.5, None, True)),
         *(({"chunk_size": size}, "`chunk_size` must be") for size in (0, 2.5, True)),
         *(({"bounds": bounds}, r"`bounds` must be a pair") for bounds in (1, (0,), (0, 1, 2))),
-        ({"bounds": (1, 0)}, "`bounds=.*must hold all points"),
+        *(
+            ({"bounds": bounds}, r"`bounds=.*` must be a pair \(low, high\) with low below high")
+            for bounds in ((1, 0), (0.5, 0.5), (math.inf, -math.inf), (math.nan, 1), (torch.ones(()), 0))
+        ),
         ({"bounds": (0, 0.5)}, "must hold all points, which range from .* to .*domain of the inputs"),
         ({"bounds": (0, torch.ones(5))}, r"shape \(6,\) of one point, but one has shape \(5,\)"),
         ({"eps_unit": "sd"}, "`eps_unit` must be 'auto', 'input' or 'std', but got 'sd'"),
