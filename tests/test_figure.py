@@ -359,6 +359,39 @@ def test_rows_that_are_cut_off(name: str) -> None:
     assert ax.get_ylim()[1] > max(finite)
 
 
+FLAT = [6.0, 6.2, 6.1, 6.3, 6.2, 6.1, 6.2, 6.1, 6.3]
+LEAVES: dict[str, tuple[dict[str, list[float]], list[tuple[float, str]], list[str]]] = {
+    # A value that is cut, until the axis is made higher for the band and for a lone row nearer by.
+    "one leaves, one does not": (
+        {"test": [*FLAT, 444, 530], "random": [9.0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 19.5], "wide": [*FLAT, 6, 16.0]},
+        [(3**9, "^"), (3**10, "^")],
+        ["444 at step 19,683", "530 at step 59,049"],
+    ),
+    "both leave": (
+        {"test": [*FLAT, 444, 530], "random": [*FLAT, 6.2, 93.83]},
+        [(3**9, "^"), (3**10, "^"), (3**10, "^")],
+        ["444 at step 19,683", "530, 93.83 at step 59,049"],
+    ),
+    "at both edges": (
+        {"test": [*FLAT, 6.2, 530], "random": [*FLAT, 6.2, -600]},
+        [(3**10, "^"), (3**10, "v")],
+        ["-600 at step 59,049", "530 at step 59,049"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_each_curve_that_leaves_the_axis_has_an_arrow_and_no_other(name: str) -> None:
+    curves, found, values = LEAVES[name]
+    rows = [{"step": float(3**i), **{key: v[i] for key, v in curves.items()}} for i in range(11)]
+    limits = (None, None) if name == "at both edges" else (0, None)
+    (ax,) = drawn(Part(rows, [Panel("x", {key: key for key in curves}, limits=limits)], []))
+    bottom, top = ax.get_ylim()
+    assert [(row["step"], key) for row in rows for key in curves if not bottom <= row[key] <= top] != []
+    assert arrows(ax) == found
+    assert told(ax) == values
+
+
 def test_of_many_rows_the_farthest_have_their_values() -> None:
     values = [5.0 + 0.1 * (i % 3) for i in range(80)]
     for i in range(6):

@@ -26,6 +26,7 @@ __all__ = [
     "draw_spans",
     "number",
     "phase_spans",
+    "rows_beyond",
     "y_range",
 ]
 
@@ -222,8 +223,8 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
 # Rows beyond the axis
 
 
-def y_range(part: Part, panel: Panel) -> tuple[float, float, list[tuple[str, int]]]:
-    """Of the vertical axis: from, to, and the lone rows that are beyond it, as key and step.
+def y_range(part: Part, panel: Panel) -> tuple[float, float, bool]:
+    """Of the vertical axis: from, to, and whether it is made for all rows but the lone ones.
 
     A lone row is cut off if it is so far from all other rows that these would have less than half of the axis.
     """
@@ -233,7 +234,7 @@ def y_range(part: Part, panel: Panel) -> tuple[float, float, list[tuple[str, int
         alone = {*lone_rows([row[key] for row in rows])}
         for i, row in enumerate(rows):
             if i in alone:
-                lone.append((row[key], key, int(row["step"])))
+                lone.append(row[key])
             elif np.isfinite(row[key]):
                 values.append(row[key])
                 half = row.get(panel.bands.get(key, ""), 0.0)
@@ -242,11 +243,11 @@ def y_range(part: Part, panel: Panel) -> tuple[float, float, list[tuple[str, int
     low = min(values, default=0.0) if floor is None else floor
     high = max(values, default=1.0) if ceiling is None else ceiling
     room = max(high - low, 0.0)
-    cut = []
-    for value, key, step in lone:
+    cut = False
+    for value in lone:
         beyond = value - high if ceiling is None else 0.0, low - value if floor is None else 0.0
         if room > 0 and max(beyond) > _TOO_FAR * room:
-            cut.append((key, step))
+            cut = True
         else:
             values.append(value)
     if floor is None:
@@ -256,6 +257,20 @@ def y_range(part: Part, panel: Panel) -> tuple[float, float, list[tuple[str, int
     if not high > low:
         high = low + (abs(low) or 1.0)
     return low, high, cut
+
+
+def rows_beyond(part: Part, panel: Panel, limits: tuple[float, float]) -> list[tuple[str, int]]:
+    """The finite rows outside the axis as it is drawn, each as key and step; not at an edge that the panel gives."""
+    bottom, top = (
+        edge if given is None else sign * np.inf
+        for edge, given, sign in zip(limits, panel.limits, (-1, 1), strict=True)
+    )
+    return [
+        (key, int(row["step"]))
+        for key in panel.keys
+        for row in part.rows
+        if np.isfinite(row.get(key, np.nan)) and not bottom <= row[key] <= top
+    ]
 
 
 def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> None:
@@ -274,13 +289,17 @@ def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, i
         ax.plot([step], [1.0 if up else 0.0], transform=at, clip_on=False, zorder=6, gid="cut", label="_cut", **arrow)
     taken: list[tuple[float, float, float]] = []
     middle = (bottom + top) / 2
-    for step in sorted({step for _, step in cut}, key=lambda step: -_distance(values, step, middle))[:N_TOLD]:
-        own = [(key, values[key, step]) for key, at_step in cut if at_step == step]
+    told: dict[tuple[int, bool], list[tuple[str, float]]] = {}  # by step, and whether at the upper edge
+    for key, step in cut:
+        told.setdefault((step, values[key, step] > top), []).append((key, values[key, step]))
+    farthest = sorted(told, key=lambda place: (-max(abs(value - middle) for _, value in told[place]), place))
+    for step, up in farthest[:N_TOLD]:
+        own = told[step, up]
         text = _told(step, own, part)
         x = float(ax.transAxes.inverted().transform(ax.transData.transform((step, 0)))[0])
         width, offset = extent(text, layout.small) / layout.inner, 0.6 * layout.text / 72 / layout.inner
         left = x + offset if x + offset + width <= 1 else max(0.0, x - offset - width)
-        up, height = own[0][1] > top, layout.small_line / layout.panel
+        height = layout.small_line / layout.panel
         y = 0.83 if up else 0.05
         while any(abs(y - other) < 0.9 * height and left < b and a < left + width for a, b, other in taken):
             y += -height if up else height
@@ -298,10 +317,6 @@ def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, i
             parse_math=False,
             bbox=box,
         )
-
-
-def _distance(values: Mapping[tuple[str, int], float], step: int, middle: float) -> float:
-    return max(abs(value - middle) for (_, at), value in values.items() if at == step)
 
 
 def _told(step: int, own: Sequence[tuple[str, float]], part: Part) -> str:

@@ -20,6 +20,7 @@ from lc_callback.reporting.annotations import (
     draw_spans,
     number,
     phase_spans,
+    rows_beyond,
     y_range,
 )
 from lc_callback.reporting.layout import Layout, elided, extent, wrapped
@@ -148,9 +149,10 @@ class _Block:
     ) -> None:
         self._part, self._panel, self._markers, self._layout = part, panel, markers, layout
         self._spans, self._named = spans, named
-        low, high, self._cut = y_range(part, panel)
+        low, high, is_cut = y_range(part, panel)
         room = high - low
-        self._limits = low - _BELOW * room, high + (_ABOVE + (0.1 if self._cut else 0.0)) * room
+        self._limits = low - _BELOW * room, high + (_ABOVE + (0.1 if is_cut else 0.0)) * room
+        self._cut = rows_beyond(part, panel, self._limits)
         key = _key(part, panel, markers)
         n_curves = len(panel.lines) + bool(panel.faint)
         self._legends = [_Legend(key[:n_curves], layout), _Legend(key[n_curves:], layout)]
