@@ -181,6 +181,7 @@ class LocalComplexityCallback(ProbeCallback):
         if isinstance(radius, str) and radius != "auto":
             possible = "'auto', a positive number or a non-empty list of different ones"
             raise ValueError(f"`radius` must be {possible}, not {radius!r}.")
+        positive_integer("n_directions", n_directions)  # the function takes None, too
         check_arguments(0.005 if radius == "auto" else radius, n_directions, layers, at, chunk_size)
         check_method(method, ("auto", "vertices", "linear"), layers, max_pool)
         for name, flag in (("max_pool", max_pool), ("per_layer", per_layer)):

@@ -103,7 +103,7 @@ def local_complexity_map(
     extent: Sequence[float] | float | None = None,
     resolution: int | tuple[int, int] = 64,
     radius: float = 0.005,
-    n_directions: int = 25,
+    n_directions: int | None = None,
     directions: Tensor | None = None,
     seed: int = 0,
     layers: Sequence[str | type] | None = None,
@@ -135,7 +135,7 @@ def local_complexity_map(
             margin of a fifth.
         resolution: cells along each side, or ``(H, W)``.
         radius: ``r`` > 0 in input units.
-        n_directions: ``P``, from 1 to the dimension of the space.
+        n_directions: ``P``, from 1 to the dimension of the space; ``None`` is 25, or all there are if fewer.
         directions: ``(P, *shape)`` or ``(P, D)``, used as given instead of a random frame.
         seed: seed of the frame.
         layers: what is counted, see :func:`local_complexity`, and so are ``max_pool`` and ``forward_fn``.

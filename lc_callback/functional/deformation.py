@@ -55,7 +55,7 @@ def frame_deformation(
     inputs: Any,
     *,
     radius: float | Sequence[float] = 0.005,
-    n_directions: int = 25,
+    n_directions: int | None = None,
     directions: Tensor | None = None,
     seed: int = 0,
     layers: Sequence[str | type] | None = None,
@@ -80,7 +80,7 @@ def frame_deformation(
         model: any torch module.
         inputs: ``(N, ...)`` tensor, a tuple or a dict of tensors, as for :func:`local_complexity`.
         radius: ``r`` > 0 in input units, or several radii.
-        n_directions: ``P``, from 2 to the dimension of the perturbed space.
+        n_directions: ``P``, from 2 to the dimension of the perturbed space; ``None`` is 25, or all there are if fewer.
         directions: ``(P, *shape)`` or ``(P, D)``, used as given instead of a random frame.
         seed: seed of the frame.
         layers: ``None`` measures the pre-activation of every non-linearity that is executed, in execution order; a

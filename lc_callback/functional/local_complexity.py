@@ -60,6 +60,7 @@ __all__ = [
 # Bytes that the largest tensor of one forward pass may take; a few such live at a time. Small is fast on a CPU, but a
 # pass of less than a few samples is slow: for these it may take more.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+_N_DIRECTIONS = 25  # of the paper; a space of fewer dimensions has not so many
 _FEW, _AT_MOST = 32, 96 * 2**20
 _CACHE = 2 * 2**20  # bytes of a tensor in the mean, for each thread of a CPU
 _WORTHWHILE = 128  # samples, fewer of which are not worth a forward pass
@@ -187,7 +188,7 @@ def local_complexity(
     inputs: Any,
     *,
     radius: float | Sequence[float] = 0.005,
-    n_directions: int = 25,
+    n_directions: int | None = None,
     directions: Tensor | None = None,
     seed: int = 0,
     layers: Sequence[str | type] | None = None,
@@ -220,7 +221,7 @@ def local_complexity(
         inputs: ``(N, ...)`` tensor, a tuple of tensors (positional arguments) or a dict of tensors (keywords). The
             floating-point ones are perturbed (several as one product space); integer and boolean ones are held.
         radius: ``r`` > 0 in input units, or several radii.
-        n_directions: ``P``, from 1 to the dimension of the perturbed space.
+        n_directions: ``P``, from 1 to the dimension of the perturbed space; ``None`` is 25, or all there are if fewer.
         directions: ``(P, *shape)`` or ``(P, D)``, used as given instead of a random frame.
         seed: seed of the frame, see :func:`cross_polytope_frame`.
         layers: ``None`` counts the pre-activation of every non-linearity that is executed, module or function, in
@@ -354,7 +355,7 @@ class Counter(Layers):
     def measure(
         self,
         radius: float | Sequence[float],
-        n_directions: int,
+        n_directions: int | None,
         directions: Tensor | None,
         seed: int,
         chunk_size: int | None,
@@ -373,7 +374,7 @@ class Counter(Layers):
     def ready(
         self,
         radius: float,
-        n_directions: int,
+        n_directions: int | None,
         directions: Tensor | None = None,
         seed: int = 0,
         chunk_size: int | None = None,
@@ -953,7 +954,7 @@ def default_chunk(device: torch.device, bytes_per_sample: int) -> int:
 
 def frame_directions(
     shape: tuple[int, ...],
-    n_directions: int,
+    n_directions: int | None,
     directions: Tensor | None,
     seed: int,
     dtype: torch.dtype,
@@ -962,6 +963,7 @@ def frame_directions(
     """``(P, D)`` directions, drawn or given."""
     dim = math.prod(shape)
     if directions is None:
+        n_directions = min(_N_DIRECTIONS, dim) if n_directions is None else n_directions
         return cross_polytope_frame(shape, n_directions, seed=seed, dtype=dtype, device=device).flatten(1)
     if not isinstance(directions, Tensor) or directions.ndim < 2 or not len(directions) or directions[0].numel() != dim:
         raise ValueError(
@@ -998,7 +1000,8 @@ def check_arguments(radius: Any, n_directions: Any, layers: Any, at: Any, chunk_
     numbers = all(isinstance(r, Real) and not isinstance(r, bool) for r in radii)
     if not radii or not numbers or not all(0 < r < math.inf for r in radii) or len(set(radii)) < len(radii):
         raise ValueError(f"`radius` must be a positive number or a non-empty list of different ones, not {radius!r}.")
-    positive_integer("n_directions", n_directions)
+    if n_directions is not None:
+        positive_integer("n_directions", n_directions)
     if chunk_size is not None:
         positive_integer("chunk_size", chunk_size)
     if layers is not None:

@@ -54,7 +54,7 @@ def find_radius(
     model: nn.Module,
     inputs: Any,
     *,
-    n_directions: int = 25,
+    n_directions: int | None = None,
     seed: int = 0,
     layers: Sequence[str | type] | None = None,
     at: str | None = None,

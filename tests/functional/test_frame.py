@@ -5,8 +5,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from lc_callback.functional import cross_polytope_frame
+from lc_callback.functional import cross_polytope_frame, frame_deformation, local_complexity, local_complexity_map
+from lc_callback.functional.radius import find_radius
 
 
 @pytest.mark.parametrize("shape", [1, 7, (7,), (3, 4), (2, 3, 4), (1, 1, 5, 1)])
@@ -93,3 +95,19 @@ def test_an_empty_shape_is_named(shape):
 
 def test_the_default_is_the_papers_25_directions():
     assert cross_polytope_frame((1, 28, 28)).shape == (25, 1, 28, 28)
+
+
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+def test_local_complexity_of_few_features_takes_all_directions(method):
+    net, x = nn.Sequential(nn.Linear(13, 40), nn.ReLU(), nn.Linear(40, 2)), torch.randn(6, 13)
+    found = local_complexity(net, x, radius=0.5, method=method)
+    assert torch.equal(found.counts, local_complexity(net, x, radius=0.5, method=method, n_directions=13).counts)
+    with pytest.raises(ValueError, match="`n_directions` must be an integer from 1 to 13"):
+        local_complexity(net, x, radius=0.5, method=method, n_directions=25)
+
+
+def test_the_others_that_draw_a_frame_take_all_directions_too():
+    net, x = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 3)
+    assert frame_deformation(net, x).diameter.shape == (3, 1)
+    assert local_complexity_map(net, x, resolution=2).values.shape == (2, 2)
+    assert find_radius(net, torch.randn(50, 3)).radius > 0
