@@ -32,8 +32,8 @@ PHRASES = {
     "migration_start": "region migration began",
     "migration_end": "region migration ended",
     "interpolation": "the training points were interpolated",
-    "generalization": "test accuracy reached its plateau",
-    "delayed_generalization": "test accuracy reached its plateau, late",
+    "generalization": "test accuracy had made most of its rise",
+    "delayed_generalization": "test accuracy had made most of its rise, late",
     "robustness_onset": "accuracy under attack had made half of its rise",
     "delayed_robustness": "accuracy under attack had made half of its rise, late",
     "robustness_loss": "accuracy under attack had lost a third of its peak",
@@ -44,6 +44,7 @@ PHRASES = {
 }
 
 _TRAIN, _TEST = "clean_acc/train", "clean_acc/test"
+_FALLEN = 0.05  # below its peak, from which accuracy under attack is said to have come down
 _MOST_EPS = 2  # that a sentence lists
 _ALREADY = 0.9  # of the level at train points that test accuracy is at from the start, to be called generalisation
 _MEMORISED = 0.5  # of the rise at train points that the rise at test points must be, to be called generalisation
@@ -163,7 +164,7 @@ def _grokking(seen: Followed) -> str:
 
 
 def _generalised(seen: Followed, at: int) -> str:
-    reached = f"test accuracy reached its plateau of {number(Smoothed(*seen.curves[_TEST]).level)} at step {at:,}"
+    reached = _reached(seen, Smoothed(*seen.curves[_TEST]).level, at)
     if _TRAIN not in seen.curves:
         return f"it generalised: {reached}; without accuracy at train points no delay can be told"
     if seen.early_kind("interpolation") is not None:
@@ -173,7 +174,7 @@ def _generalised(seen: Followed, at: int) -> str:
         train = rise_of(seen.curves, _TRAIN, _setting(seen, "plateau"), _setting(seen, "min_rise"))
         if since is None or (since >= at and train is not None):
             since = _step(train) if train is not None else at
-            fitted = f"train accuracy reached its plateau at step {since:,}"
+            fitted = f"train accuracy had made {_share(seen)} of its rise by step {since:,}"
         return f"it grokked: {fitted}, {reached}, {_factor(since, at)} times later in steps"
     if since is None or since > at:
         return f"it generalised without delay: {reached}, {'before ' if since is not None else ''}{fitted}"
@@ -181,6 +182,15 @@ def _generalised(seen: Followed, at: int) -> str:
         return f"it generalised without delay: {fitted}, and {reached}"
     least = f"less than the {_setting(seen, 'delay'):g} times that count as grokking"
     return f"it generalised without grokking: {fitted}, {reached}, {_factor(since, at)} times later in steps, {least}"
+
+
+def _reached(seen: Followed, level: float, at: int) -> str:
+    """The milestone as what it is: a share of the rise."""
+    return f"test accuracy had made {_share(seen)} of its rise to {number(level)} by step {at:,}"
+
+
+def _share(seen: Followed) -> str:
+    return f"{100 * _setting(seen, 'plateau'):.3g}%"
 
 
 def _lost(seen: Followed) -> str:
@@ -207,11 +217,12 @@ def _not_generalised(seen: Followed) -> str:
     last = f"{number(course.last)} at the last row"
     early = seen.early_kind("generalization")
     if early is not None:
-        return f"it generalised at once: test accuracy was on its plateau by step {early.step:,} ({last}), {fitted}"
+        reached = f"test accuracy had made {_share(seen)} of its rise by step {early.step:,}"
+        return f"it generalised at once: {reached} ({last}), {fitted}"
     new = {turn.kind: turn.step for turn in seen.unconfirmed}
     if "generalization" in new:
         what = "grokked" if "delayed_generalization" in new else "generalised"
-        reached = f"test accuracy reached its plateau of {number(course.last)} at step {new['generalization']:,}"
+        reached = _reached(seen, course.last, new["generalization"])
         return f"it seems to have {what}, but only the last row shows it: {fitted}, {reached}"
     why = unconfirmed_generalization(seen.curves, {**ACCURACY_SETTINGS, **seen.settings})
     if why:
@@ -263,7 +274,7 @@ def _is_fitted(seen: Followed) -> bool:
 
 def _robustness(seen: Followed) -> str:
     """What became of each accuracy under attack, as a continuation of a sentence."""
-    gained: dict[str, tuple[float, int]] = {}
+    gained: dict[str, _Gain] = {}
     delayed: list[str] = []
     lost: list[str] = []
     others: dict[str, Course] = {}
@@ -278,7 +289,9 @@ def _robustness(seen: Followed) -> str:
             since = f"{number(peak.peak)} at step {peak.peak_step:,}" if peak is not None else number(course.high)
             lost.append(f"from {since} to {number(course.last)} (eps {eps})")
         elif onset is not None:
-            gained[eps] = course.last, onset.step
+            last = float(seen.curves[key][1][-1])
+            fell = course.high - last > _FALLEN
+            gained[eps] = _Gain(course.high if fell else course.last, onset.step, last if fell else None)
             delayed += [eps] if seen.known("delayed_robustness", key) is not None else []
         else:
             others[eps] = course
@@ -291,13 +304,33 @@ def _robustness(seen: Followed) -> str:
     return "".join(f"; {one}" for one in said if one)
 
 
-def _gains(gained: Mapping[str, tuple[float, int]]) -> str:
-    """Where accuracies under attack are, and when half of each rise was made; of many, the range."""
+@dataclass(frozen=True)
+class _Gain:
+    """Where an accuracy under attack rose to, when half of that was made, and where it is if it came down since."""
+
+    height: float
+    half: int
+    last: float | None
+
+    @property
+    def now(self) -> str:
+        """Where it came down to."""
+        return "" if self.last is None else f", {number(self.last)} at the last row"
+
+
+def _gains(gained: Mapping[str, _Gain]) -> str:
+    """Where accuracies under attack rose to and are; of many, the range."""
     if len(gained) <= _MOST_EPS:
-        return _and([f"{number(v)} (eps {eps}, half of the rise by step {at:,})" for eps, (v, at) in gained.items()])
-    steps = [at for _, at in gained.values()]
+        return _and(
+            [f"{number(g.height)} (eps {eps}, half of the rise by step {g.half:,}{g.now})" for eps, g in gained.items()]
+        )
+    steps = [gain.half for gain in gained.values()]
     span = " to ".join(f"{at:,}" for at in sorted({min(steps), max(steps)}))
-    return f"{_range({eps: value for eps, (value, _) in gained.items()})}, half of the rise by step {span}"
+    said = f"{_range({eps: gain.height for eps, gain in gained.items()})}, half of the rise by step {span}"
+    if all(gain.last is None for gain in gained.values()):
+        return said
+    lasts = {eps: gain.height if gain.last is None else gain.last for eps, gain in gained.items()}
+    return f"{said}, and is {_range(lasts)} at the last row"
 
 
 def _unmarked(courses: Mapping[str, Course]) -> str:

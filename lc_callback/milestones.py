@@ -99,7 +99,7 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
       more, and that rise is at least half of the rise of ``clean_acc/train``: a network that memorises has a plateau,
       too, and has not generalised. If ``clean_acc/train`` is on its plateau for 0.3 decades, and the level of
       ``clean_acc/test`` is at least 0.9 of that, it need not last.
-    - ``delayed_generalization``: at ``generalization``, if ``clean_acc/train`` reached its plateau at least a factor of
+    - ``delayed_generalization``: at ``generalization``, if ``clean_acc/train`` made that share at least a factor of
       ``delay`` earlier in steps.
     - ``robustness_loss``: ``robust_acc/test_eps...`` has lost 28 % of its highest value (a third, but for noise; in the
       running median of five rows) for good, 0.2 decades ago or more: at least ``min_rise``, and after a rise of at
@@ -130,7 +130,7 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
         reason = f"rose from {test.base:.3g} to {test.level:.3g}, and has made {plateau:.0%} of that for good"
         add("generalization", test, "clean_acc/test", reason)
         if train is not None and _factor(train, test) >= settings["delay"]:
-            reason = f"at its plateau {_factor(train, test):.3g} times later in steps than clean_acc/train"
+            reason = f"{plateau:.0%} of its rise {_factor(train, test):.3g} times later in steps than clean_acc/train"
             add("delayed_generalization", test, "clean_acc/test", reason)
     for key in attacked_keys(curves):
         loss = loss_of(curves, key, settings["min_rise"])

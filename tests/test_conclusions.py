@@ -64,15 +64,16 @@ HEADLINES = {
     "groks": (
         GROKS | {LC: PHASES, ROBUST: at((3.3, 0.0), (4, 0.6)), RANK: at((0, 64), (3, 64), (4, 20)).round()},
         [
-            "It grokked: the training points were interpolated at step 32, test accuracy reached its plateau of 0.95 "
-            "at step 3,162, 96 times later in steps; it became more robust: accuracy under attack rose to 0.6 (eps 0.1",
+            "It grokked: the training points were interpolated at step 32, test accuracy had made 90% of its "
+            "rise to 0.95 by step 3,162, 96 times later in steps; it became more robust: accuracy under "
+            "attack rose to 0.6 (eps 0.1",
             "Local complexity at the train points fell from 10 at step 0 to 3",
             "region migration began at step 316; the rank of `net.3` fell from 64 at step 1,000 to 20",
         ],
     ),
     "without delay": (
         FITTED | {TEST: at((0.4, 0.1), (1.3, 0.9))},
-        ["It generalised without delay: test accuracy reached its plateau of 0.9 at step 16, before the training poi"],
+        ["It generalised without delay: test accuracy had made 90% of its rise to 0.9 by step 16, before the tr"],
     ),
     "a delay that is no grokking": (
         FITTED | {TEST: at((1.3, 0.1), (1.8, 0.9))},
@@ -156,6 +157,25 @@ HEADLINES = {
     "six eps": (
         GROKS | {f"robust_acc/test_eps0.{i}": at((2 + i / 4, 0), (2.5 + i / 4, 0.8 - i / 10)) for i in range(1, 7)},
         ["accuracy under attack rose to between 0.2 (eps 0.6) and 0.7 (eps 0.1), half of the rise by step 316 to 6,3"],
+    ),
+    "robustness that came down a little": (
+        GROKS | {ROBUST: at((0.5, 0.1), (1.5, 0.935), (3, 0.935), (4.3, 0.811))},
+        ["accuracy under attack rose to 0.935 (eps 0.1, half of the rise by step 8, 0.811 at the last row)"],
+    ),
+    "robustness that came down less than 0.05": (
+        GROKS | {ROBUST: at((0.5, 0.1), (1.5, 0.935), (3, 0.935), (4.3, 0.9))},
+        ["accuracy under attack rose to 0.90", "half of the rise by step 10)."],
+    ),
+    "six eps that came down": (
+        GROKS
+        | {
+            f"robust_acc/test_eps0.{i}": at((0.5, 0.1), (1.5, 1 - i / 20), (3, 1 - i / 20), (4.3, 0.9 - i / 20))
+            for i in range(1, 7)
+        },
+        [
+            "rose to between 0.7 (eps 0.6) and 0.95 (eps 0.1), half of the rise by step ",
+            ", and is between 0.6 (eps 0.6) and 0.85 (eps 0.1) at the last row.",
+        ],
     ),
     "six eps, none robust": (
         GROKS | {f"robust_acc/test_eps0.{i}": 0.0 for i in range(1, 7)},
@@ -259,7 +279,9 @@ def test_what_only_the_last_row_shows_is_said() -> None:
             assert first.startswith(
                 "It seems to have grokked, but only the last row shows it: the training points were"
             )
-            assert any(s.startswith("Only the last row shows that test accuracy reached its plateau") for s in others)
+            assert any(
+                s.startswith("Only the last row shows that test accuracy had made most of its rise") for s in others
+            )
             return
     raise AssertionError("no such row")
 

@@ -203,18 +203,20 @@ def test_rows_of_a_csv_lack_what_is_empty_and_keep_nan(tmp_path: Path) -> None:
 def test_a_lead_before() -> None:
     (said,) = leads([transition("migration_start", 900), transition("generalization", 4000, "clean_acc/test")])
     assert said == (
-        "region migration began 3,100 steps before test accuracy reached its plateau (step 900 and step 4,000)"
+        "region migration began 3,100 steps before test accuracy had made most of its rise (step 900 and step 4,000)"
     )
 
 
 def test_a_lead_after() -> None:
     (said,) = leads([transition("generalization", 400, "clean_acc/test"), transition("migration_start", 1900)])
-    assert said.startswith("region migration began 1,500 steps after test accuracy reached its plateau (step 1,900 ")
+    assert said.startswith(
+        "region migration began 1,500 steps after test accuracy had made most of its rise (step 1,900 "
+    )
 
 
 def test_a_lead_at_the_same_step() -> None:
     (said,) = leads([transition("migration_start", 30), transition("generalization", 30, "clean_acc/test")])
-    assert said.startswith("region migration began at the same step as test accuracy reached")
+    assert said.startswith("region migration began at the same step as test accuracy had made")
 
 
 def test_a_lead_over_each_eps() -> None:
@@ -238,7 +240,7 @@ def test_leads_of_ranks_name_the_layer() -> None:
         ]
     )
     assert said == [
-        "the feature rank began to fall (`rank/net.3`) 10 steps before test accuracy reached its plateau "
+        "the feature rank began to fall (`rank/net.3`) 10 steps before test accuracy had made most of its rise "
         "(step 10 and step 20)",
         "the feature rank began to fall again (`rank/net.3`) 10 steps after a second surge of test accuracy began "
         "(step 50 and step 40)",
