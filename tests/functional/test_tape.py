@@ -150,13 +150,12 @@ class Counted(nn.Module):
     [
         Call(lambda x: F.relu(looked_at(x))),
         Call(lambda x: F.relu(x) if bool((x < 1e9).all()) else x),
-        Call(lambda x: F.relu(x[x[:, 0] < 1e9])),
         Call(lambda x: F.relu(x + torch.ones(len(x) ** 2).sum())),
         Buffered(),
         Counted(),
         Call(lambda x: F.relu(torch.from_numpy(x.numpy() + 1))),
     ],
-    ids=["looks", "branches", "shape_of_values", "squared_size", "writes", "counts", "leaves_torch"],
+    ids=["looks", "branches", "squared_size", "writes", "counts", "leaves_torch"],
 )
 def test_a_model_of_which_the_operations_do_not_tell_all_runs_each_time(net):
     again, counter = measured(net, draw(4, 3))
