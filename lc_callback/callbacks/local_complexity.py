@@ -122,7 +122,7 @@ class LocalComplexityCallback(ProbeCallback):
         >>> from lc_callback import LocalComplexityCallback
         >>> trainer = Trainer(callbacks=[LocalComplexityCallback()], logger=False, enable_checkpointing=False)
         >>> LocalComplexityCallback(radius=[0.05, 0.5], every_n_epochs=5)
-        LocalComplexityCallback(radius=[0.05, 0.5], n_directions=25, every_n_epochs=5, n_probes=64, seed=0)
+        LocalComplexityCallback(radius=[0.05, 0.5], n_directions=25, every_n_epochs=5, n_probes='auto', seed=0)
     """
 
     group = "lc"

@@ -24,7 +24,7 @@ class _Run:
     is_global_zero = True
     current_epoch, world_size = 0, 1
     max_steps = max_epochs = -1
-    checkpoint_callback = None
+    checkpoint_callback = strategy = None
     lr_scheduler_configs = ()
 
     def __init__(self, callbacks: Sequence[ProbeCallback], data: Any, output: Path) -> None:

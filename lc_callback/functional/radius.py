@@ -83,7 +83,7 @@ def find_radius(
         >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Sequential(torch.nn.Linear(20, 200), torch.nn.ReLU(), torch.nn.Linear(200, 2))
         >>> find_radius(net, torch.randn(500, 20), n_directions=20).radius
-        0.05
+        0.1
     """
     where: dict[str, Any] = {"at": at, "forward_fn": forward_fn}
     points = _points_of(model, inputs, **where)
