@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ class TickingClock:
     def perf_counter(self) -> float:
         self.looks += 1
         return 1e-6 * self.looks
+
+
+@pytest.fixture(autouse=True)
+def seed_of_the_tests():
+    """Each test makes the same networks whether it runs alone, with others or on another process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)
