@@ -447,7 +447,8 @@ class LocalComplexityCallback(ProbeCallback):
             return []
         text = f"This radius is {self._reason}. Local complexity is comparable only at one radius"
         if latest.at is None:
-            return ["", f"{text}: to compare runs, pass `radius={self._auto_radius:g}` to each."]
+            method = ", method='linear'" if latest.histogram is not None and self.method == "auto" else ""
+            return ["", f"{text}: to compare runs, pass `radius={self._auto_radius:g}{method}` to each."]
         return ["", f"{text}. From here on it follows the spread of the train points behind `{latest.at}`."]
 
     def extra_state(self) -> dict[str, Any]:

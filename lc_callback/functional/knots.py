@@ -304,8 +304,9 @@ class Tracer(Recorder):
                 self.masked_rows.executed(args, _memories(result), result)
         if self.masked_rows:
             self.masked_rows.passed(op, _memories(args[:1]), _memories([args, kwargs]), _memories(result), result)
-        for memory in _memories(args) & self._largest.keys():
-            del self._largest[memory]
+        if self._largest:
+            for memory in _memories(args) & self._largest.keys():
+                del self._largest[memory]
         self._is_guard = is_guard(op, args, kwargs)
         if self._guards:
             self._guards.read(op, args, [_memories(arg) for arg in args], _memories(result), result)
@@ -430,16 +431,14 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def _memories(tree: Any) -> set[int]:
     """Of all tensors in it."""
-    found = set()
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            with suppress(RuntimeError):  # it has none
-                found.add(memory_of(leaf))
-    return found
+    return {memory for leaf in tree_leaves(tree) if (memory := _memory_or_none(leaf)) is not None}
 
 
 def _memory_or_none(value: Any) -> int | None:
-    return next(iter(_memories(value)), None) if isinstance(value, Tensor) else None
+    if isinstance(value, Tensor):
+        with suppress(RuntimeError):  # it has none
+            return memory_of(value)
+    return None
 
 
 @functools.cache

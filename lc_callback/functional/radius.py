@@ -113,7 +113,9 @@ def _chosen(found: float, most: float, n: int, switching: Callable[[float], floa
             radius = rounded(2.3 * radius)  # the next one: 2 or 2.5 times as large
         if radius <= most:
             return FoundRadius(
-                radius, f"the smallest that can be read: about {ENOUGH:,} units switch at the {n:,} train points"
+                radius,
+                f"the smallest of 1, 2, 5 times a power of ten that can be read: about {ENOUGH:,} units or more switch at "
+                f"the {n:,} train points together (units of a layer with one value at a point count once here)",
             )
     return FoundRadius(
         rounded(most, down=True),

@@ -117,7 +117,7 @@ def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) ->
     """
     if not callable(reach):  # by which few units look hidden that are not
         if z.device.type == "cpu" and reach.numel():  # a GPU would wait
-            least, most = float(reach.amin()), float(reach.amax())
+            least, most = map(float, torch.aminmax(reach))
             if least > 8 * torch.finfo(z.dtype).eps * most and most < math.inf:
                 return None
         return (z.abs() <= negligible(z, axes)) & (reach <= negligible(reach, axes))
