@@ -134,7 +134,11 @@ def main() -> None:
     linear = {"radius": 0.005, "method": "linear"}  # as with radius="auto"
     right = torch.empty(64, dtype=torch.long)  # classes that it predicts, for what is wrong is not attacked
     measures = {  # points of a row, points that are timed, the measure
-        "LocalComplexityCallback": (3 * POINTS[LocalComplexityCallback], 16, lambda x, y: local_complexity(model, x, **linear)),
+        "LocalComplexityCallback": (
+            3 * POINTS[LocalComplexityCallback],
+            16,
+            lambda x, y: local_complexity(model, x, **linear),
+        ),
         "PGDRobustnessCallback": (
             POINTS[PGDRobustnessCallback],
             len(right),

@@ -6,7 +6,7 @@ Curves and transitions in, sentences out. Every number in them is one of the cur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -61,6 +61,7 @@ class Followed:
         settings: of its detector.
         find: what rows up to some step show; ``None`` if that is not known.
         name: to tell it from another of its kind, such as its prefix.
+        made_by: the layer that made a row which stands out, by curve and step.
     """
 
     curves: Curves
@@ -69,6 +70,7 @@ class Followed:
     missing: Sequence[str] = ()
     find: Callable[[Curves], Sequence[Turn]] | None = None
     name: str = ""
+    made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @cached_property
     def turns(self) -> Sequence[Turn]:
@@ -122,10 +124,12 @@ def curve_sentences(seen: Sequence[Followed]) -> list[str]:
     for one in seen:
         for key in one.missing:
             said.append(_of_curve(one, key, "has no finite value"))
-        for key, (steps, values) in one.curves.items():
+        for key in one.curves:
             if not any(t.curve == key for t in one.transitions):
-                course = course_of(steps, values, one.settings)
-                said.append(_of_curve(one, key, f"{course.text()}{_verdict(one, key, course)}{_early(one, key)}"))
+                course, but_for = _calm_course(one, key)
+                said.append(
+                    _of_curve(one, key, f"{course.text()}{but_for}{_verdict(one, key, course)}{_early(one, key)}")
+                )
         for turn in one.unconfirmed:
             if not turn.kind.startswith("delayed"):
                 what = f"{phrase_of(turn.kind, turn.curve)} at step {turn.step:,} (`{turn.curve}`)"
@@ -355,14 +359,32 @@ def _complexity(seen: Followed) -> str:
     if not seen.curves:
         return "local complexity has no finite value"
     key = next(iter(seen.curves))
-    course = course_of(*seen.curves[key], seen.settings)
+    course, but_for = _calm_course(seen, key)
     start, end = seen.known("migration_start", key), seen.known("migration_end", key)
     what = _label(key).replace("LC", "local complexity")
     if start is None:
         said = course.text() if seen.transitions else course.brief()
-        return f"{what} {said}{_verdict(seen, key, course)}"
+        return f"{what} {said}{but_for}{_verdict(seen, key, course)}"
     ended = "" if end is None else f" and ended at step {end.step:,}"
-    return f"{what} {course.text()}: region migration began at step {start.step:,}{ended}"
+    return f"{what} {course.text()}{but_for}: region migration began at step {start.step:,}{ended}"
+
+
+def _calm_course(seen: Followed, key: str) -> tuple[Course, str]:
+    """The course of a curve but for the rows at which a layer spikes, and these in words."""
+    steps, values = seen.curves[key]
+    layers = [seen.made_by.get((key, int(step)), "") for step in steps]
+    calm = np.array([not layer for layer in layers])
+    if calm.all() or calm.sum() < FEWEST:
+        return course_of(steps, values, seen.settings), ""
+    course, n = course_of(steps[calm], values[calm], seen.settings), int((~calm).sum())
+    names = _and(
+        [f"`{layer}`" if layer != "several layers" else layer for layer in dict.fromkeys(filter(None, layers))]
+    )
+    farthest = int(np.abs(values - np.median(values[calm])).argmax())
+    if n == 1:
+        return course, f", but for {number(values[farthest])} at step {int(steps[farthest]):,} ({names})"
+    extreme = f"{number(values[farthest])} at step {int(steps[farthest]):,}"
+    return course, f", but for spikes at {n} of {len(steps)} rows ({names}; the farthest is {extreme})"
 
 
 def _rank(seen: Followed) -> str:

@@ -1,4 +1,4 @@
-"""Lone rows of a curve: far from all their neighbours, and gone again after one row or two."""
+"""Rows that stand out of a curve: alone, far from all their neighbours, or since one layer spikes there."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["layer_key", "layer_of_spike", "layers_of_lone_rows", "lone_rows", "responsible_layer", "shares_in_columns"]
+__all__ = [
+    "layer_key",
+    "layers_of_lone_rows",
+    "layers_of_outliers",
+    "layers_of_spikes",
+    "lone_rows",
+    "responsible_layer",
+    "shares_in_columns",
+]
 
 _LONGEST = 2  # rows in succession; three are a movement of the curve
 _NEIGHBOURS = 3  # rows on each side; of a first or last row twice as many
 _FAR, _FAR_AT_END = 6.0, 10.0  # times the movement of the neighbours; a first or last row has them on one side only
 _FEWEST = 6  # rows of a curve, of which one can be called lone
-_SPIKE = 3.0  # times its median, that a layer has at a spike
-_SHARE = 0.2  # of the rows at most; a curve with more spikes is a spiky curve
+_SHARE = 0.2  # of the rows at most; a curve with more of them is a spiky curve
+_SPIKE = 3.0  # times what it has around, that a layer has at a spike
+_MOST_SPIKES = 0.4  # of the rows at most; with more of them the spikes are the curve
 
 Row = Mapping[str, float]
 
@@ -67,6 +76,13 @@ def _stands_alone(values: Sequence[float], start: int, stop: int, usual: float) 
     return above > _FAR * max(usual, *moves, abs(before[0] - after[0]))
 
 
+def layers_of_outliers(
+    rows: Sequence[Row], keys: Sequence[str], shares: Callable[[str, Row], Mapping[str, float]]
+) -> dict[tuple[str, int], str]:
+    """The layer that made each row that stands out, alone or by a spike of that layer: by curve and step."""
+    return layers_of_spikes(rows, keys, shares) | layers_of_lone_rows(rows, keys, shares)
+
+
 def layers_of_lone_rows(
     rows: Sequence[Row], keys: Sequence[str], shares: Callable[[str, Row], Mapping[str, float]]
 ) -> dict[tuple[str, int], str]:
@@ -90,32 +106,37 @@ def layers_of_lone_rows(
     return found
 
 
-def layer_of_spike(
-    rows: Sequence[Row], key: str, shares: Callable[[str, Row], Mapping[str, float]]
-) -> tuple[Row, str, float] | None:
-    """The highest row of a spiky curve, the layer that made it, and this layer's part of it.
+def layers_of_spikes(
+    rows: Sequence[Row], keys: Sequence[str], shares: Callable[[str, Row], Mapping[str, float]]
+) -> dict[tuple[str, int], str]:
+    """The layer that spikes at a row, by curve and step: also where rows around it are no calmer.
 
-    It is if that layer has half of the row, and there three times what it has in the median. A channel of a convolution
-    that is near 0 on a constant patch switches at all places with such a patch at once.
+    A layer spikes where it has three times its median of seven rows, and half of the row or more comes of that. A
+    channel of a convolution that is near 0 on a patch which all images share switches at all places with it at once.
+    Where two rows of five or more would be spikes there are none.
 
     Args:
         rows: in the order of their steps.
-        key: of the curve.
+        keys: of the curves.
         shares: the share of each layer in the value of a curve at a row; empty if it is not known.
     """
-    own = [row for row in rows if math.isfinite(row.get(key, math.nan))]
-    known = [shares(key, row) for row in own]
-    if len(own) < _FEWEST:
-        return None
-    values = [row[key] for row in own]
-    at = values.index(max(values))
-    if at in lone_rows(values):
-        return None
-    for layer, share in known[at].items():
-        usual = float(np.median([of_row.get(layer, 0.0) for of_row in known]))
-        if share > 0 and share >= max(_SPIKE * usual, own[at][key] / 2):
-            return own[at], layer, share / own[at][key]
-    return None
+    found: dict[tuple[str, int], str] = {}
+    for key in keys:
+        own = [row for row in rows if math.isfinite(row.get(key, math.nan))]
+        known = [shares(key, row) for row in own]
+        if len(own) < _FEWEST or not all(known):
+            continue
+        spikes = {}
+        for i, row in enumerate(own):
+            start = min(max(0, i - _NEIGHBOURS), max(0, len(own) - 2 * _NEIGHBOURS - 1))
+            around = known[start : start + 2 * _NEIGHBOURS + 1]
+            for layer, share in known[i].items():
+                usual = float(np.median([other.get(layer, 0.0) for other in around]))
+                if share > _SPIKE * usual and share - usual >= row[key] / 2:
+                    spikes[key, int(row["step"])] = layer
+        if len(spikes) <= _MOST_SPIKES * len(own):
+            found |= spikes
+    return found
 
 
 def responsible_layer(shares: Mapping[str, float], neighbours: Sequence[Mapping[str, float]]) -> str:

@@ -54,9 +54,9 @@ def detect_phases(
 
     - ``first_descent_end``: the first minimum that a significant fall leads to and a significant rise leaves. A run
       may have none, as with large initialisation.
-    - ``ascent_start``: where the first significant rise becomes steeper than ``flatness`` times its steepest slope, if
-      that is not where the first descent ends: there was no first descent, or the curve stays on a floor of at least
-      0.2 decades before it rises.
+    - ``ascent_start``: where the piece begins that makes the first rise significant, or an earlier one that is steeper
+      than ``flatness`` times the steepest of this rise, if that is not where the first descent ends: there was no first
+      descent, or the curve stays on a floor of at least 0.2 decades before it rises.
     - ``migration_start``: the highest maximum after it (else of all), if a significant rise leads to it and the curve
       ends significantly below it.
     - ``migration_end``: where, after that and at least as far below, no piece falls at more than ``flatness`` times the
@@ -242,7 +242,8 @@ def _ascent(found: Fit, tolerance: float, flatness: float, first: int | None) ->
     start, top = next(((i, j) for i, j in movements(v, tolerance) if v[j] > v[i]), (0, 0))
     if start == top:
         return None
-    begin = start + first_steep(found.slopes[start:top], flatness)
+    risen = int(np.argmax(v[start + 1 : top + 1] - v[start] >= tolerance))  # the piece that makes it significant
+    begin = start + min(first_steep(found.slopes[start:top], flatness), risen)
     if v[top] - v[begin] < tolerance:
         return None
     at_once = first is not None and found.nodes[begin] - found.nodes[first] < _LONG_ENOUGH

@@ -126,7 +126,7 @@ class Part:
         settings: of its detector.
         find: what rows show, by keys without the prefix.
         model: what was measured, such as ``"LitCNN"``.
-        made_by: the layer that made a row which stands alone, by curve and step, as far as it is known.
+        made_by: the layer that made a row which stands out, by curve and step, as far as it is known.
     """
 
     rows: Sequence[dict[str, float]]
@@ -148,7 +148,8 @@ class Part:
             elif any(key in row for row in self.rows):
                 missing.append(key.removeprefix(self.prefix))
         known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
-        return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "))
+        made_by = {(key.removeprefix(self.prefix), step): layer for (key, step), layer in self.made_by.items()}
+        return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "), made_by)
 
     model: str = ""
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)

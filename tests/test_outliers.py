@@ -11,8 +11,9 @@ import pytest
 
 from lc_callback.outliers import (
     layer_key,
-    layer_of_spike,
     layers_of_lone_rows,
+    layers_of_outliers,
+    layers_of_spikes,
     lone_rows,
     responsible_layer,
     shares_in_columns,
@@ -117,26 +118,32 @@ def test_layers_of_lone_rows() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        ([5.0, 6, 7, 500, 8, 600, 7, 400, 9, 8], [4.0] * 10, (5, "conv", 600 / 604)),  # a spiky curve
-        ([5.0, 6, 7, 8, 9, 10, 11, 12, 13, 14], [4.0] * 10, None),  # one that rises
-        ([5.0] * 10, [4.0] * 10, None),
-        ([0.0] * 10, [0.0] * 10, None),
-        ([5.0] * 7 + [21.0] * 3, [4.0] * 7 + [22.0] * 3, (7, "linear", 22 / 43)),
-        ([5.0, 6, 7, 500, 8, 6, 7, 5, 9, 8], [4.0] * 10, None),  # a lone row
-        ([5.0, 600.0], [4.0, 4.0], None),  # too few rows
-        ([5.0] * 9 + [math.nan], [4.0] * 10, None),
+        ([5.0, 6, 7, 500, 8, 600, 7, 400, 9, 8], [4.0] * 10, {3: "conv", 5: "conv", 7: "conv"}),
+        ([5.0, 6, 500, 600, 8, 7, 9, 400, 500, 8], [4.0] * 10, {2: "conv", 3: "conv", 7: "conv", 8: "conv"}),
+        ([500.0, 6, 7, 8, 9, 8, 7, 8, 9, 500], [4.0] * 10, {0: "conv", 9: "conv"}),  # at the ends
+        ([5.0, 6, 7, 500, 8, 600, 7, 8], [4.0, 4, 4, 4, 4, 4, 4, 900], {3: "conv", 5: "conv", 7: "linear"}),
+        ([5.0, 6, 7, 8, 9, 10, 11, 12, 13, 14], [4.0] * 10, {}),  # it rises
+        ([5.0] * 5 + [600.0] * 5, [4.0] * 10, {}),  # a step
+        ([5.0, 500, 600, 700] * 3, [4.0] * 12, {}),  # most rows: the spikes are the curve
+        ([5.0, 6, 7, 50, 8, 60, 7, 40, 9, 8], [400.0] * 10, {}),  # a small part of the row
+        ([5.0] * 10, [4.0] * 10, {}),
+        ([0.0] * 10, [0.0] * 10, {}),
+        ([5.0, 600.0], [4.0, 4.0], {}),  # too few rows
+        ([5.0, 6, 7, 500, 8, 600, 7, 400, 9, math.nan], [4.0] * 10, {3: "conv", 5: "conv", 7: "conv"}),
     ],
 )
-def test_the_layer_of_a_spike(first: list[float], second: list[float], expected: Any) -> None:
+def test_the_layers_of_spikes(first: list[float], second: list[float], expected: dict[int, str]) -> None:
     rows = [{"step": step, "lc/train": a + b} for step, (a, b) in enumerate(zip(first, second, strict=True))]
 
     def shares(key: str, row: Any) -> dict[str, float]:
         return {"conv": first[row["step"]], "linear": second[row["step"]]}
 
-    found = layer_of_spike(rows, "lc/train", shares)
-    if expected is None:
-        assert found is None
-    else:
-        row, layer, share = found
-        assert (row["step"], layer, share) == (*expected[:2], pytest.approx(expected[2]))
-    assert layer_of_spike(rows, "lc/train", lambda key, row: {}) is None
+    assert layers_of_spikes(rows, ["lc/train"], shares) == {("lc/train", step): name for step, name in expected.items()}
+    assert layers_of_spikes(rows, ["lc/train"], lambda key, row: {}) == {}
+
+
+def test_outliers_are_lone_rows_and_spikes() -> None:
+    lc = [6.0, 6.2, 6.1, 150.0, 6.3, 6.0, 90.0, 6.1, 80.0, 6.3, 6.0, 6.2]
+    rows = [{"step": i, "lc/train": v + 1, "lc_layer/train/a": v, "lc_layer/train/b": 1.0} for i, v in enumerate(lc)]
+    found = layers_of_outliers(rows, ["lc/train"], shares_in_columns)
+    assert found == {("lc/train", step): "a" for step in (3, 6, 8)}

@@ -367,3 +367,15 @@ def test_the_phase_is_the_ascent_where_only_its_beginning_is_known() -> None:
     steps = np.array(LOG_STEPS, float)
     ascent = Transition("ascent_start", 100, 200, 1.0, 1.0, "")
     assert phase_of(steps, np.full(len(steps), 5.0), PHASE_SETTINGS, [ascent]) == 1
+
+
+@pytest.mark.parametrize(("slow", "fast"), [(2.0, 2.0), (2.0, 20.0), (1.0, 30.0), (4.0, 60.0)])
+def test_the_ascent_starts_where_the_curve_leaves_its_floor(slow: float, fast: float) -> None:
+    """A slow rise before a steep one belongs to the ascent once it is significant."""
+    x = np.linspace(1, 4.3, 34)
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(x))
+    values = 4 + slow * (x - 2.5).clip(0, 1.2) + fast * (x - 3.9).clip(0) + noise
+    steps = [int(step) for step in np.round(10**x - 1)]
+    (found,) = [turn for turn in detect_phases(steps, values) if turn.kind == "ascent_start"]
+    significant_at_once = 1.2 * slow >= 0.15 * (values.max() - values.min())
+    assert abs(np.log10(found.step + 1) - (2.5 if significant_at_once else 3.9)) < 0.15

@@ -19,7 +19,6 @@ from lc_callback.functional.local_complexity import (
 from lc_callback.functional.point_sets import local_complexity_of_sets
 from lc_callback.functional.radius import count_units, find_radius
 from lc_callback.functional.space import input_spread, spread_behind
-from lc_callback.outliers import layer_of_spike
 from lc_callback.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.probes import Probes
 from lc_callback.timeline import Panel
@@ -384,13 +383,7 @@ class LocalComplexityCallback(ProbeCallback):
         else:
             radius = "the radius" if given is None else f"radius {given:.3g}"
         at = next((latest.at for latest in self._latest.values()), self.at)
-        text = _caption(f"{radius}{'' if at is None else f' at the output of {at},'}", self.points_text())
-        rows = [self._unprefixed(row) | {"step": row["step"]} for row in self.history.rows]
-        spike = layer_of_spike(rows, first, self.layer_shares)
-        if spike is not None:
-            row, layer, share = spike
-            text += f" At step {row['step']:,}, of {row[first]:.4g} {share:.0%} is {layer}."
-        return text
+        return _caption(f"{radius}{'' if at is None else f' at the output of {at},'}", self.points_text())
 
     def recorded(self, step: int) -> None:
         """Keep the share of each layer in every curve."""

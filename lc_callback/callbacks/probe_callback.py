@@ -40,7 +40,7 @@ from lc_callback.functional.points import call_model
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
-from lc_callback.outliers import layers_of_lone_rows, shares_in_columns
+from lc_callback.outliers import layers_of_outliers, shares_in_columns
 from lc_callback.probes import Probes, draw_probes, random_probes
 from lc_callback.reporting.figure import WIDTH, draw, write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
@@ -564,7 +564,7 @@ class ProbeCallback(Callback):
         keys = [key.removeprefix(prefix) for key in self.history.keys]
         panels = [replace(panel, caption=self.caption(panel)).prefixed(prefix) for panel in self.panels(keys)]
         curves = [key for panel in panels for key in panel.keys]
-        made_by = layers_of_lone_rows(rows, curves, lambda key, row: self.layer_shares(key.removeprefix(prefix), row))
+        made_by = layers_of_outliers(rows, curves, lambda key, row: self.layer_shares(key.removeprefix(prefix), row))
         followed = [prefix + key for key in self.followed(keys)]
         find = partial(self.find, settings=self.detection)
         settled = (followed, prefix, self.detection, find)

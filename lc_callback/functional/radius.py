@@ -114,8 +114,8 @@ def _chosen(found: float, most: float, n: int, switching: Callable[[float], floa
         if radius <= most:
             return FoundRadius(
                 radius,
-                f"the smallest of 1, 2, 5 times a power of ten that can be read: about {ENOUGH:,} units or more switch at "
-                f"the {n:,} train points together (units of a layer with one value at a point count once here)",
+                f"the smallest of 1, 2, 5 times a power of ten that can be read: about {ENOUGH:,} units or more switch "
+                f"at the {n:,} train points together (units of a layer with one value at a point count once here)",
             )
     return FoundRadius(
         rounded(most, down=True),

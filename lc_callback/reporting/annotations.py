@@ -224,16 +224,17 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
 
 
 def y_range(part: Part, panel: Panel) -> tuple[float, float, bool]:
-    """Of the vertical axis: from, to, and whether it is made for all rows but the lone ones.
+    """Of the vertical axis: from, to, and whether it is made for all rows but those that stand out.
 
-    A lone row is cut off if it is so far from all other rows that these would have less than half of the axis.
+    A lone row, or one at which a layer spikes, is cut off if it is so far from all other rows that these would have
+    less than half of the axis.
     """
     values, lone, wide = [], [], []
     for key in panel.keys:
         rows = [row for row in part.rows if key in row]
         alone = {*lone_rows([row[key] for row in rows])}
         for i, row in enumerate(rows):
-            if i in alone:
+            if i in alone or (key, int(row["step"])) in part.made_by:
                 lone.append(row[key])
             elif np.isfinite(row[key]):
                 values.append(row[key])

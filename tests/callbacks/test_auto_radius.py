@@ -51,7 +51,7 @@ def test_the_radius_is_found_kept_logged_and_explained(tmp_path: Path) -> None:
     assert callback.history["lc/train"][-1] == counted.mean  # all points, the weights of the last row
     text = callback.describe()
     assert f"This radius is {expected.reason}." in text
-    assert f"to compare runs, pass `radius={expected.radius:g}` to each" in text
+    assert f"to compare runs, pass `radius={expected.radius:g}, method='linear'` to each" in text
 
 
 @pytest.mark.parametrize(
