@@ -20,7 +20,7 @@ from lc_callback.milestones import (
     rise_of,
     unconfirmed_generalization,
 )
-from lc_callback.movements import FEWEST, Course, course_of, number
+from lc_callback.movements import FEWEST, Course, Floats, course_of, number
 from lc_callback.transitions import Curves, Transition, Turn, last_looks, supported
 
 __all__ = ["PHRASES", "Followed", "curve_sentences", "headline"]
@@ -62,6 +62,7 @@ class Followed:
         find: what rows up to some step show; ``None`` if that is not known.
         name: to tell it from another of its kind, such as its prefix.
         made_by: the layer that made a row which stands out, by curve and step.
+        beside: the key and the curve that is drawn boldly where a followed one is drawn faintly.
     """
 
     curves: Curves
@@ -71,6 +72,7 @@ class Followed:
     find: Callable[[Curves], Sequence[Turn]] | None = None
     name: str = ""
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    beside: Mapping[str, tuple[str, tuple[Floats, Floats]]] = field(default_factory=dict)
 
     @cached_property
     def turns(self) -> Sequence[Turn]:
@@ -127,9 +129,8 @@ def curve_sentences(seen: Sequence[Followed]) -> list[str]:
         for key in one.curves:
             if not any(t.curve == key for t in one.transitions):
                 course, but_for = _calm_course(one, key)
-                said.append(
-                    _of_curve(one, key, f"{course.text()}{but_for}{_verdict(one, key, course)}{_early(one, key)}")
-                )
+                moved = f"{course.text()}{but_for}{_beside(one, key)}"
+                said.append(_of_curve(one, key, f"{moved}{_verdict(one, key, course)}{_early(one, key)}"))
         for turn in one.unconfirmed:
             if not turn.kind.startswith("delayed"):
                 what = f"{phrase_of(turn.kind, turn.curve)} at step {turn.step:,} (`{turn.curve}`)"
@@ -377,9 +378,7 @@ def _calm_course(seen: Followed, key: str) -> tuple[Course, str]:
     if calm.all() or calm.sum() < FEWEST:
         return course_of(steps, values, seen.settings), ""
     course, n = course_of(steps[calm], values[calm], seen.settings), int((~calm).sum())
-    names = _and(
-        [f"`{layer}`" if layer != "several layers" else layer for layer in dict.fromkeys(filter(None, layers))]
-    )
+    names = _and([layer if " " in layer else f"`{layer}`" for layer in dict.fromkeys(filter(None, layers))])
     farthest = int(np.abs(values - np.median(values[calm])).argmax())
     if n == 1:
         return course, f", but for {number(values[farthest])} at step {int(steps[farthest]):,} ({names})"
@@ -391,8 +390,17 @@ def _rank(seen: Followed) -> str:
     said = []
     for key, curve in seen.curves.items():
         course = course_of(*curve, seen.settings)
-        said.append(f"{_label(key)} {course.text() if seen.transitions else course.brief()}")
+        said.append(f"{_label(key)} {course.text() if seen.transitions else course.brief()}{_beside(seen, key)}")
     return "; ".join(said) or "the feature rank has no finite value"
+
+
+def _beside(seen: Followed, key: str) -> str:
+    """The course of the curve that is drawn boldly where this one is faint."""
+    if key not in seen.beside:
+        return ""
+    other, curve = seen.beside[key]
+    course = course_of(*curve, seen.settings)
+    return "" if course.is_short else f" (its {other.partition('/')[0].replace('_', ' ')} {course.text()})"
 
 
 def _verdict(seen: Followed, key: str, course: Course) -> str:

@@ -22,7 +22,7 @@ _NEIGHBOURS = 3  # rows on each side; of a first or last row twice as many
 _FAR, _FAR_AT_END = 6.0, 10.0  # times the movement of the neighbours; a first or last row has them on one side only
 _FEWEST = 6  # rows of a curve, of which one can be called lone
 _SHARE = 0.2  # of the rows at most; a curve with more of them is a spiky curve
-_SPIKE = 3.0  # times what it has around, that a layer has at a spike
+_SPIKE = 3.0  # times what it has next to it, that a layer has at a spike
 _MOST_SPIKES = 0.4  # of the rows at most; with more of them the spikes are the curve
 
 Row = Mapping[str, float]
@@ -111,9 +111,9 @@ def layers_of_spikes(
 ) -> dict[tuple[str, int], str]:
     """The layer that spikes at a row, by curve and step: also where rows around it are no calmer.
 
-    A layer spikes where it has three times its median of seven rows, and half of the row or more comes of that. A
-    channel of a convolution that is near 0 on a patch which all images share switches at all places with it at once.
-    Where two rows of five or more would be spikes there are none.
+    A layer spikes at one row or two in succession where it has three times what it has at the rows next to them, and
+    half of the row or more comes of that. A channel of a convolution that is near 0 on a patch which all images share
+    switches at all places with it at once. Where more than two rows of five would be spikes there are none.
 
     Args:
         rows: in the order of their steps.
@@ -127,13 +127,13 @@ def layers_of_spikes(
         if len(own) < _FEWEST or not all(known):
             continue
         spikes = {}
-        for i, row in enumerate(own):
-            start = min(max(0, i - _NEIGHBOURS), max(0, len(own) - 2 * _NEIGHBOURS - 1))
-            around = known[start : start + 2 * _NEIGHBOURS + 1]
-            for layer, share in known[i].items():
-                usual = float(np.median([other.get(layer, 0.0) for other in around]))
-                if share > _SPIKE * usual and share - usual >= row[key] / 2:
-                    spikes[key, int(row["step"])] = layer
+        for layer in known[0]:
+            own_shares = [of_row.get(layer, 0.0) for of_row in known]
+            for n in range(1, _LONGEST + 1):
+                for start in range(1, len(own) - n):
+                    usual, spike = max(own_shares[start - 1], own_shares[start + n]), range(start, start + n)
+                    if all(own_shares[i] > _SPIKE * usual and own_shares[i] - usual >= own[i][key] / 2 for i in spike):
+                        spikes.update({(key, int(own[i]["step"])): layer for i in spike})
         if len(spikes) <= _MOST_SPIKES * len(own):
             found |= spikes
     return found

@@ -139,17 +139,23 @@ class Part:
 
     def seen(self) -> Followed:
         """What sentences are made of."""
+        bold = {pale: line for panel in self.panels for line, pale in panel.faint.items() if pale in self.followed}
         curves, missing = {}, []
-        for key in self.followed:
+        for key in [*self.followed, *bold.values()]:
             rows = [(row["step"], row[key]) for row in self.rows if math.isfinite(row.get(key, math.nan))]
             if rows:
                 steps, values = np.array(rows, np.float64).T
                 curves[key.removeprefix(self.prefix)] = steps, values
             elif any(key in row for row in self.rows):
                 missing.append(key.removeprefix(self.prefix))
+        beside = {
+            pale.removeprefix(self.prefix): (own, curves.pop(own))
+            for pale, line in bold.items()
+            if (own := line.removeprefix(self.prefix)) in curves and own not in self.followed
+        }
         known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
         made_by = {(key.removeprefix(self.prefix), step): layer for (key, step), layer in self.made_by.items()}
-        return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "), made_by)
+        return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "), made_by, beside)
 
     model: str = ""
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from lc_callback.callbacks import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.conclusions import PHRASES
-from lc_callback.timeline import Part, leads, run_sentences, run_summary
+from lc_callback.timeline import Panel, Part, leads, run_sentences, run_summary
 from lc_callback.transitions import Detector, only_supported
 
 STEPS = np.unique(np.append(0, np.round(10 ** np.arange(0, 4.31, 0.1))))
@@ -320,3 +321,38 @@ def test_parts_that_nothing_is_known_of_say_nothing() -> None:
 def test_every_kind_has_a_phrase(measure: Any) -> None:
     kinds: Sequence[str] = measure.kinds
     assert {*kinds} <= {*PHRASES}
+
+
+def noted(curve: np.ndarray, made_by: dict[int, str], bold: np.ndarray | None = None, key: str = LC) -> list[str]:
+    """The sentences of a curve with rows that layers made, and with one that is drawn boldly beside it."""
+    rows = [{"step": STEPS[i], key: float(curve[i])} for i in range(len(STEPS))]
+    panel = Panel("", {"net.3": key})
+    if bold is not None:
+        rows = [row | {"effective_rank/net.3": float(value)} for row, value in zip(rows, bold, strict=True)]
+        panel = Panel("", {"net.3": "effective_rank/net.3"}, faint={"effective_rank/net.3": key})
+    layers = {(key, int(STEPS[i])): layer for i, layer in made_by.items()}
+    (part,) = parts({key: curve})
+    return run_sentences([replace(part, rows=rows, panels=[panel], made_by=layers, transitions=[])])
+
+
+@pytest.mark.parametrize(
+    ("spikes", "expected"),
+    [
+        ({20: 90.0}, f", but for 90 at step {int(STEPS[20]):,} (`conv`), and has not fallen"),
+        ({20: 90.0, 23: 80.0}, f", but for spikes at 2 of {len(STEPS)} rows (`conv`; the farthest is 90 at step "),
+        ({14: 50.0, 20: 90.0, 21: 95.0}, f"spikes at 3 of {len(STEPS)} rows (`conv`; the farthest is 95 at step "),
+    ],
+)
+def test_rows_at_which_a_layer_spikes_do_not_hide_the_course(spikes: dict[int, float], expected: str) -> None:
+    curve = at((2, 4.0), (3.5, 12.0))
+    for i, value in spikes.items():
+        curve[i] = value
+    for sentence in noted(curve, dict.fromkeys(spikes, "conv")):
+        assert "rose 3-fold" in sentence
+        assert expected in sentence
+
+
+def test_the_effective_rank_is_said_beside_the_numerical_rank() -> None:
+    said = noted(at((0, 64)), {}, at((1, 50), (3, 20)), RANK)
+    assert all("the rank of `net.3` is flat: at 64 (its effective rank fell from 50" in s.lower() for s in said)
+    assert len(said) == 2
