@@ -392,15 +392,29 @@ def test_each_curve_that_leaves_the_axis_has_an_arrow_and_no_other(name: str) ->
     assert told(ax) == values
 
 
-def test_of_many_rows_the_farthest_have_their_values() -> None:
+def test_of_many_rows_the_farthest_has_its_value() -> None:
     values = [5.0 + 0.1 * (i % 3) for i in range(80)]
     for i in range(6):
         values[8 + 12 * i] = 100.0 + i
     rows = [{"step": float(i), "lc/train": v} for i, v in enumerate(values)]
     (ax,) = drawn(Part(rows, [Panel("x", {"train": "lc/train"}, limits=(0, None))], []))
     assert len(arrows(ax)) == 6
-    assert [text.partition(" ")[0] for text in told(ax)] == ["102", "103", "104", "105"]
-    assert caption_of(ax) == "Arrow: a row beyond the axis; the 4 farthest have their values."
+    assert [text.partition(" ")[0] for text in told(ax)] == ["105"]
+    assert caption_of(ax) == "Arrow: a row beyond the axis, the farthest with its value."
+
+
+def test_if_one_spike_of_a_layer_is_cut_off_all_are() -> None:
+    values = [5.0, 6, 300, 5, 6, 14, 5, 250, 7, 6]
+    spikes = {("lc/train", 3**i): "net.2" for i in (2, 5, 7)}
+    (ax,) = drawn(lone_part(values, spikes))
+    assert [step for step, _ in arrows(ax)] == [3**2, 3**5, 3**7]
+    assert ax.get_ylim()[1] < 10
+    assert "300 at step 9 (net.2)" in told(ax)
+    lines = {line.get_label(): [*line.get_ydata()] for line in ax.lines}
+    name = next(iter(lines)).lstrip("_")
+    assert lines[f"_{name}"] == values
+    assert lines[name] == [5, 6, 5, 6, 5, 7, 6]  # what lies between the spikes
+    assert arrows(drawn(lone_part([5.0, 6, 8, 5, 6, 9, 5, 8, 7, 6], spikes))[0]) == []
 
 
 def test_a_band_that_is_wide_at_one_row_does_not_flatten_the_curve() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "draw_cut_rows",
     "draw_markers",
     "draw_spans",
+    "is_spiky",
     "number",
     "phase_spans",
     "rows_beyond",
@@ -40,7 +41,7 @@ _SNAP = 0.1  # decades: a phase that ends so near to the last row goes on to it
 _TOO_FAR = 1.0  # times the room of all other rows, above them: a lone row there is cut off
 _NUMBERS_AT = 0.945  # of the height of a panel
 _ALIKE = 0.1  # of a value: one that differs by less is not told beside it
-#: Rows that are cut off, whose values are told in one panel.
+#: Rows that are cut off, whose values are told in one panel; of more only the farthest.
 N_TOLD = 4
 
 Floats = NDArray[np.float64]
@@ -230,11 +231,14 @@ def y_range(part: Part, panel: Panel) -> tuple[float, float, bool]:
     less than half of the axis.
     """
     values, lone, wide = [], [], []
+    spikes: list[float] = []  # that layers made: if one is cut off, all are
     for key in panel.keys:
         rows = [row for row in part.rows if key in row]
         alone = {*lone_rows([row[key] for row in rows])}
         for i, row in enumerate(rows):
-            if i in alone or (key, int(row["step"])) in part.made_by:
+            if (key, int(row["step"])) in part.made_by:
+                spikes.append(row[key])
+            elif i in alone:
                 lone.append(row[key])
             elif np.isfinite(row[key]):
                 values.append(row[key])
@@ -244,13 +248,14 @@ def y_range(part: Part, panel: Panel) -> tuple[float, float, bool]:
     low = min(values, default=0.0) if floor is None else floor
     high = max(values, default=1.0) if ceiling is None else ceiling
     room = max(high - low, 0.0)
-    cut = False
-    for value in lone:
+
+    def is_far(value: float) -> bool:
         beyond = value - high if ceiling is None else 0.0, low - value if floor is None else 0.0
-        if room > 0 and max(beyond) > _TOO_FAR * room:
-            cut = True
-        else:
-            values.append(value)
+        return room > 0 and max(beyond) > _TOO_FAR * room
+
+    values += [value for value in lone if not is_far(value)]
+    values += [] if any(map(is_far, spikes)) else spikes
+    cut = any(map(is_far, [*lone, *spikes]))
     if floor is None:
         low = max(min([low, *wide, *values]), min([low, *values]) - room)
     if ceiling is None:
@@ -274,6 +279,11 @@ def rows_beyond(part: Part, panel: Panel, limits: tuple[float, float]) -> list[t
     ]
 
 
+def is_spiky(part: Part, cut: Sequence[tuple[str, int]]) -> bool:
+    """Whether several of the rows that are cut off are spikes of layers."""
+    return len({step for key, step in cut if (key, step) in part.made_by}) > 1
+
+
 def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> None:
     """An arrow at the edge for each row beyond the axis; at the farthest ones their value, step and layer."""
     bottom, top = ax.get_ylim()
@@ -294,7 +304,7 @@ def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, i
     for key, step in cut:
         told.setdefault((step, values[key, step] > top), []).append((key, values[key, step]))
     farthest = sorted(told, key=lambda place: (-max(abs(value - middle) for _, value in told[place]), place))
-    for step, up in farthest[:N_TOLD]:
+    for step, up in farthest if len(farthest) <= N_TOLD else farthest[:1]:
         own = told[step, up]
         text = _told(step, own, part)
         x = float(ax.transAxes.inverted().transform(ax.transData.transform((step, 0)))[0])

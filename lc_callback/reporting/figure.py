@@ -18,6 +18,7 @@ from lc_callback.reporting.annotations import (
     draw_cut_rows,
     draw_markers,
     draw_spans,
+    is_spiky,
     number,
     phase_spans,
     rows_beyond,
@@ -169,7 +170,7 @@ class _Block:
         layout = self._layout
         ax.set_ylim(*self._limits)
         draw_spans(ax, self._spans, layout, self._named)
-        curves = _curves(ax, self._part, self._panel, layout)
+        curves = _curves(ax, self._part, self._panel, self._cut, layout)
         markers = draw_markers(ax, self._part, self._panel, self._markers, layout)
         draw_cut_rows(ax, self._part, self._panel, self._cut, layout)
         self._axis_of_values(ax)
@@ -199,9 +200,11 @@ class _Block:
             )
 
     def _text(self) -> str:
-        many = f"; the {N_TOLD} farthest have their values" if len(self._cut) > N_TOLD else ""
-        cut = f"Arrow: a row beyond the axis{many}." if self._cut else ""
-        return " ".join(filter(None, [self._panel.caption, cut]))
+        steps = {step for _, step in self._cut}
+        farthest = ", the farthest with its value" if len(steps) > N_TOLD else ""
+        thin = "; thin: to rows at which one layer spikes" if is_spiky(self._part, self._cut) else ""
+        cut = f"Arrow: a row beyond the axis{farthest}{thin}."
+        return " ".join(filter(None, [self._panel.caption, cut if self._cut else ""]))
 
     def _axis_of_values(self, ax: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -258,8 +261,8 @@ class _Legend:
             text.set_parse_math(False)
 
 
-def _curves(ax: Axes, part: Part, panel: Panel, layout: Layout) -> list[Any]:
-    """Draw the curves and bands. Returns entries for the legend."""
+def _curves(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> list[Any]:
+    """Draw the curves and bands, thinly where several spikes are cut off. Returns entries for the legend."""
     from matplotlib.lines import Line2D
 
     lines: list[Any] = []
@@ -269,11 +272,16 @@ def _curves(ax: Axes, part: Part, panel: Panel, layout: Layout) -> list[Any]:
         colour = panel.colour_of(key)
         steps, values = _column(part, key)
         wide = 0.28 * layout.text if key == panel.strong else wide
+        spikes = [(key, int(step)) in part.made_by for step in steps]
+        if is_spiky(part, cut) and any(spikes):  # the curve is what lies between
+            ax.plot(steps, values, color=colour, linewidth=0.06 * layout.text, alpha=0.6, zorder=2.8, label=f"_{name}")
+            steps, values = (np.delete(column, np.flatnonzero(spikes)) for column in (steps, values))
         lines += ax.plot(steps, values, color=colour, label=name, linewidth=wide, zorder=3, solid_capstyle="round")
         if len(steps) == 1:
             lines[-1].set_marker(".")
         if key in panel.bands:
             half = np.array([row.get(panel.bands[key], np.nan) for row in part.rows if key in row])
+            half = half[np.isin(_column(part, key)[0], steps)]
             half[~np.isfinite(half)] = np.nan
             ax.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0, zorder=2.1)
         if key in panel.faint:
