@@ -436,7 +436,8 @@ class ProbeCallback(Callback):
         self._close_step(trainer, last=True)
         elapsed = time.perf_counter() - self._began
         if self._seconds > max(SECONDS_TO_SAY, SHARE_TO_SAY * elapsed):
-            fewer = f"lower `n_probes` (now {self.n_probes}), or " if self.cost_grows_with_probes else ""
+            n_points = max(self._n_points.values(), default=self.n_probes)
+            fewer = f"lower `n_probes` (now {n_points}), or " if self.cost_grows_with_probes else ""
             rank_zero_warn(
                 f"{self._name} took {self._seconds:.0f} s, {self._seconds / elapsed:.0%} of the training: {fewer}"
                 f"measure less often with `every_n_train_steps` or `schedule` (now {self.schedule.text})."

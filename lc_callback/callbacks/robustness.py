@@ -235,6 +235,7 @@ class PGDRobustnessCallback(ProbeCallback):
             except ValueError as error:
                 raise ValueError(f"{split} probes: {error}") from error
         self._warn_of_outputs()
+        self._warn_of_wide_eps()
         self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
         if "train" in probes:
             self._first_unit = self._unit if self.eps_unit == "std" and not self._behind else None
@@ -266,6 +267,18 @@ class PGDRobustnessCallback(ProbeCallback):
         if self._note and not self._has_warned:
             self._has_warned = True
             rank_zero_warn(f"{self._name}: {self._note}")
+
+    def _warn_of_wide_eps(self) -> None:
+        """Say so if the attack may turn any point into any other of the domain."""
+        if self._domain is None or self._behind or "L2" in f"{self._attack_name()} {self.attack_args}".upper():
+            return
+        low, high = (torch.as_tensor(bound) for bound in self._domain)
+        width, most = float((high - low).max()), max(self._radii)
+        if most * self._unit >= width:
+            rank_zero_warn(
+                f"{self._name}: `eps={most:g}` reaches all of the domain, which is {width / self._unit:.3g} wide: any "
+                "point may become any other. If it is meant in steps of 8-bit images, pass it divided by 255."
+            )
 
     def _spread_of_row(self, network: Network) -> float | None:
         """The spread behind a module, which is the unit of eps at this row; ``None`` if inputs are attacked."""
