@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lc_callback.functional.knots import EXTREMES, Knot, Recorder
+from lc_callback.functional.knots import Recorder
 from lc_callback.functional.layers import Layers
+from lc_callback.functional.operations import Kind, Knot, is_a
 from lc_callback.functional.winners import MINIMA, WINNERS
 
 __all__ = ["UpperBound"]
@@ -89,7 +90,7 @@ class UpperBound(Layers):
 
     def _note_pieces(self, position: int, knots: list[tuple[Tensor, float]]) -> None:
         """An elementwise non-linearity: a line from end to end of what each unit may reach."""
-        extreme = self.sites[position].op in EXTREMES
+        extreme = is_a(self.sites[position].op, Kind.EXTREME)
         if extreme:  # the larger of x and y is y plus the larger of x - y and 0
             operand, x = None, knots[0][0]
             kinks = [torch.zeros_like(x[0])]
@@ -191,7 +192,7 @@ class _Relaxing(Recorder):
         bound.operand, bound.becomes = args[0] if args else None, None
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if bound.becomes is not None:
-            extreme = func._schema.name.removeprefix("aten::") in EXTREMES
+            extreme = is_a(func._schema.name.removeprefix("aten::"), Kind.EXTREME)
             with _disable_current_modes():
                 bound.becomes(
                     result, lambda x: func(x, torch.zeros_like(x)) if extreme else func(x, *args[1:], **others)

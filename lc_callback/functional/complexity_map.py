@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.knots import Knot
 from lc_callback.functional.local_complexity import Counter, check_arguments
+from lc_callback.functional.operations import Knot
 from lc_callback.functional.partition import Extent, Plane, extent_text
 from lc_callback.functional.suggestions import did_you_mean
 

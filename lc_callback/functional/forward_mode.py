@@ -12,9 +12,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.knots import (
-    EXTREMES,
-    Knot,
-    knots_of,
     memory_of,
     memory_order,
     reduced,
@@ -22,9 +19,10 @@ from lc_callback.functional.knots import (
     restored,
     surely_finite,
 )
-from lc_callback.functional.tangents import SLOPES, is_hidden, past_kink, relu_slope
+from lc_callback.functional.operations import OPERATIONS, Kind, Knot, has_slope, is_a, knots_of, named, slope_of
+from lc_callback.functional.tangents import is_hidden, past_kink, relu_slope
 from lc_callback.functional.tape import HAND_OVER, MOVE, Tape
-from lc_callback.functional.winners import MAX_POOLS, WINNERS
+from lc_callback.functional.winners import WINNERS
 
 __all__ = ["Dual", "NoRule", "differentiate"]
 
@@ -252,7 +250,7 @@ def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
         if lost is not None:  # whose ReLU is finite
             result.masked_fill_(lost, 0.0)
         return args[0].scaled(result, slope)
-    slope = SLOPES[step.op](*at_points, **kwargs).to(z.dtype)  # before it is overwritten
+    slope = slope_of(step.op, at_points, kwargs).to(z.dtype)  # before it is overwritten
     before = [z.clone() if step.func._schema.is_mutable else z, *at_points[1:]]
     result = step.func(*at_points, **kwargs)
     passed, slope = past_kink(step.op, before, kwargs, result, slope)
@@ -354,8 +352,8 @@ def _only_first(step: Any, args: list[Any]) -> None:
 
 
 _RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys((op for op in SLOPES if op not in EXTREMES), _diagonal),
-    **dict.fromkeys(MAX_POOLS, _winners),
+    **dict.fromkeys((op for op in OPERATIONS if has_slope(op) and not is_a(op, Kind.EXTREME)), _diagonal),
+    **dict.fromkeys(named(Kind.MAX_POOLING), _winners),
     **dict.fromkeys(("add", "sub"), _sum),
     **dict.fromkeys(("mul", "div"), _multiple),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),

@@ -20,21 +20,19 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.functional.channels import Channels
 from lc_callback.functional.guards import Guards, is_guard
 from lc_callback.functional.masked_rows import MaskedRows, choosers, picks
+from lc_callback.functional.operations import OPERATIONS, Kind, Knot, is_a, knots_of
 from lc_callback.functional.points import main_output
 from lc_callback.functional.signs import Signs
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.winners import WINNERS, winners_of
 
 __all__ = [
-    "EXTREMES",
-    "Knot",
     "Recorder",
     "Site",
     "Tracer",
     "bends",
     "check_layers",
     "find_module",
-    "knots_of",
     "known_operations",
     "memory_of",
     "memory_order",
@@ -48,63 +46,12 @@ __all__ = [
     "viewed",
 ]
 
-#: A pre-activation and the value at which its non-linearity has a kink. ``None``: the tensor holds the index of the
-#: winning input of a maximum, and the kink is where the winner changes.
-Knot = tuple[Tensor, float | None]
-
-
-def _at_zero(x: Tensor, *args: Any, **kwargs: Any) -> list[Knot]:
-    return [(x, 0.0)]
-
-
-def _at_three(x: Tensor) -> list[Knot]:
-    return [(x, -3.0), (x, 3.0)]
-
-
-def _bounds(x: Tensor, min: Any = None, max: Any = None) -> list[Knot]:  # noqa: A002 (the argument names of aten)
-    bounds = (bound for bound in (min, max) if bound is not None)
-    return [(x - bound, 0.0) if isinstance(bound, Tensor) else (x, float(bound)) for bound in bounds]
-
-
-#: Operations of two tensors that return the larger or the smaller.
-EXTREMES = ("maximum", "minimum", "fmax", "fmin")
-
-# Keyed by the name of the aten operation without the trailing underscore of its in-place form.
-_KNOTS: dict[str, Callable[..., list[Knot]]] = {
-    # piecewise linear with the kink at zero
-    **dict.fromkeys(("relu", "leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise", "abs"), _at_zero),
-    # smooth: counted at zero, by the convention of the papers
-    **dict.fromkeys(("elu", "celu", "selu", "gelu", "silu", "mish", "softplus"), _at_zero),
-    **dict.fromkeys(("tanh", "sigmoid", "log_sigmoid_forward", "erf"), _at_zero),
-    "relu6": lambda x: [(x, 0.0), (x, 6.0)],
-    "hardtanh": lambda x, min_val=-1.0, max_val=1.0: _bounds(x, min_val, max_val),
-    "hardswish": _at_three,
-    "hardsigmoid": _at_three,
-    "hardshrink": lambda x, lambd=0.5: [(x, -lambd), (x, lambd)],
-    "softshrink": lambda x, lambd=0.5: [(x, -lambd), (x, lambd)],
-    "threshold": lambda x, threshold, value: [(x, threshold)],
-    "clamp": _bounds,
-    "clamp_min": _bounds,
-    "clamp_max": lambda x, bound: _bounds(x, max=bound),
-    **dict.fromkeys(EXTREMES, lambda x, y: [(x - y, 0.0)]),
-    "glu": lambda x, dim=-1: [(x.chunk(2, dim)[1], 0.0)],
-}
-
-_JUMPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "frac", "heaviside"}
-# As one of these, of (values, mask), or in place of what it quantises.
-_JUMPS |= {"fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"}
-_JUMPS |= {"fake_quantize_per_channel_affine_cachemask", "_fake_quantize_learnable_per_tensor_affine"}
-_JUMPS |= {"_fake_quantize_learnable_per_channel_affine", "_fused_moving_avg_obs_fq_helper"}
-_JUMPS |= {"fused_moving_avg_obs_fake_quant", "_fused_moving_avg_obs_fq_helper_functional"}
 # Operations of these namespaces round what they get.
 _ROUNDING_NAMESPACES = {"quantized", "quantized_decomposed", "torchao"}
 # These decide by values, but not between two numbers next to each other: whether one is missing, say.
 _BUT_FOR_POINTS = {"eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor"}
 # What gives values to the model's Python code without an operation.
 _VALUE_READERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
-
-# Squashing functions that turn logits into probabilities when they come last: nothing switches there.
-_LINKS = {"sigmoid", "tanh", "log_sigmoid_forward"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +163,7 @@ class Recorder(TorchDispatchMode):
         op = _name(func)
         if op == "threshold" and args[1] == args[2]:  # as nn.Threshold(0, 0): no jump
             op = "clamp_min"
-        knotted = self._outputs_of is None and op in _KNOTS
+        knotted = self._outputs_of is None and _has_kinks(op)
         knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
         before = self.handed_over
         if knotted and not self._results:
@@ -357,7 +304,7 @@ class Tracer(Recorder):
         if (decides or op == "nan_to_num") and not self.handed_over:
             self.choices.append((op, first.numel()))
         to_bool = op == "_to_copy" and first.dtype is torch.bool
-        rounds = op in _JUMPS or func.namespace in _ROUNDING_NAMESPACES
+        rounds = is_a(op, Kind.JUMP) or func.namespace in _ROUNDING_NAMESPACES
         if rounds or (decides and not to_bool and op not in _BUT_FOR_POINTS):
             self._jumps_since.append((op, first.numel()))
 
@@ -378,7 +325,7 @@ class Tracer(Recorder):
             self._largest.update(dict.fromkeys(_memories(result[0]), (self.handed_over - 1, result[0])))
         if followed and self._is_guard:
             self._guards.add(self.handed_over - 1, _memories(result), result)
-        if op in _LINKS and followed:
+        if followed and is_a(op, Kind.SQUASHING):
             squashed = result[0] if isinstance(result, tuple) else result
             self._squashed.update(dict.fromkeys(_memories(squashed), (self.handed_over - 1, squashed)))
 
@@ -450,12 +397,11 @@ def _name(func: Any) -> str:
 
 def bends(op: str) -> bool:
     """Whether an operation may have a kink."""
-    return op in _KNOTS or op in WINNERS
+    return _has_kinks(op) or op in WINNERS
 
 
-def knots_of(op: str, args: Any, kwargs: Any) -> list[Knot]:
-    """What meets the knots of an operation that is about to be executed."""
-    return _KNOTS[op](*args, **kwargs)
+def _has_kinks(op: str) -> bool:
+    return op in OPERATIONS and OPERATIONS[op].kinks is not None
 
 
 def relative(z: Tensor, knot: float | None) -> Tensor:
@@ -560,7 +506,7 @@ def find_module(model: nn.Module, argument: str, path: str) -> nn.Module:
 
 def known_operations() -> str:
     """The operations that are seen, for messages."""
-    return ", ".join(sorted(name for name in _KNOTS if not name.startswith("_")))
+    return ", ".join(sorted(name for name in OPERATIONS if _has_kinks(name) and not name.startswith("_")))
 
 
 def _class_names(module: nn.Module) -> set[str]:

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import Knot, Recorder, Site, Tracer, known_operations, select_modules, viewed
+from lc_callback.functional.knots import Recorder, Site, Tracer, known_operations, select_modules, viewed
+from lc_callback.functional.operations import Kind, Knot, is_a
 from lc_callback.functional.prefix import Prefix, find_prefix, pre_activations, same, some_moves
 from lc_callback.functional.space import Space
 from lc_callback.functional.tape import Script, Tape, Taper
@@ -28,11 +29,6 @@ Moved = tuple[Any, int, dict[str, Any]]
 
 # Relative change of a value, when a sample is added to the batch, that rounding does not explain.
 _MIXING = 1e-3
-
-
-_SMOOTH = {"elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "tanh", "sigmoid", "log_sigmoid_forward", "erf"}
-_SMOOTH |= {"hardswish", "glu"}
-_BROKEN = {"threshold", "hardshrink"}  # these jump
 
 
 class Layers(Space):
@@ -233,8 +229,8 @@ class Layers(Space):
     def check_piecewise_affine(self, why: str) -> None:
         """Raise an error that ends with ``why``, if one of the non-linearities is smooth or jumps."""
         for site, axis in zip(self.sites, self.axes, strict=True):
-            if axis is not None and (site.op in _SMOOTH or site.op in _BROKEN):
-                kind = "jumps" if site.op in _BROKEN else "is not piecewise affine"
+            if axis is not None and is_a(site.op, Kind.SMOOTH, Kind.SQUASHING, Kind.BROKEN):
+                kind = "jumps" if is_a(site.op, Kind.BROKEN) else "is not piecewise affine"
                 raise ValueError(f"{(site.merge or site.op)!r} at {site.path or 'the top'!r} {kind}, {why}")
 
     # Following

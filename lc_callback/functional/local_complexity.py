@@ -20,7 +20,6 @@ from lc_callback.functional.checks import is_out_of_memory, positive_integer
 from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.knots import (
-    Knot,
     Recorder,
     check_layers,
     memory_order,
@@ -31,6 +30,7 @@ from lc_callback.functional.knots import (
     viewed,
 )
 from lc_callback.functional.layers import Layers
+from lc_callback.functional.operations import Knot
 from lc_callback.functional.points import Points, ends_of
 from lc_callback.functional.prefix import output_of
 from lc_callback.functional.space import compute_dtype

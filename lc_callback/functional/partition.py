@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lc_callback.functional.affine_check import check_affine
 from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.knots import Knot
 from lc_callback.functional.layers import Layers
+from lc_callback.functional.operations import Knot
 from lc_callback.functional.points import main_output
 from lc_callback.functional.slice_window import (
     SHARES,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.knots import Knot, Recorder, Site, memory_of, memory_order, permuted, reduced, restored
+from lc_callback.functional.knots import Recorder, Site, memory_of, memory_order, permuted, reduced, restored
+from lc_callback.functional.operations import Knot
 
 if TYPE_CHECKING:
     from lc_callback.functional.layers import Layers

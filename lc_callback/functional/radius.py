@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_callback.functional.knots import Knot, permuted
+from lc_callback.functional.knots import permuted
 from lc_callback.functional.local_complexity import (
     Counter,
     HasJumps,
@@ -21,6 +21,7 @@ from lc_callback.functional.local_complexity import (
     critical_radii,
     share_of,
 )
+from lc_callback.functional.operations import Knot
 from lc_callback.functional.space import Space, compute_dtype
 from lc_callback.isolation import untouched
 

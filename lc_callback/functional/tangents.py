@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from lc_callback.functional.batch_axis import BatchAxis
-from lc_callback.functional.knots import EXTREMES, Recorder, knots_of
-from lc_callback.functional.winners import MAX_POOLS
+from lc_callback.functional.knots import Recorder
+from lc_callback.functional.operations import Kind, has_slope, is_a, is_zero_below, knots_of, slope_of
 
 __all__ = [
-    "SLOPES",
     "AffineRecorder",
     "Pieces",
     "execute_affine",
@@ -57,14 +56,14 @@ class AffineRecorder(Recorder):
 def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """Execute an operation as an :class:`AffineRecorder` does."""
     here, block = pieces.here, pieces.block
-    if op in MAX_POOLS and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
+    if is_a(op, Kind.MAX_POOLING) and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
         values, winners = func(*args, **kwargs)
         flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
         chosen = chosen[:1].expand(chosen.shape)
         return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
-    if here is None or op not in SLOPES:
+    if here is None or not has_slope(op):
         return func(*args, **kwargs)
-    if op in EXTREMES:
+    if is_a(op, Kind.EXTREME):
         args = torch.broadcast_tensors(*args)
     x = args[0]
     in_place = func._schema.is_mutable
@@ -81,9 +80,9 @@ def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -
         result = torch.empty_like(x)
         torch.mul(z, slope, out=by_point(result))
         return result
-    slope = by_point(SLOPES[op](*args, **kwargs).to(x.dtype).expand(x.shape))[:1]
+    slope = by_point(slope_of(op, args, kwargs).to(x.dtype).expand(x.shape))[:1]
     at_point = by_point(func(x.clone() if in_place else x, *args[1:], **kwargs))[:1]
-    if op in EXTREMES:
+    if is_a(op, Kind.EXTREME):
         y = by_point(args[1])
         new = slope * z + (1 - slope) * y
         beyond = torch.where(slope == 1, y - z, z - y)  # of the operand that has lost
@@ -132,7 +131,7 @@ def past_kink(
     op: str, args: Any, kwargs: Any, at_point: Tensor, slope: Tensor, view: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Result and slope of an operation at the points, with what is 0 and flat as by :func:`relu_slope`."""
-    if op not in _FLAT_AT_ZERO:
+    if not is_zero_below(op):
         return at_point, slope
     z, knot = knots_of(op, args, kwargs)[0]
     axes, z = (1, z) if view is None else (2, view(z)[:1])
@@ -155,45 +154,3 @@ def negligible(z: Tensor, axes: int) -> Tensor:
 
 def _faint(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 128
-
-
-# These return 0 on one side of their first knot.
-_FLAT_AT_ZERO = {"relu6", "hardtanh", "hardsigmoid", "clamp", "clamp_min", "clamp_max", "threshold"}
-
-
-def _above(x: Tensor, bound: Any) -> Tensor:
-    """1 where it is, else 0: as booleans it takes ten times as long."""
-    return torch.gt(x, bound, out=torch.empty_like(x))
-
-
-def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    inside = torch.ones_like(x, dtype=torch.bool) if low is None else x > low
-    return inside if high is None else inside & (x < high)
-
-
-def _outside(x: Tensor, bound: float = 0.5) -> Tensor:
-    return x.abs() > bound
-
-
-# The derivative where there is one, by the name of the aten operation.
-SLOPES: dict[str, Callable[..., Tensor]] = {
-    "relu": lambda x: _above(x, 0),
-    "leaky_relu": lambda x, slope=0.01: torch.where(x > 0, 1.0, slope),
-    "rrelu_with_noise": lambda x, noise, low=1 / 8, high=1 / 3, *_: torch.where(x > 0, 1.0, (low + high) / 2),
-    "prelu": lambda x, weight: torch.where(x > 0, 1.0, weight),
-    "_prelu_kernel": lambda x, weight: torch.where(x > 0, 1.0, weight),
-    "abs": torch.sign,
-    "relu6": lambda x: _between(x, 0, 6),
-    "hardtanh": lambda x, low=-1.0, high=1.0: _between(x, low, high),
-    "hardsigmoid": lambda x: _between(x, -3, 3) / 6,
-    "softshrink": _outside,
-    "hardshrink": _outside,
-    "threshold": lambda x, threshold, value: _above(x, threshold),
-    "clamp": lambda x, min=None, max=None: _between(x, min, max),  # noqa: A006 (the argument names of aten)
-    "clamp_min": lambda x, low, *_: _between(x, low),
-    "clamp_max": lambda x, high: _between(x, None, high),
-    "maximum": torch.gt,
-    "fmax": torch.gt,
-    "minimum": torch.lt,
-    "fmin": torch.lt,
-}

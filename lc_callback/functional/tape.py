@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.functional import onednn
-from lc_callback.functional.knots import Knot, Site, Tracer, bends, knots_of, memory_of
+from lc_callback.functional.knots import Site, Tracer, bends, memory_of
+from lc_callback.functional.operations import Knot, knots_of
 from lc_callback.functional.winners import WINNERS, winners_of
 
 __all__ = ["HAND_OVER", "MOVE", "Script", "Tape", "Taper"]

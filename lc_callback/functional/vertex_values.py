@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lc_callback.functional.knots import Knot
+from lc_callback.functional.operations import Knot
 
 __all__ = ["UnitValues", "VertexRows", "WinnerValues"]
 

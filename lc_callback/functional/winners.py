@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lc_callback.functional.operations import Kind, named
+
 __all__ = ["MAX_POOLS", "MINIMA", "WINNERS", "winners_of"]
 
 #: Operations that return (values, index of the winner) of windows.
-MAX_POOLS = {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"}
+MAX_POOLS = named(Kind.MAX_POOLING)
 #: Of these the smallest wins.
 MINIMA = {"amin", "min"}
-# Along axes; ``max``, ``min`` and those of the last line return (values, index), unless of all values there are.
+# Along axes; ``max``, ``min`` and those with ranks return (values, index), unless of all values there are.
 _ALONG = {"amax", "max"} | MINIMA
-WINNERS = MAX_POOLS | _ALONG | {"topk", "sort", "kthvalue", "median", "nanmedian", "cummax", "cummin"}
+WINNERS = named(Kind.MAX_POOLING, Kind.SELECTION)
 
 
 def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | str) -> list[Tensor]:
