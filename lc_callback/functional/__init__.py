@@ -7,6 +7,7 @@ from lc_callback.functional.feature_rank import FeatureCovariance, FeatureRank, 
 from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.local_complexity import LocalComplexity, local_complexity
+from lc_callback.functional.neural_collapse import NeuralCollapse, neural_collapse
 from lc_callback.functional.partition import SlicePartition, slice_partition
 from lc_callback.functional.robustness import RobustAccuracy, robust_accuracy
 from lc_callback.functional.weight_norm import weight_norms
@@ -18,6 +19,7 @@ __all__ = [
     "FrameDeformation",
     "LocalComplexity",
     "LocalComplexityMap",
+    "NeuralCollapse",
     "RobustAccuracy",
     "SlicePartition",
     "centroid_alignment",
@@ -28,6 +30,7 @@ __all__ = [
     "linear_probe",
     "local_complexity",
     "local_complexity_map",
+    "neural_collapse",
     "robust_accuracy",
     "slice_partition",
     "weight_norms",
