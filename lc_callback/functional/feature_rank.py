@@ -162,15 +162,31 @@ class FeatureCovariance:
         values = features.detach().double()
         mean = values.mean(0)
         centred = values - mean
-        scatter = centred.T @ centred
+        self._merge(len(values), mean, centred.T @ centred)
+
+    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         if self._mean is None or self._scatter is None:
-            self.n, self._mean, self._scatter = len(values), mean, scatter
+            self.n, self._mean, self._scatter = n, mean, scatter
             return
-        total = self.n + len(values)
+        total = self.n + n
         gap = mean - self._mean
-        self._scatter += scatter + torch.outer(gap, gap) * (self.n * len(values) / total)
-        self._mean += gap * (len(values) / total)
+        self._scatter += scatter + torch.outer(gap, gap) * (self.n * n / total)
+        self._mean += gap * (n / total)
         self.n = total
+
+    def packed(self) -> Tensor:
+        """``(2 + d + d * d,)`` float64: number of rows, width, mean and scatter matrix."""
+        if self._mean is None or self._scatter is None:
+            raise ValueError("nothing was added.")
+        head = torch.tensor([self.n, len(self._mean)], dtype=torch.float64, device=self._mean.device)
+        return torch.cat([head, self._mean, self._scatter.flatten()])
+
+    def add_packed(self, packed: Tensor) -> Tensor:
+        """Add what :meth:`packed` returned and stands first in a vector; returns the rest of the vector."""
+        n, d = int(packed[0]), int(packed[1])
+        mean, scatter, rest = packed[2:].double().split([d, d * d, len(packed) - 2 - d - d * d])
+        self._merge(n, mean.clone(), scatter.view(d, d).clone())
+        return rest
 
     def rank(
         self,

@@ -1,0 +1,73 @@
+"""Centroid alignment, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lc_callback.functional import centroid_alignment
+
+__all__ = ["CentroidAlignment"]
+
+
+class CentroidAlignment(Metric):
+    """Mean cosine between a point and the summed rows of the Jacobian there.
+
+    See :func:`lc_callback.functional.centroid_alignment` for the definition and its source. ``compute()`` returns a
+    float64 tensor ``()``, from -1 to 1; NaN if one of the points is not finite.
+
+    Args:
+        at: name of the module whose output takes the place of the input.
+        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+        chunk_size: points in one pass.
+        kwargs: of :class:`torchmetrics.Metric`.
+
+    Example::
+
+        >>> import torch
+        >>> from lc_callback.metrics import CentroidAlignment
+        >>> net = torch.nn.Linear(2, 3)
+        >>> _ = torch.nn.init.ones_(net.weight)
+        >>> metric = CentroidAlignment()
+        >>> metric.update(net, torch.tensor([[2.0, 2.0]]))
+        >>> metric.update(net, torch.tensor([[1.0, -1.0]]))
+        >>> round(float(metric.compute()), 6)
+        0.5
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    plot_lower_bound, plot_upper_bound = -1.0, 1.0
+    cosines: Tensor
+    n_cosines: Tensor
+
+    def __init__(
+        self,
+        *,
+        at: str | None = None,
+        forward_fn: Callable[..., Any] | None = None,
+        chunk_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._options: dict[str, Any] = {"at": at, "forward_fn": forward_fn, "chunk_size": chunk_size}
+        self.add_state("cosines", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_cosines", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
+        """Add a batch of points; ``targets`` are not looked at, so that a collection can pass them."""
+        cosine = centroid_alignment(model, inputs, **self._options).cosine
+        self.cosines += cosine.sum().to(self.cosines)
+        self.n_cosines += len(cosine)
+
+    def compute(self) -> Tensor:
+        """The mean over all points."""
+        return self.cosines / self.n_cosines
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
+        return self._plot(val, ax)

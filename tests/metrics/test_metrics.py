@@ -1,0 +1,222 @@
+"""Metrics over batches equal the functions on all points; two processes equal one; they behave as torchmetrics' own."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torchmetrics import Metric, MetricCollection
+
+from lc_callback.functional import (
+    centroid_alignment,
+    feature_ranks,
+    local_complexity,
+    neural_collapse,
+    robust_accuracy,
+)
+from lc_callback.metrics import CentroidAlignment, FeatureRank, LocalComplexity, NeuralCollapse, RobustAccuracy
+
+mpl.use("Agg")
+N, DIM, N_CLASSES = 37, 6, 3
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(DIM, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, N_CLASSES)).double()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    x = torch.randn(N, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x, torch.arange(N) % N_CLASSES
+
+
+def metrics() -> dict[str, Metric]:
+    return {
+        "lc": LocalComplexity(0.5, n_directions=4),
+        "lc of two radii": LocalComplexity([0.1, 0.5], method="linear"),
+        "robust": RobustAccuracy([0.1, 0.3], bounds=(-9, 9), attack="FGSM"),
+        "rank": FeatureRank(),
+        "rank, not centred": FeatureRank(center=False, matrix="features", layers=["0", "3"]),
+        "alignment": CentroidAlignment(),
+        "collapse": NeuralCollapse(),
+    }
+
+
+def flat(value: Any) -> dict[str, Tensor]:
+    return value if isinstance(value, dict) else {"": value}
+
+
+def assert_close(found: Any, expected: Any, **tolerance: float) -> None:
+    found, expected = flat(found), flat(expected)
+    assert [*found] == [*expected]
+    for name, value in found.items():
+        other = torch.as_tensor(expected[name], dtype=torch.float64)
+        torch.testing.assert_close(value, other, equal_nan=True, **(tolerance or {"rtol": 1e-9, "atol": 1e-9}))
+
+
+def expected() -> dict[str, Any]:
+    """What the functions say of all points."""
+    model, (x, y) = net(), data()
+    robust = robust_accuracy(model, x, y, eps=[0.1, 0.3], bounds=(-9, 9), attack="FGSM")
+    found: dict[str, Any] = {
+        "lc": local_complexity(model, x, radius=0.5, n_directions=4).mean,
+        "lc of two radii": local_complexity(model, x, radius=[0.1, 0.5], method="linear").mean,
+        "robust": {"clean_acc": robust.clean_acc, **{f"robust_acc_eps{e:g}": a for e, a in robust.robust_acc.items()}},
+        "alignment": centroid_alignment(model, x).mean,
+    }
+    for name, options in (
+        ("rank", {}),
+        ("rank, not centred", {"center": False, "matrix": "features", "layers": ["0", "3"]}),
+    ):
+        ranks = feature_ranks(model, x, **options)
+        kinds = ("rank", "effective_rank", "stable_rank")
+        found[name] = {f"{kind}/{layer}": float(getattr(of, kind)) for layer, of in ranks.items() for kind in kinds}
+    collapse = neural_collapse(model, x, y)
+    found["collapse"] = {name: getattr(collapse, name) for name in collapse.__dataclass_fields__ if name != "n_classes"}
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 5, 12, N])
+@pytest.mark.parametrize("name", metrics())
+def test_batches_equal_the_function_on_all_points(name: str, batch: int) -> None:
+    metric, model, (x, y) = metrics()[name], net(), data()
+    for some, targets in zip(x.split(batch), y.split(batch), strict=True):
+        metric.update(model, some, targets)
+    assert_close(metric.compute(), expected()[name])
+
+
+def test_the_half_width_is_that_of_the_function() -> None:
+    metric, model, (x, _) = metrics()["lc of two radii"], net(), data()
+    for some in x.split(10):
+        metric.update(model, some)
+    found = local_complexity(model, x, radius=[0.1, 0.5], method="linear")
+    torch.testing.assert_close(metric.half_width(), torch.as_tensor(found.ci99, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_reset_begins_anew(name: str) -> None:
+    metric, model, (x, y) = metrics()[name], net(), data()
+    metric.update(model, 0.5 * x + 1, y)
+    metric.reset()
+    metric.update(model, x, y)
+    assert_close(metric.compute(), expected()[name])
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_forward_gives_the_value_of_the_batch_and_keeps_all(name: str) -> None:
+    metric, model, (x, y) = metrics()[name], net(), data()
+    first = metric(model, x[:20], y[:20])
+    alone = metrics()[name]
+    alone.update(model, x[:20], y[:20])
+    assert_close(first, alone.compute())
+    metric(model, x[20:], y[20:])
+    assert_close(metric.compute(), expected()[name])
+
+
+@pytest.mark.parametrize("name", metrics())
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric)), Metric.clone])
+def test_copies_go_on(name: str, copied: Any) -> None:
+    metric, model, (x, y) = metrics()[name], net(), data()
+    metric.update(model, x[:20], y[:20])
+    other = copied(metric)
+    other.update(model, x[20:], y[20:])
+    assert_close(other.compute(), expected()[name])
+
+
+def test_a_collection() -> None:
+    """As of other metrics, what is not a dict has the name of its metric, and a dict its own keys."""
+    names = ["lc", "robust", "rank", "alignment", "collapse"]
+    collection, model, (x, y) = MetricCollection({name: metrics()[name] for name in names}), net(), data()
+    for some, targets in zip(x.split(9), y.split(9), strict=True):
+        collection.update(model, some, targets)
+    values = expected()
+    one_by_one = {key or name: value for name in names for key, value in flat(values[name]).items()}
+    found = collection.compute()
+    assert {*found} == {*one_by_one}
+    assert_close({key: found[key] for key in one_by_one}, one_by_one)
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_plot(name: str) -> None:
+    metric, model, (x, y) = metrics()[name], net(), data()
+    values = [metric(model, some, targets) for some, targets in zip(x.split(13), y.split(13), strict=True)]
+    figure, axes = metric.plot(values)
+    assert figure is not None
+    assert axes.lines
+    mpl.pyplot.close(figure)
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    metric, model, (x, y) = metrics()[name], net().train(), data()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    metric.update(model, x, y)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_infinite_logit_makes_accuracies_nan() -> None:
+    metric, model, (x, y) = metrics()["robust"], net(), data()
+    with torch.no_grad():
+        model[4].bias[0] = math.inf
+    metric.update(model, x, y)
+    assert math.isnan(metric.compute()["clean_acc"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LocalComplexity(-1.0).update(net(), data()[0]), "radius"),
+        (lambda: LocalComplexity(0.1, method="linea").update(net(), data()[0]), "method"),
+        (lambda: RobustAccuracy(-1.0).update(net(), *data()), "eps"),
+        (lambda: FeatureRank(matrix="other"), "matrix"),
+        (lambda: NeuralCollapse(layer="x").update(net(), *data()), "layer"),
+        (lambda: NeuralCollapse().update(net(), data()[0], torch.arange(3)), "one target for each of 37 points"),
+    ],
+)
+def test_bad_arguments(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def worker(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model, (x, y) = net(), data()
+    found = {}
+    for name, metric in metrics().items():
+        for some, targets in zip(x[rank::2].split(7), y[rank::2].split(7), strict=True):
+            metric.update(model, some, targets)
+        found[name] = metric.compute()
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    runs = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    errors = [run.communicate()[1].decode() for run in runs]
+    assert all(run.returncode == 0 for run in runs), errors
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in expected().items():
+            assert_close(found[name], value)
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])
