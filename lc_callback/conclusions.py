@@ -375,7 +375,7 @@ def _calm_course(seen: Followed, key: str) -> tuple[Course, str]:
     steps, values = seen.curves[key]
     layers = [seen.made_by.get((key, int(step)), "") for step in steps]
     calm = np.array([not layer for layer in layers])
-    if calm.all() or calm.sum() < FEWEST:
+    if calm.all() or calm.sum() < FEWEST or not _is_far(values[~calm], values[calm]):
         return course_of(steps, values, seen.settings), ""
     course, n = course_of(steps[calm], values[calm], seen.settings), int((~calm).sum())
     names = _and([layer if " " in layer else f"`{layer}`" for layer in dict.fromkeys(filter(None, layers))])
@@ -384,6 +384,11 @@ def _calm_course(seen: Followed, key: str) -> tuple[Course, str]:
         return course, f", but for {number(values[farthest])} at step {int(steps[farthest]):,} ({names})"
     extreme = f"{number(values[farthest])} at step {int(steps[farthest]):,}"
     return course, f", but for spikes at {n} of {len(steps)} rows ({names}; the farthest is {extreme})"
+
+
+def _is_far(spikes: Floats, calm: Floats) -> bool:
+    """Whether one of the spikes is farther outside than all other values are apart, as where the timeline cuts it."""
+    return bool(np.maximum(spikes - calm.max(), calm.min() - spikes).max() > np.ptp(calm))
 
 
 def _rank(seen: Followed) -> str:

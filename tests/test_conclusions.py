@@ -352,6 +352,13 @@ def test_rows_at_which_a_layer_spikes_do_not_hide_the_course(spikes: dict[int, f
         assert expected in sentence
 
 
+def test_spikes_that_are_not_far_belong_to_the_course() -> None:
+    curve = at((2, 4.0), (3.5, 12.0))
+    curve[20] = 14.0
+    for sentence in noted(curve, {20: "conv"}):
+        assert "but for" not in sentence
+
+
 def test_the_effective_rank_is_said_beside_the_numerical_rank() -> None:
     said = noted(at((0, 64)), {}, at((1, 50), (3, 20)), RANK)
     assert all("the rank of `net.3` is flat: at 64 (its effective rank fell from 50" in s.lower() for s in said)
