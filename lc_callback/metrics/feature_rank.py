@@ -20,9 +20,10 @@ class FeatureRank(Metric):
     """Numerical, effective and stable rank of each hidden layer's features (*Deep Grokking*, 2024, page 3).
 
     See :func:`lc_callback.functional.feature_ranks` for the definitions. ``compute()`` returns float64 tensors ``()``
-    by ``"rank/<layer>"``, ``"effective_rank/<layer>"`` and ``"stable_rank/<layer>"``: from 0 to the smaller of a layer's width and its rows; NaN if a feature is not finite.
-    Of each layer of width ``d`` a matrix ``(d, d)`` is kept for each batch. In several processes each must have seen a
-    batch before ``compute()``, for the layers are known from there.
+    by ``"rank/<layer>"``, ``"effective_rank/<layer>"`` and ``"stable_rank/<layer>"``: from 0 to the smaller of a
+    layer's width and its rows; NaN if a feature is not finite. Of each layer of width ``d`` a matrix ``(d, d)`` is kept
+    for each batch. In several processes each must have seen a batch before ``compute()``, for the layers are known from
+    there.
 
     Args:
         layers: ``None`` takes what every executed non-linearity returns; names, patterns or types the outputs of these
