@@ -1,5 +1,6 @@
 """The experiments under ``examples/``: every YAML file trains, and what reads data reads it right."""
 
+import ast
 import gzip
 import pickle
 import re
@@ -15,6 +16,7 @@ import no_arguments
 import numpy as np
 import pytest
 import torch
+import without_lightning
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
 from torch import nn
@@ -460,3 +462,14 @@ def test_runs_without_arguments_draw_a_timeline(run, tmp_path, monkeypatch):
     no_arguments.main()
     folder = tmp_path / f"{run}_seed0" / "version_0"
     assert {"timeline.png", "lc", "robust_acc", "rank"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("loop", ["plain", "fabric"])
+def test_metrics_without_lightning(loop, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["without_lightning.py", loop, "--steps", "3"])
+    without_lightning.main()
+    rows = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert {"lc", "clean_acc", "robust_acc_eps0.1", "rank/3", "nc1", "nc4"} <= {*rows[0]}
+    assert len({row["lc"] for row in rows}) > 1
+    assert all(np.isfinite([*row.values()]).all() for row in rows)
