@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lc_callback.files import LineFile
 from lc_callback.functional.suggestions import did_you_mean
 
 __all__ = ["CsvFile", "History"]
@@ -136,45 +139,40 @@ class CsvFile:
     """``history.csv``: one line for each row, complete on disk when :meth:`append` returns.
 
     A file of another run is never overwritten: the next free name (``history_1.csv``, ...) is taken. A file is of the
-    same run if it begins with the lines of ``history``, so a resumed run goes on in its own file, without the lines
+    same run if it begins with the rows of ``history``, so a resumed run goes on in its own file, without the lines
     after its checkpoint.
     """
 
     def __init__(self, folder: Path, history: History) -> None:
         self._columns = ["step", *history.keys]
         self._torn = False
-        number = 0
-        while True:
-            self.path = folder / (f"history_{number}.csv" if number else "history.csv")
-            if not self.path.exists() or (len(history) and self._starts_with(history)):
-                break
-            number += 1
+        self._file = LineFile(folder, "history.csv", partial(_begins_with, history.rows) if len(history) else None)
         if len(history):
             self._rewrite(history)
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._file.path
+
+    @property
+    def passed_over(self) -> tuple[Path, str] | None:
+        """Of a resumed run, the first file that is there and not its own, and why."""
+        return self._file.passed_over
 
     def append(self, history: History) -> None:
         """Write the last row of ``history``."""
         columns = ["step", *history.keys]
-        whole = self._torn or columns != self._columns or not self.path.exists()
+        whole = self._torn or columns != self._columns or not self._file.is_whole()
         self._columns, self._torn = columns, True  # unless this write succeeds, the next one writes all rows
         if whole:
             self._rewrite(history)
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(self._text([history.rows[-1]]))
+            self._file.append(self._text([history.rows[-1]]))
         self._torn = False
 
     def _rewrite(self, history: History) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self.path.with_suffix(".csv.part")
-        whole.write_text(self._header() + self._text(history.rows), encoding="utf-8")
-        whole.replace(self.path)
-
-    def _starts_with(self, history: History) -> bool:
-        return self.path.read_text(encoding="utf-8").startswith(self._header() + self._text(history.rows))
-
-    def _header(self) -> str:
-        return self._lines([self._columns])
+        self._file.write(self._lines([self._columns]) + self._text(history.rows))
 
     def _text(self, rows: list[Row]) -> str:
         return self._lines([[repr(row[c]) if c in row else "" for c in self._columns] for row in rows])
@@ -184,3 +182,13 @@ class CsvFile:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(cells)
         return text.getvalue()
+
+
+def _begins_with(rows: list[Row], text: str) -> bool:
+    """Whether a CSV file begins with these rows. It may have columns of later rows, too."""
+    try:
+        found = [*itertools.islice(csv.DictReader(io.StringIO(text, newline="")), len(rows))]
+    except csv.Error:
+        return False
+    written = [{key: cell for key, cell in row.items() if cell} for row in found]
+    return written == [{key: repr(value) for key, value in row.items()} for row in rows]

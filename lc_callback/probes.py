@@ -54,14 +54,27 @@ class Probes:
 
     def fingerprint(self) -> str:
         """SHA-256 of the inputs."""
-        digest = hashlib.sha256()
-        for leaf in tree_leaves(self.inputs):
-            if isinstance(leaf, Tensor):
-                digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-                digest.update(leaf.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-            else:
-                digest.update(repr(leaf).encode())
-        return digest.hexdigest()
+        return _digest(self.inputs)
+
+    def label_fingerprint(self) -> str:
+        """SHA-256 of the targets."""
+        return _digest(self.targets, in_words=_kind)
+
+
+def _kind(value: Any) -> str:
+    """What is the same in another process; the text of an object may have its address in it."""
+    return repr(value) if isinstance(value, (str, bytes, int, float, type(None))) else type(value).__qualname__
+
+
+def _digest(tree: Any, in_words: Callable[[Any], str] = repr) -> str:
+    digest = hashlib.sha256()
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
+            digest.update(leaf.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(in_words(leaf).encode())
+    return digest.hexdigest()
 
 
 def draw_probes(

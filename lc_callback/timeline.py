@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from lc_callback.conclusions import Followed, curve_sentences, headline, phrase_of
+from lc_callback.files import LineFile
 from lc_callback.transitions import Curves, Find, PhaseEvent, Transition, Turn, in_order
 
 __all__ = [
@@ -276,37 +278,41 @@ class EventsFile:
     """
 
     def __init__(self, folder: Path, events: Sequence[PhaseEvent], resumed: bool, step: int = 0) -> None:
-        self._events, self._torn, number = list(events), False, 0
-        while True:
-            self.path = folder / (f"events_{number}.jsonl" if number else "events.jsonl")
-            if not self.path.exists() or (resumed and self._is_ours(step)):
-                break
-            number += 1
-        if self._events or self.path.exists():
+        self._events, self._torn = list(events), False
+        self._file = LineFile(folder, "events.jsonl", partial(_is_of_run, self._events, step) if resumed else None)
+        if self._events or self._file.is_owned:
             self._rewrite()
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._file.path
+
+    @property
+    def passed_over(self) -> tuple[Path, str] | None:
+        """Of a resumed run, the first file that is there and not its own, and why."""
+        return self._file.passed_over
 
     def append(self, events: Sequence[PhaseEvent]) -> None:
         """Write these events."""
         self._events += events
-        whole, self._torn = self._torn or not self.path.exists(), True  # unless this succeeds, the next writes all
+        whole, self._torn = self._torn or not self._file.is_whole(), True  # unless this succeeds, the next writes all
         if whole:
             self._rewrite()
         else:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_lines(events))
+            self._file.append(_lines(events))
         self._torn = False
 
-    def _is_ours(self, step: int) -> bool:
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        own = _lines(self._events).splitlines(keepends=True)
-        earlier = [line for line in lines if (at := re.match(r'{"at": (\d+),', line)) and int(at[1]) < step]
-        return {*own} <= {*lines} and {*earlier} <= {*own}
-
     def _rewrite(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self.path.with_suffix(".jsonl.part")
-        whole.write_text(_lines(self._events), encoding="utf-8")
-        whole.replace(self.path)
+        self._file.write(_lines(self._events))
+
+
+def _is_of_run(events: Sequence[PhaseEvent], step: int, text: str) -> bool:
+    """Whether a file has these events, and no other one from before the step of the checkpoint."""
+    lines = text.splitlines(keepends=True)
+    own = _lines(events).splitlines(keepends=True)
+    earlier = [line for line in lines if (at := re.match(r'{"at": (\d+),', line)) and int(at[1]) < step]
+    return {*own} <= {*lines} and {*earlier} <= {*own}
 
 
 def _lines(events: Sequence[PhaseEvent]) -> str:

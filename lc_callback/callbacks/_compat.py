@@ -5,12 +5,24 @@ from __future__ import annotations
 import lightning.pytorch
 import pytorch_lightning
 
-__all__ = ["DDP_STRATEGIES", "EARLY_STOPPING", "FSDP_STRATEGIES", "MODEL_CHECKPOINT", "Callback"]
+__all__ = [
+    "DDP_STRATEGIES",
+    "EARLY_STOPPING",
+    "FSDP_STRATEGIES",
+    "MODEL_CHECKPOINT",
+    "WEIGHT_AVERAGING_EPOCH",
+    "Callback",
+]
 
 DDP_STRATEGIES = (lightning.pytorch.strategies.DDPStrategy, pytorch_lightning.strategies.DDPStrategy)
 FSDP_STRATEGIES = (lightning.pytorch.strategies.FSDPStrategy, pytorch_lightning.strategies.FSDPStrategy)
 EARLY_STOPPING = (lightning.pytorch.callbacks.EarlyStopping, pytorch_lightning.callbacks.EarlyStopping)
 MODEL_CHECKPOINT = (lightning.pytorch.callbacks.ModelCheckpoint, pytorch_lightning.callbacks.ModelCheckpoint)
+# What takes one more epoch with averaged weights.
+WEIGHT_AVERAGING_EPOCH = (
+    lightning.pytorch.callbacks.StochasticWeightAveraging,
+    pytorch_lightning.callbacks.StochasticWeightAveraging,
+)
 
 
 class Callback(lightning.pytorch.Callback, pytorch_lightning.Callback):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import sys
 import time
@@ -21,6 +22,15 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.callbacks._compat import Callback
+from lc_callback.callbacks.closing import ClosingRows
+from lc_callback.callbacks.guard import (
+    guarded_hook,
+    in_words,
+    no_warning_is_an_error,
+    numbers_in,
+    plain_state,
+    quiet_hook,
+)
 from lc_callback.callbacks.overhead import (
     SECONDS_TO_SAY,
     SHARE_TO_SAY,
@@ -30,12 +40,17 @@ from lc_callback.callbacks.overhead import (
     is_kept,
     wait_for_device,
 )
+from lc_callback.callbacks.places import folder_of, refuse_one_folder, refuse_one_key, refuse_twins
 from lc_callback.callbacks.processes import Processes, check_weights_are_whole, communicates
 from lc_callback.callbacks.run_report import RunReport
+from lc_callback.callbacks.settings import changed_settings, recorded
 from lc_callback.callbacks.stale_values import warn_of_stale_values
 from lc_callback.callbacks.trainer_data import batches_in_an_epoch, find_loader, transferred
+from lc_callback.callbacks.unseen_values import stand_in
+from lc_callback.files import safe_name
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
+from lc_callback.functional.names import distinct
 from lc_callback.functional.points import call_model
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.history import CsvFile, History
@@ -137,6 +152,12 @@ class ProbeCallback(Callback):
     #: The settings of :meth:`find`, and their defaults.
     detection_settings: ClassVar[dict[str, float]] = {}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = recorded(cls.__init__)  # type: ignore[method-assign]
+
+    @recorded
     def __init__(
         self,
         *,
@@ -202,6 +223,11 @@ class ProbeCallback(Callback):
         self._has_measured = False
         self._run: RunReport | None = None  # in the last measuring callback of the Trainer
         self._fingerprints: dict[str, str] = {}
+        self._arguments: dict[str, str]  # of the constructor, as text; kept by `recorded`
+        self._old_arguments: dict[str, str] = {}  # of the checkpoint that is resumed
+        self._seen: dict[int, set[float]] = {}  # sums of the weights by step, to know this run again
+        self._is_used = False  # in a run or an evaluation
+        self._renamed: set[str] = set()  # keys that are taken, of which a warning has been given
         self._model = ""  # what was measured, for the title of the timeline
         self._n_points: dict[str, int] = {}
         self._trial_keys: set[str] = set()  # of the numbers of a row, without prefix
@@ -214,6 +240,7 @@ class ProbeCallback(Callback):
         self._folder: Path | None = None  # where files go, if there are to be any
         self._looked_at = -1  # the last step for which the schedule was asked
         self._tried = -1  # the last step that was measured, with or without success
+        self._n_failed = 0  # rows of this run
         self._seconds, self._began = 0.0, 0.0
         self._cost: RunCost | None = None  # shared by the measuring callbacks of the Trainer
         self._left_out = -1  # the last step whose row was left out
@@ -350,20 +377,25 @@ class ProbeCallback(Callback):
 
     # Hooks
 
+    @quiet_hook
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check what needs no network."""
-        self._refuse_twins(trainer.callbacks)
+        refuse_twins(self, trainer.callbacks)
+        if stage == "fit":
+            refuse_one_folder([callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)])
 
+    @quiet_hook
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what can be checked without data; ``setup()`` and ``configure_model()`` of the module have run."""
         self._network(pl_module)
 
+    @quiet_hook
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Draw the probes, try a measurement on two of them, and measure step 0."""
         self._active = not trainer.barebones
         if not self._active:
             return
-        self._begin_history(trainer)
+        self._begin_history(trainer, pl_module)
         network = self._draw_probes(trainer, pl_module)
         if trainer.fast_dev_run:
             self._probes = {split: probes.head(_FEW) for split, probes in self._probes.items()}
@@ -372,17 +404,15 @@ class ProbeCallback(Callback):
         self._model = _model_name(pl_module, self.submodule, network.module)
         self._n_points = {split: len(probes) for split, probes in self._probes.items()}
         self._try_out(network, pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / (self._prefixed(self.group).replace("/", "_"))
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._folder = folder
-            self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
-            if not trainer.loggers and self._csv is not None:
-                rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {self._csv.path} only.")
+            self._open_files(trainer)
         peers = [callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)]
-        self._run = RunReport(peers, trainer, self._guarded) if peers[-1] is self else None
+        if peers[-1] is self:
+            refuse_one_key(peers)
+            self._run = RunReport(peers, trainer, self._guarded)
         step = trainer.global_step
         self._seconds, self._began, self._described, self._tried = 0.0, time.perf_counter(), False, -1
-        self._left_out = -1
+        self._left_out, self._n_failed = -1, 0
         if len(self.history):  # resumed: `monitor=` must find its key before the next row is due
             self._publish(trainer, self.history.rows[-1])
         if step not in self.history and (trainer.fast_dev_run or self._due(step - 1, step)):
@@ -390,11 +420,24 @@ class ProbeCallback(Callback):
         self._looked_at = step
         self._close_step(trainer)
         if self._run is not None:  # all others have had their trial
+            ClosingRows.stand_first(trainer, peers)
             self._guarded("looking for monitors", lambda: warn_of_stale_values(trainer, pl_module, peers))
             cost = RunCost(peers, step, time.perf_counter())
             for peer in peers:
                 peer._cost = cost
 
+    def _open_files(self, trainer: Any) -> None:
+        folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir) / folder_of(self)
+        csv = self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
+        if csv is None:
+            return
+        if csv.passed_over is not None:
+            path, why = csv.passed_over
+            rank_zero_warn(f"{self._name}: rows go to {csv.path}, for {path} is not the file of this run ({why}).")
+        if not trainer.loggers:
+            rank_zero_warn(f"{self._name}: the Trainer has no logger; rows go to {csv.path} only.")
+
+    @guarded_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a row is due after this batch's optimizer steps."""
         if not self._active or trainer.fast_dev_run:
@@ -410,6 +453,7 @@ class ProbeCallback(Callback):
         if self._run is not None and cost is not None:  # the last of its peers
             self._guarded("looking at the time", lambda: cost.end_batch(trainer, time.perf_counter()))
 
+    @guarded_hook
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
         step = trainer.global_step
@@ -424,14 +468,12 @@ class ProbeCallback(Callback):
             self._row(trainer, pl_module)
         self._close_step(trainer)
 
+    @guarded_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step, and say so if the measurements took much of the run."""
         if not self._active:
             return
-        missing = trainer.global_step not in self.history and trainer.global_step != self._tried
-        owes = self._left_out > max([*self.history.steps[-1:], self._tried])  # the last row is never left out
-        if (self.schedule.closes or owes) and missing and not trainer.fast_dev_run:
-            self._row(trainer, pl_module)
+        self.take_closing_row(trainer, pl_module)
         self._tell(self._guarded("looking for transitions", self._detector.finish))
         self._close_step(trainer, last=True)
         elapsed = time.perf_counter() - self._began
@@ -443,26 +485,42 @@ class ProbeCallback(Callback):
                 f"measure less often with `every_n_train_steps` or `schedule` (now {self.schedule.text})."
             )
 
+    @guarded_hook
+    def take_closing_row(self, trainer: Any, pl_module: Any) -> None:
+        """Measure the last step of a training, unless that has been done."""
+        step = trainer.global_step
+        owes = self._left_out > max([*self.history.steps[-1:], self._tried])  # the last row is never left out
+        missing = self._active and step not in self.history and step != self._tried
+        if (self.schedule.closes or owes) and missing and not trainer.fast_dev_run:
+            self._row(trainer, pl_module)
+
+    @quiet_hook
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """In ``trainer.validate()``: draw the probes and try a measurement."""
         if trainer.state.fn == "validate":
             self._begin_evaluation(trainer, pl_module)
 
+    @guarded_hook
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """In ``trainer.validate()``: measure once. The row is logged, and belongs to no history."""
         if trainer.state.fn == "validate":
             self._end_evaluation(trainer, pl_module)
 
+    @quiet_hook
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Draw the probes and try a measurement."""
         self._begin_evaluation(trainer, pl_module)
 
+    @guarded_hook
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure once. The row is logged, and belongs to no history."""
         self._end_evaluation(trainer, pl_module)
 
+    @guarded_hook
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
+        if self._active and stage == "fit":
+            self._look_at_weights(trainer, pl_module)  # as averaging may have left them
         self._probes, self._active, self._csv, self._run, self._folder = {}, False, None, None, None
         self._cost = None
         self._processes, self._everyone = Processes(), Processes()
@@ -474,19 +532,16 @@ class ProbeCallback(Callback):
         """Tells instances apart by ``log_key_prefix``."""
         asks = sys._getframe(1)
         if asks.f_code.co_name == "_validate_callbacks_list":  # of Lightning, whose error says nothing of the prefix
-            self._refuse_twins(asks.f_locals.get("callbacks", []))
+            refuse_twins(self, asks.f_locals.get("callbacks", []))
         return self._generate_state_key(log_key_prefix=self.log_key_prefix)
 
-    def _refuse_twins(self, callbacks: Sequence[Any]) -> None:
-        """Raise if another instance among these would write the same keys and files."""
-        same = [c for c in callbacks if type(c) is type(self) and c.log_key_prefix == self.log_key_prefix]
-        if len(same) > 1:
-            raise MisconfigurationException(
-                f"the Trainer has {len(same)} callbacks {type(self).__name__} with `log_key_prefix="
-                f"{self.log_key_prefix!r}`: give each its own `log_key_prefix`, such as 'other/', which tells apart "
-                "their keys, files and states in checkpoints (`callback.state_key` must be unique)."
-            )
+    @guarded_hook
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Look at the weights, by which a later resume knows whether this is the run that the rows are of."""
+        if self._active:
+            self._look_at_weights(trainer, pl_module)
 
+    @quiet_hook
     def state_dict(self) -> dict[str, Any]:
         """Plain Python types only: rows, fingerprints of the probes, and what the subclass adds."""
         return {
@@ -494,12 +549,20 @@ class ProbeCallback(Callback):
             "rows": self.history.state(),
             "arrays": self.history.state_of_arrays(),
             "fingerprints": dict(self._fingerprints),
+            "settings": dict(self._arguments),
             "detector": self._detector.state(),
             "marks": self._marks,
             "events": [{**asdict(event)} for event in self.events],
-            "extra": self.extra_state(),
+            "extra": self._guarded("its extra state", lambda: self._plain_extra()) or {},
         }
 
+    def _plain_extra(self) -> dict[str, Any]:
+        extra = self.extra_state()
+        if not isinstance(extra, Mapping):
+            raise TypeError(f"expected a dict, but got {type(extra).__name__}")
+        return dict(plain_state(extra))
+
+    @quiet_hook
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint. A state that cannot be read costs the earlier rows and a warning."""
         try:
@@ -507,6 +570,7 @@ class ProbeCallback(Callback):
                 raise ValueError(f"version {state_dict['version']}, this is version {_STATE_VERSION}")
             self.history.restore(state_dict["rows"], state_dict.get("arrays"))
             self._fingerprints = {str(key): str(value) for key, value in state_dict["fingerprints"].items()}
+            self._old_arguments = {str(key): str(value) for key, value in state_dict.get("settings", {}).items()}
             events = [(event, event["transition"]) for event in state_dict.get("events", [])]
             self.events = [PhaseEvent(e["what"], e["at"], Transition(**transition)) for e, transition in events]
             self._detector_state, self._marks = state_dict.get("detector"), state_dict.get("marks")
@@ -514,7 +578,7 @@ class ProbeCallback(Callback):
             self._restored = True
         except Exception as error:
             self.history = History()
-            self._fingerprints, self.events, self._detector_state = {}, [], None
+            self._fingerprints, self._old_arguments, self.events, self._detector_state = {}, {}, [], None
             self._warn_or_raise("its state in the checkpoint cannot be read, so the history starts anew", error)
 
     # Transitions
@@ -620,8 +684,11 @@ class ProbeCallback(Callback):
         self._warn_or_raise(f"{what} did not take an entry of the timeline", error)
 
     def __repr__(self) -> str:
-        text = self.describe()
-        return f"{self._call(self.settings_used())}\n{text}" if text else self._call(self.settings())
+        try:
+            text = self.describe()
+            return f"{self._call(self.settings_used())}\n{text}" if text else self._call(self.settings())
+        except Exception as error:  # a subclass may not know yet
+            return f"<{type(self).__name__}, whose settings failed with {in_words(error)}>"
 
     def _call(self, settings: Mapping[str, Any]) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in settings.items())
@@ -636,16 +703,25 @@ class ProbeCallback(Callback):
     def _prefixed(self, key: str) -> str:
         return self.log_key_prefix + key
 
-    def _begin_history(self, trainer: Any) -> None:
-        if trainer.global_step == 0 and not self._restored:
+    def _begin_history(self, trainer: Any, pl_module: Any) -> None:
+        """Keep the rows of the checkpoint, or of this run as far as it is known; those of another run go."""
+        step = trainer.global_step
+        is_other = step == 0 or _sum_of_weights(pl_module) not in self._seen.get(step, ())
+        if self._is_used and is_other and not self._restored:
             self.history, self._fingerprints, self.events, self._detector_state = History(), {}, [], None
-            self.load_extra_state({})
+            self._marks = None
+            self._guarded("beginning anew", lambda: self.load_extra_state({}))
+        self._seen = {at: seen for at, seen in self._seen.items() if at <= step and not (is_other or self._restored)}
+        self._look_at_weights(trainer, pl_module)
         n_rows = len(self.history)
-        self.history.drop_after(trainer.global_step)
-        self.events = [event for event in self.events if event.at <= trainer.global_step]
-        self._untold = []
+        self.history.drop_after(step)
+        self.events = [event for event in self.events if event.at <= step]
+        self._untold, self._renamed = [], set()
         self._guarded("going on with its transitions", lambda: self._restore_detector(len(self.history) < n_rows))
         self._restored = False
+
+    def _look_at_weights(self, trainer: Any, pl_module: Any) -> None:
+        self._seen.setdefault(trainer.global_step, set()).add(_sum_of_weights(pl_module))
 
     def _restore_detector(self, rows_dropped: bool) -> None:
         """Bring the detector to the last row of the history: from the checkpoint if that fits, else row by row."""
@@ -677,7 +753,7 @@ class ProbeCallback(Callback):
     def _draw_probes(self, trainer: Any, pl_module: Any) -> Network:
         """Draw the probes, the same for all processes. Returns the network they are for."""
         self._processes, self._everyone = Processes(), Processes.of_run(trainer)
-        everyone = self._everyone
+        everyone, self._is_used = self._everyone, True
 
         def draw() -> tuple[Network, dict[str, Probes]]:
             network = self._network(pl_module)
@@ -749,13 +825,24 @@ class ProbeCallback(Callback):
 
     def _check_fingerprints(self) -> None:
         now = _fingerprints(self._probes)
+        labels = {}
+        if "target_fn" in inspect.signature(type(self)).parameters:  # else it has no use for them
+            labels = {f"labels of the {split}": points.label_fingerprint() for split, points in self._probes.items()}
+        now = {**now, **labels}
         changed = [split for split in now if split in self._fingerprints and self._fingerprints[split] != now[split]]
+        other = changed_settings(self._old_arguments, self._arguments)
+        self._old_arguments, self._fingerprints = {}, now
         if changed:
             rank_zero_warn(
                 f"{self._name}: the {' and '.join(changed)} probes are not those of the checkpoint, so the curve has a "
                 "break here. Resume with the same data, `n_probes` and `seed` to go on measuring the same points."
+                f"{' Other settings: ' if other else ''}{'; '.join(other)}"
             )
-        self._fingerprints = now
+        elif other:
+            rank_zero_warn(
+                f"{self._name}: resumed with other settings than those of the checkpoint: {'; '.join(other)}. Rows "
+                "from here on do not compare with those before."
+            )
 
     def _try_out(self, network: Network, pl_module: Any) -> None:
         """Measure two points and throw the result away: what is wrong in the set-up shows now."""
@@ -764,7 +851,12 @@ class ProbeCallback(Callback):
         def measure() -> None:
             with self._conditions(pl_module):
                 self.prepare(network, self._probes)
-                self._trial_keys = {key for key, value in self.trial(network, few).items() if not _is_array(value)}
+                tried = self.trial(network, few)
+                self._trial_keys = {
+                    renamed.removeprefix(self.log_key_prefix)
+                    for key, renamed in self._keys_of(tried).items()
+                    if not _is_array(tried[key])
+                }
 
         try:
             self._everyone.agree(measure)
@@ -789,7 +881,8 @@ class ProbeCallback(Callback):
             with self._conditions(pl_module):
                 outputs = [network(probes.inputs) for probes in few.values()]
                 leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
-                return all(bool(tensor.isfinite().all()) for tensor in [*network.module.parameters(), *leaves])
+                own = [*network.module.parameters(), *network.module.buffers()]
+                return all(bool(tensor.isfinite().all()) for tensor in [*own, *leaves])
         except Exception:  # that is another fault
             return True
 
@@ -857,6 +950,11 @@ class ProbeCallback(Callback):
         return max(map(len, self._probes.values()), default=0)
 
     @property
+    def trial_keys(self) -> set[str]:
+        """Keys of the numbers that the trial has shown, with the prefix."""
+        return {self._prefixed(key) for key in self._trial_keys}
+
+    @property
     def name(self) -> str:
         """Its class, and its prefix if it has one."""
         return self._name
@@ -886,23 +984,28 @@ class ProbeCallback(Callback):
         self._has_measured = True
         measured = self._measured(pl_module, step)
         if measured is None:
+            self._n_failed += 1
+            if not len(self.history):
+                self._guarded("looking for monitors", lambda: stand_in(trainer, pl_module, self, self._n_failed))
             return
         values, arrays = measured
         start = time.perf_counter()
         found = self._guarded("looking for transitions", lambda: self._detector.update(step, self._unprefixed(values)))
         self._tell(found)
         if self._detector.looked_at == step or self._marks is None:
-            self._marks = self._guarded("marking the row", lambda: self.marks(self._detector.curves)) or {}
-        values.update({self._prefixed(key): value for key, value in self._marks.items()})
+            self._marks = self._guarded("marking the row", lambda: numbers_in(self.marks(self._detector.curves))) or {}
+        marks = {self._prefixed(key): value for key, value in self._marks.items()}
+        values.update({key: value for key, value in marks.items() if key not in values and key != "step"})
         self._seconds += time.perf_counter() - start
         self._guarded(f"recording step {step}", lambda: self._record(step, values, arrays))
+        self._look_at_weights(trainer, pl_module)
         self._publish(trainer, values)
         if not trainer.is_global_zero:
             return
-        self._report(trainer, values, arrays, step)
         csv = self._csv
-        if csv is not None:
+        if csv is not None:  # before anything else that may need room on the disk
             self._guarded(f"writing {csv.path} at step {step}", lambda: csv.append(self.history))
+        self._report(trainer, values, arrays, step)
 
     def _record(self, step: int, values: Mapping[str, float], arrays: Mapping[str, torch.Tensor]) -> None:
         self.history.append(step, values, arrays)
@@ -916,9 +1019,9 @@ class ProbeCallback(Callback):
         def measure() -> tuple[dict[str, float], dict[str, torch.Tensor]]:
             with self._conditions(pl_module):
                 found = self.measure(self._network(pl_module), self._probes)
-            arrays = {k: v for k, v in found.items() if _is_array(v)}
-            values = {self._prefixed(key): float(value) for key, value in found.items() if key not in arrays}
-            return values, {self._prefixed(key): array for key, array in arrays.items()}
+            keys = self._keys_of(found)
+            arrays = {keys[key]: value for key, value in found.items() if _is_array(value)}
+            return {keys[key]: float(value) for key, value in found.items() if not _is_array(value)}, arrays
 
         measured = self._guarded(f"the measurement at step {step}", lambda: self._processes.agree(measure))
         seconds = time.perf_counter() - start
@@ -931,6 +1034,21 @@ class ProbeCallback(Callback):
         if broken:
             rank_zero_warn(f"{self._name}: NaN at step {step} in {', '.join(broken)}: a value there is not finite.")
         return values, arrays
+
+    def _keys_of(self, found: Mapping[str, Any]) -> dict[str, str]:
+        """The keys of a row by what a measure called them: with the prefix, and none that the row has already."""
+        given = [self._prefixed(key) for key in found]
+        keys = dict(zip(found, distinct(given, ("step", self._prefixed(f"{self.group}/seconds"))), strict=True))
+        new = {
+            key: now
+            for key, now, wanted in zip(keys, keys.values(), given, strict=True)
+            if now != wanted and key not in self._renamed
+        }
+        if new:
+            self._renamed |= {*new}
+            told = ", ".join(f"{key!r} is {now!r}" for key, now in new.items())
+            rank_zero_warn(f"{self._name}: keys that a row has already, or cannot have, get another name: {told}.")
+        return keys
 
     def _begin_evaluation(self, trainer: Any, pl_module: Any) -> None:
         self._active = not trainer.barebones
@@ -951,8 +1069,12 @@ class ProbeCallback(Callback):
             self._report(trainer, *measured, step)
 
     def _publish(self, trainer: Any, values: Mapping[str, float]) -> None:
-        metrics = {key: torch.tensor(value) for key, value in values.items() if key != "step"}
-        self._guarded("filling `trainer.callback_metrics`", lambda: trainer.callback_metrics.update(metrics))
+        def fill() -> None:
+            trainer.callback_metrics.update(
+                {key: torch.tensor(value) for key, value in values.items() if key != "step"}
+            )
+
+        self._guarded("filling `trainer.callback_metrics`", fill)
 
     def _report(self, trainer: Any, values: Mapping[str, float], arrays: Mapping[str, torch.Tensor], step: int) -> None:
         def failed(what: str, error: Exception) -> None:
@@ -963,19 +1085,23 @@ class ProbeCallback(Callback):
             histogram = self._guarded(f"the histogram of {key}", partial(self.histogram, key, array))
             if histogram is not None:
                 log_histogram(trainer, key, histogram, step, failed)
-        for key, pixels in (self._guarded(f"drawing step {step}", self.pictures) or {}).items():
-            log_image(trainer, self._prefixed(key), pixels, step, failed)
+        for key, pixels in (self._guarded(f"drawing step {step}", self._drawn) or {}).items():
             if self._folder is not None:
-                path = self._folder / f"{key.rpartition('/')[2]}_{step:09d}.png"
+                path = self._folder / f"{safe_name(key.rpartition('/')[2])}_{step:09d}.png"
                 self._guarded(f"writing {path}", partial(write_png, path, pixels))
+            log_image(trainer, self._prefixed(key), pixels, step, failed)
         if not self._described:
             self._described = True
             text = self._guarded("describing itself", self.describe)
             if text:
-                self._untold_setup = f"{self._call(self.settings_used())}\n{text}"
+                used = self._guarded("naming its settings", lambda: self._call(self.settings_used()))
+                self._untold_setup = f"{used or self._name}\n{text}"
                 if trainer.state.fn != "fit":  # a fit has one text of all callbacks
                     rank_zero_info(self.take_setup())
                 log_text(trainer, self._prefixed(f"{self.group}/setup"), text, step, failed)
+
+    def _drawn(self) -> dict[str, Any]:
+        return {f"{key}": pixels for key, pixels in dict(self.pictures()).items()}
 
     def progress(self, what: str) -> Callable[[int, int], None]:
         """A function ``(done, total)`` that prints a line every few seconds, above the Trainer's progress bar."""
@@ -991,17 +1117,32 @@ class ProbeCallback(Callback):
         return show
 
     def _guarded(self, what: str, function: Callable[[], Any]) -> Any:
-        """Call ``function``; a failure costs its result (``None``) and a warning."""
-        try:
-            return function()
-        except Exception as error:
-            self._warn_or_raise(f"{what} failed", error)
-            return None
+        """Call ``function``; a failure costs its result (``None``) and a warning.
+
+        What asks the process to end, ``KeyboardInterrupt`` and ``SystemExit``, passes.
+        """
+        with no_warning_is_an_error():
+            try:
+                return function()
+            except Exception as error:
+                self._warn_or_raise(f"{what} failed", error)
+                return None
 
     def _warn_or_raise(self, what: str, error: Exception) -> None:
         if self.raise_on_error:
-            raise RuntimeError(f"{self._name}: {what}: {error}") from error
-        rank_zero_warn(f"{self._name}: {what} ({type(error).__name__}: {error}). Training goes on.")
+            raise RuntimeError(f"{self._name}: {what}: {in_words(error).partition(': ')[2]}") from error
+        with no_warning_is_an_error():
+            rank_zero_warn(f"{self._name}: {what} ({in_words(error)}). Training goes on.")
+
+
+def _sum_of_weights(pl_module: Any) -> float:
+    """A number that tells the weights of one run from those of another; of sharded ones, the part that is here."""
+    try:
+        with torch.no_grad():
+            own = (getattr(parameter, "_local_tensor", parameter) for parameter in pl_module.parameters())
+            return float(sum(float(tensor.double().sum()) for tensor in own if tensor.is_floating_point()))
+    except Exception:  # weights that are not there yet, or elsewhere
+        return math.nan
 
 
 def _model_name(pl_module: Any, submodule: str | None, measured: nn.Module) -> str:

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lc_callback.reporting.figure import image
+from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text
 from lc_callback.timeline import EventsFile, Part, describe, panel_order, run_sentences, run_summary
 from lc_callback.transitions import PhaseEvent
@@ -45,7 +45,13 @@ class RunReport:
             order = sorted((event for callback in callbacks for event in callback.events), key=lambda event: event.at)
             resumed = any(len(callback.history) for callback in callbacks)
             step = trainer.global_step
-            self._file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
+            file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
+            self._file = file
+            if file is not None and file.passed_over is not None:
+                path, why = file.passed_over
+                rank_zero_warn(
+                    f"{callbacks[-1].name}: events go to {file.path}, for {path} is not the file of this run ({why})."
+                )
 
     def close_step(self, trainer: Any, last: bool = False) -> None:
         """Write, show and act on what the callbacks found since the last call."""
@@ -106,9 +112,8 @@ class RunReport:
             return
         start = time.perf_counter()
         pixels, png = image(parts)
+        self._guarded("writing timeline.png", partial(write_bytes, self._folder / "timeline.png", png))
         log_image(trainer, "timeline", pixels, step, self._callbacks[-1].warn_of)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "timeline.png").write_bytes(png)
         now = time.perf_counter()
         self._rest_until = now + _REST * (now - start)
 

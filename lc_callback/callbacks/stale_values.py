@@ -15,7 +15,7 @@ from lc_callback.schedule import Schedule
 if TYPE_CHECKING:
     from lc_callback.callbacks.probe_callback import ProbeCallback
 
-__all__ = ["warn_of_stale_values"]
+__all__ = ["monitors_of", "warn_of_stale_values"]
 
 _BATCHES = 200_000  # so far ahead the run is looked through
 _LOOKS = 50  # after which the rhythm of a monitor is known
@@ -36,11 +36,18 @@ class _Moment:
 
 @dataclass(frozen=True)
 class _Monitor:
-    """What looks at a key, and after which batches."""
+    """What looks at a key, and after which batches.
+
+    Attributes:
+        mode: ``"min"`` or ``"max"``, what it takes for better.
+        limit: the value beyond which it stops the training.
+    """
 
     name: str
     key: str
     looks_at: Callable[[_Moment], bool]
+    mode: str
+    limit: float | None = None
 
 
 def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[ProbeCallback]) -> None:
@@ -51,7 +58,7 @@ def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[Probe
     """
     if trainer.fast_dev_run:
         return
-    monitors = _monitors(trainer, pl_module)
+    monitors = monitors_of(trainer, pl_module)
     found = [
         _sentence(trainer, pl_module, monitor, callback)
         for monitor in monitors
@@ -128,7 +135,8 @@ def _moments(trainer: Any, pl_module: Any, schedule: Schedule) -> Iterator[_Mome
             return
 
 
-def _monitors(trainer: Any, pl_module: Any) -> list[_Monitor]:
+def monitors_of(trainer: Any, pl_module: Any) -> list[_Monitor]:
+    """All callbacks and schedulers of a run that look at a metric."""
     found = []
 
     def at_epochs(after_training: bool | None, n: int = 1) -> Callable[[_Moment], bool]:
@@ -142,18 +150,21 @@ def _monitors(trainer: Any, pl_module: Any) -> list[_Monitor]:
         name = f"`{type(callback).__name__}(monitor={getattr(callback, 'monitor', None)!r})`"
         if isinstance(callback, EARLY_STOPPING):
             after_training = getattr(callback, "_check_on_train_epoch_end", None)
-            found.append(_Monitor(name, callback.monitor, at_epochs(bool(after_training))))
+            looks = at_epochs(bool(after_training))
+            limit = getattr(callback, "divergence_threshold", None)
+            found.append(_Monitor(name, callback.monitor, looks, callback.mode, limit))
         elif isinstance(callback, MODEL_CHECKPOINT) and callback.monitor is not None and callback.save_top_k != 0:
             n_steps, n_epochs = callback._every_n_train_steps, callback._every_n_epochs
             if n_steps:
-                found.append(_Monitor(name, callback.monitor, _at_steps(n_steps)))
+                found.append(_Monitor(name, callback.monitor, _at_steps(n_steps), callback.mode))
             if n_epochs:
                 after_training = callback._save_on_train_epoch_end
-                found.append(_Monitor(name, callback.monitor, at_epochs(after_training, n_epochs)))
+                found.append(_Monitor(name, callback.monitor, at_epochs(after_training, n_epochs), callback.mode))
     for config in trainer.lr_scheduler_configs if pl_module.automatic_optimization else []:
         if config.reduce_on_plateau and config.monitor is not None:
             name = f"`{type(config.scheduler).__name__}` with `monitor={config.monitor!r}`"
-            found.append(_Monitor(name, config.monitor, _at_updates(config.interval, config.frequency)))
+            looks = _at_updates(config.interval, config.frequency)
+            found.append(_Monitor(name, config.monitor, looks, getattr(config.scheduler, "mode", "min")))
     return found
 
 

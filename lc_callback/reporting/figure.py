@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lc_callback.files import beside
 from lc_callback.reporting.annotations import (
     N_TOLD,
     Marker,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["WIDTH", "draw", "image", "pixels_of", "save", "write_png"]
+__all__ = ["WIDTH", "draw", "image", "pixels_of", "save", "write_bytes", "write_png"]
 
 #: Of a timeline, in inches.
 WIDTH = 10.0
@@ -344,16 +345,25 @@ def save(parts: Sequence[Part], path: Path, title: str = "", width: float = WIDT
     if not 2 <= width <= 50:
         raise ValueError(f"`width` must be from 2 to 50 inches, but got {width!r}: a page has 6.8, a column 3.3.")
     if path.suffix.lower() in ("", ".png"):
-        path.write_bytes(image(parts, title, width)[1])
+        write_bytes(path, image(parts, title, width)[1])
         return
+    kind = path.suffix.lower()
     with _canvas(width) as canvas:
         draw(canvas.figure, parts, title)
-        canvas.figure.savefig(path, metadata=_UNDATED.get(path.suffix.lower()))
+        file = io.BytesIO()
+        canvas.figure.savefig(file, format=kind[1:], metadata=_UNDATED.get(kind))
+    write_bytes(path, file.getvalue())
 
 
 def write_png(path: Path, pixels: Any) -> None:
     """Write pixels ``(H, W, 3)`` to ``path``."""
     from PIL import Image
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(pixels)).save(path)
+    with beside(path) as part:
+        Image.fromarray(np.asarray(pixels)).save(part, format="PNG")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a picture that is drawn already."""
+    with beside(path) as part:
+        part.write_bytes(data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lc_callback.files import beside
 from lc_callback.functional.partition import SlicePartition
 from lc_callback.reporting.figure import pixels_of
 
@@ -52,7 +53,8 @@ def film(frames: Sequence[tuple[int, Path]], strip: Path, gif: Path) -> Any:
         image.paste(picture, (0, 24))
         ImageDraw.Draw(image).text((10, 6), f"step {step:,}", fill="black", font_size=15)
         images.append(image)
-    images[0].save(gif, save_all=True, append_images=images[1:], duration=_MILLISECONDS, loop=0)
+    with beside(gif) as part:
+        images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=_MILLISECONDS, loop=0)
     n = min(_FRAMES, len(images))
     shown = [images[round(i * (len(images) - 1) / max(1, n - 1))] for i in range(n)]
     width, height = max(i.width for i in shown) // 2, max(i.height for i in shown) // 2
@@ -61,5 +63,6 @@ def film(frames: Sequence[tuple[int, Path]], strip: Path, gif: Path) -> Any:
     for i, image in enumerate(shown):
         small = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
         whole.paste(small, ((i % columns) * width, (i // columns) * height))
-    whole.save(strip)
+    with beside(strip) as part:
+        whole.save(part, format="PNG")
     return np.asarray(whole)

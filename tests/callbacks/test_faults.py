@@ -295,7 +295,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_picture(tmp_path: Path, monkeyp
     save = Image.Image.save
 
     def half(self: Image.Image, path: Any, *args: Any, **kwargs: Any) -> None:
-        if getattr(path, "name", "") == "slice_000000004.png":
+        if getattr(path, "name", "").startswith("slice_000000004.png"):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(self, path, *args, **kwargs)
 

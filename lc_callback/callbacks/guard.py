@@ -1,0 +1,117 @@
+"""What goes wrong in a measurement costs what it was to give and a warning, never the run."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+__all__ = ["guarded_hook", "in_words", "no_warning_is_an_error", "numbers_in", "plain_state", "quiet_hook"]
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+class no_warning_is_an_error(AbstractContextManager[None]):  # noqa: N801  # used as contextlib's are
+    """Inside, what the user's filters turn into an error is shown as a warning.
+
+    A training that never warns must not end because a measurement does. A class, for a generator makes a RuntimeError
+    of a StopIteration.
+    """
+
+    _caught: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        if any(entry[0] == "error" for entry in warnings.filters):
+            self._caught = warnings.catch_warnings()
+            self._caught.__enter__()
+            warnings.filters[:] = [  # type: ignore[index]
+                ("always" if entry[0] == "error" else entry[0], *entry[1:]) for entry in warnings.filters
+            ]
+
+    def __exit__(self, *error: Any) -> None:
+        if self._caught is not None:
+            self._caught.__exit__(*error)
+
+
+def quiet_hook(hook: Hook) -> Hook:
+    """A hook in which no warning is an error."""
+
+    @functools.wraps(hook)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with no_warning_is_an_error():
+            return hook(*args, **kwargs)
+
+    return called  # type: ignore[return-value]
+
+
+def guarded_hook(hook: Hook) -> Hook:
+    """A hook of a run that has begun: whatever its parts have not caught costs a warning, too."""
+
+    @functools.wraps(hook)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with no_warning_is_an_error():
+            try:
+                return hook(self, *args, **kwargs)
+            except Exception as error:
+                if self.raise_on_error:
+                    raise
+                self._warn_or_raise(f"`{hook.__name__}` failed", error)
+                return None
+
+    return called  # type: ignore[return-value]
+
+
+def in_words(error: BaseException) -> str:
+    """Kind and text of an error, some of which cannot say their text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, which has no text"
+
+
+def numbers_in(found: Any) -> dict[str, float]:
+    """What a method of the user's own returned, as numbers by key.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
+    if not isinstance(found, Mapping):
+        raise TypeError(f"expected a mapping of keys to numbers, but got {type(found).__name__}")
+    numbers = {}
+    for key, value in found.items():
+        try:
+            numbers[_text(key)] = float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{key!r} is {value!r}, which is no number") from error
+    return numbers
+
+
+def _text(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"the key {key!r} is no string")
+    return key
+
+
+def plain_state(value: Any, where: str = "") -> Any:
+    """A copy of a state for a checkpoint: plain Python types and tensors, which every ``torch.load`` reads.
+
+    Raises:
+        TypeError: if something else is in it.
+    """
+    from torch import Tensor
+
+    if isinstance(value, Mapping):
+        return {plain_state(key, where): plain_state(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [plain_state(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Tensor):
+        return value.detach()
+    if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a number of NumPy
+        return value.item()
+    if type(value) not in _PLAIN:
+        raise TypeError(f"`extra_state`{where} is a {type(value).__name__}, no plain Python type and no tensor")
+    return value

@@ -1,0 +1,95 @@
+"""The arguments that a callback was made with, as text: kept in checkpoints, and compared when a run is resumed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import zlib
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["changed_settings", "in_text", "recorded"]
+
+# When rows are taken and what is done with them: other ones leave a curve as it is. Points have their own fingerprint.
+_NOT_MEASURED = frozenset(
+    {
+        *("schedule", "every_n_train_steps", "every_n_epochs", "max_overhead", "raise_on_error", "log_key_prefix"),
+        *("detection", "on_transition", "stop_after", "custom_scalars", "histogram", "chunk_size"),
+        *("train_probes", "test_probes"),
+    }
+)
+
+
+def recorded(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that also keeps its arguments as text, in ``_arguments``; those of a base class, too."""
+    if hasattr(init, "_records"):
+        return init
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        outer = vars(self).get("_arguments", {})
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError:  # which the constructor says better
+            init(self, *args, **kwargs)
+            return
+        bound.apply_defaults()
+        own: dict[str, Any] = {}
+        for name, value in [*bound.arguments.items()][1:]:
+            kind = signature.parameters[name].kind
+            own.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        self._arguments = {name: in_text(value) for name, value in own.items() if name not in _NOT_MEASURED} | outer
+        init(self, *args, **kwargs)
+
+    made._records = True  # type: ignore[attr-defined]
+    return made
+
+
+def in_text(value: Any) -> str:
+    """A value as text that is the same in another process: no address in it, and no array as a whole."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        array = torch.as_tensor(value).detach().cpu().contiguous()
+        if array.numel() == 1:
+            return in_text(array.item())
+        digest = zlib.crc32(array.flatten().view(torch.uint8).numpy().tobytes())
+        return f"<{str(array.dtype).removeprefix('torch.')} {tuple(array.shape)} {digest:08x}>"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{in_text(key)}: {in_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(in_text, value))}]"
+    if isinstance(value, (str, bool, type(None))):
+        return repr(value)
+    if isinstance(value, np.generic):
+        return in_text(value.item())
+    if isinstance(value, Real):
+        number = float(value)
+        return repr(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    if isinstance(value, functools.partial):
+        return f"partial({', '.join(map(in_text, (value.func, *value.args, value.keywords)))})"
+    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, torch.dtype):
+        return repr(str(value).removeprefix("torch."))
+    return f"<{type(value).__qualname__}>"
+
+
+def changed_settings(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is not as it was, such as "`radius` was 0.1 and is 1"; arguments that only one of the two has do not count.
+
+    Example::
+
+        >>> from lc_callback.callbacks.settings import changed_settings
+        >>> changed_settings({"radius": "0.1", "seed": "0"}, {"radius": "1", "seed": "0"})
+        ['`radius` was 0.1 and is 1']
+    """
+    return [
+        f"`{name}` was {before[name]} and is {value}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]

@@ -1,0 +1,33 @@
+"""What monitors a key of ours finds a value, also where the first row has failed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lc_callback.callbacks.stale_values import monitors_of
+
+if TYPE_CHECKING:
+    from lc_callback.callbacks.probe_callback import ProbeCallback
+
+__all__ = ["stand_in"]
+
+_WORST = torch.finfo(torch.float32).max  # finite, for a monitor may stop the training at what is not
+_MOST_HALVINGS = 60
+
+
+def stand_in(trainer: Any, pl_module: Any, callback: ProbeCallback, n_failed: int) -> None:
+    """Give each monitor of a key that no row has had yet the worst value there is.
+
+    ``EarlyStopping`` ends the run if it finds no value, and counts one that does not improve. So the value is halved
+    with each of the ``n_failed`` rows that have failed so far: any real one is still better.
+    """
+    start = f"{callback.log_key_prefix}{callback.group}/"
+    for monitor in monitors_of(trainer, pl_module):
+        if not (callback.logs(monitor.key) or monitor.key.startswith(start)):
+            continue
+        if n_failed > 1 or monitor.key not in trainer.callback_metrics:
+            worst = _WORST / 2.0 ** min(n_failed - 1, _MOST_HALVINGS)
+            value = -worst if monitor.mode == "max" else worst
+            trainer.callback_metrics[monitor.key] = torch.tensor(value if monitor.limit is None else monitor.limit)
