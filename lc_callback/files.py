@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -11,7 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["LineFile", "beside", "free_bytes", "safe_name"]
+__all__ = ["ROOM_FOR_LINES", "ROOM_FOR_PICTURES", "LineFile", "beside", "check_room", "free_bytes", "safe_name"]
+
+# What has to be free for pictures, and for lines of text. The rest of a disk is left to the training: where it is full,
+# the thread that writes TensorBoard's files dies, and the next `self.log` ends the run.
+ROOM_FOR_PICTURES, ROOM_FOR_LINES = 16 * 2**20, 64 * 2**10
 
 _LONGEST = 120  # bytes of a name: most file systems take 255, and more is put before and behind it
 
@@ -61,6 +66,14 @@ def free_bytes(folder: Path) -> float:
         except OSError:
             break
     return math.inf
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise an OSError if so many bytes are not free on the disk of a folder."""
+    free = free_bytes(folder)
+    if free < needed:
+        text = f"{free / 1024:,.0f} kB are free, and the last {needed // 1024:,} kB are left to the training"
+        raise OSError(errno.ENOSPC, text, str(folder))
 
 
 class LineFile:

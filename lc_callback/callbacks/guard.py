@@ -8,10 +8,22 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-__all__ = ["guarded_hook", "in_words", "no_warning_is_an_error", "numbers_in", "plain_state", "quiet_hook"]
+__all__ = [
+    "MeasurementError",
+    "guarded_hook",
+    "in_words",
+    "no_warning_is_an_error",
+    "numbers_in",
+    "plain_state",
+    "quiet_hook",
+]
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 _PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+class MeasurementError(RuntimeError):
+    """Raised with ``raise_on_error=True``; nothing else that a measurement raises ends a run."""
 
 
 class no_warning_is_an_error(AbstractContextManager[None]):  # noqa: N801  # used as contextlib's are
@@ -55,9 +67,9 @@ def guarded_hook(hook: Hook) -> Hook:
         with no_warning_is_an_error():
             try:
                 return hook(self, *args, **kwargs)
+            except MeasurementError:
+                raise
             except Exception as error:
-                if self.raise_on_error:
-                    raise
                 self._warn_or_raise(f"`{hook.__name__}` failed", error)
                 return None
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.callbacks._compat import Callback
 from lc_callback.callbacks.closing import ClosingRows
 from lc_callback.callbacks.guard import (
+    MeasurementError,
     guarded_hook,
     in_words,
     no_warning_is_an_error,
@@ -47,7 +48,7 @@ from lc_callback.callbacks.settings import changed_settings, recorded
 from lc_callback.callbacks.stale_values import warn_of_stale_values
 from lc_callback.callbacks.trainer_data import batches_in_an_epoch, find_loader, transferred
 from lc_callback.callbacks.unseen_values import stand_in
-from lc_callback.files import safe_name
+from lc_callback.files import ROOM_FOR_PICTURES, free_bytes, safe_name
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
 from lc_callback.functional.names import distinct
@@ -227,6 +228,7 @@ class ProbeCallback(Callback):
         self._old_arguments: dict[str, str] = {}  # of the checkpoint that is resumed
         self._seen: dict[int, set[float]] = {}  # sums of the weights by step, to know this run again
         self._is_used = False  # in a run or an evaluation
+        self._is_short = False  # of room on the disk, of which a warning has been given
         self._renamed: set[str] = set()  # keys that are taken, of which a warning has been given
         self._model = ""  # what was measured, for the title of the timeline
         self._n_points: dict[str, int] = {}
@@ -671,7 +673,8 @@ class ProbeCallback(Callback):
     def _close_step(self, trainer: Any, last: bool = False) -> None:
         if self._active and self._run is not None:
             start = time.perf_counter()
-            self._run.close_step(trainer, last)
+            run = self._run
+            self._guarded("closing the step", lambda: run.close_step(trainer, last))
             self._seconds += time.perf_counter() - start
 
     def take_setup(self) -> str:
@@ -716,7 +719,7 @@ class ProbeCallback(Callback):
         n_rows = len(self.history)
         self.history.drop_after(step)
         self.events = [event for event in self.events if event.at <= step]
-        self._untold, self._renamed = [], set()
+        self._untold, self._renamed, self._is_short = [], set(), False
         self._guarded("going on with its transitions", lambda: self._restore_detector(len(self.history) < n_rows))
         self._restored = False
 
@@ -1085,7 +1088,8 @@ class ProbeCallback(Callback):
             histogram = self._guarded(f"the histogram of {key}", partial(self.histogram, key, array))
             if histogram is not None:
                 log_histogram(trainer, key, histogram, step, failed)
-        for key, pixels in (self._guarded(f"drawing step {step}", self._drawn) or {}).items():
+        drawn = self._guarded(f"drawing step {step}", self._drawn) if self._has_room() else None
+        for key, pixels in (drawn or {}).items():
             if self._folder is not None:
                 path = self._folder / f"{safe_name(key.rpartition('/')[2])}_{step:09d}.png"
                 self._guarded(f"writing {path}", partial(write_png, path, pixels))
@@ -1099,6 +1103,14 @@ class ProbeCallback(Callback):
                 if trainer.state.fn != "fit":  # a fit has one text of all callbacks
                     rank_zero_info(self.take_setup())
                 log_text(trainer, self._prefixed(f"{self.group}/setup"), text, step, failed)
+
+    def _has_room(self) -> bool:
+        """Whether pictures may be drawn. A nearly full disk is no error of a measurement, and is reported once."""
+        free = math.inf if self._folder is None else free_bytes(self._folder)
+        if free < ROOM_FOR_PICTURES and not self._is_short and type(self).pictures is not ProbeCallback.pictures:
+            rank_zero_warn(f"{self._name}: no pictures, for only {free / 1024:,.0f} kB are free in {self._folder}.")
+            self._is_short = True
+        return free >= ROOM_FOR_PICTURES
 
     def _drawn(self) -> dict[str, Any]:
         return {f"{key}": pixels for key, pixels in dict(self.pictures()).items()}
@@ -1124,13 +1136,15 @@ class ProbeCallback(Callback):
         with no_warning_is_an_error():
             try:
                 return function()
+            except MeasurementError:
+                raise
             except Exception as error:
                 self._warn_or_raise(f"{what} failed", error)
                 return None
 
     def _warn_or_raise(self, what: str, error: Exception) -> None:
         if self.raise_on_error:
-            raise RuntimeError(f"{self._name}: {what}: {in_words(error).partition(': ')[2]}") from error
+            raise MeasurementError(f"{self._name}: {what}: {in_words(error).partition(': ')[2]}") from error
         with no_warning_is_an_error():
             rank_zero_warn(f"{self._name}: {what} ({in_words(error)}). Training goes on.")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from lc_callback.files import ROOM_FOR_PICTURES, check_room
 from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text
 from lc_callback.timeline import EventsFile, Part, describe, panel_order, run_sentences, run_summary
@@ -110,6 +111,7 @@ class RunReport:
         parts = self._parts()
         if not any(part.panels for part in parts) or trainer.fast_dev_run:
             return
+        check_room(self._folder, ROOM_FOR_PICTURES)
         start = time.perf_counter()
         pixels, png = image(parts)
         self._guarded("writing timeline.png", partial(write_bytes, self._folder / "timeline.png", png))

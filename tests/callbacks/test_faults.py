@@ -172,6 +172,8 @@ FAULTS = {
     "forward_at_the_last_step": Fault([8], "OSError: lost", lambda: Fragile([8], lambda: OSError("lost"))),
     "assertion": Fault([1], "AssertionError: lost", lambda: Fragile([1], lambda: AssertionError("lost"))),
     "stop_iteration": Fault([2], "StopIteration: lost", lambda: Fragile([2], lambda: StopIteration("lost"))),
+    "key_error": Fault([3], "KeyError: 'lost'", lambda: Fragile([3], lambda: KeyError("lost"))),
+    "recursion": Fault([1, 8], "RecursionError: deep", lambda: Fragile([1, 8], lambda: RecursionError("deep"))),
     "memory": Fault([2, 4], "MemoryError: no", lambda: Fragile([2, 4], lambda: MemoryError("no"))),
     "cuda_memory": Fault([2], "OutOfMemory", lambda: Fragile([2], lambda: torch.cuda.OutOfMemoryError("full"))),
     "log_metrics": Fault([3, 4], "log_metrics is down", logger=lambda: BrokenLogger("log_metrics", [3, 4]), kept=True),
@@ -229,8 +231,17 @@ OF_PARTITION = {
     "add_image": Fault([0, 5], "add_image is down", logger=lambda: BrokenLogger("add_image", [0, 5]), kept=True),
 }
 FOR_ALL = [
-    *("forward", "forward_at_the_last_step", "assertion", "stop_iteration", "memory", "cuda_memory", "log_metrics"),
-    *("save", "experiment", "add_text", "schedule"),
+    *(
+        "forward",
+        "forward_at_the_last_step",
+        "assertion",
+        "stop_iteration",
+        "key_error",
+        "recursion",
+        "memory",
+        "cuda_memory",
+    ),
+    *("log_metrics", "save", "experiment", "add_text", "schedule"),
 ]
 ALL = {
     **{("lc", name): fault for name, fault in FAULTS.items()},
