@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _report(args) if args.command == "report" else _measure(args)
     except (ValueError, TypeError, MisconfigurationException, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"error: {' '.join(str(error).split())}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,10 +78,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(args: argparse.Namespace) -> None:
     detection = None if args.detection is None else _pairs(args.detection, "--detection")
-    parts = read_run(args.run_dir, MEASURES, detection)
     path = args.output or args.run_dir / "report.png"
-    save(parts, path, args.title, args.width)
-    print(f"{run_summary(parts)}\n\nfigure: {path}")
+    try:
+        parts = read_run(args.run_dir, MEASURES, detection)
+        save(parts, path, args.title, args.width)
+        text = run_summary(parts)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # of whatever is in the files
+        raise ValueError(f"{args.run_dir} cannot be reported on ({type(error).__name__}: {error}).") from error
+    print(f"{text}\n\nfigure: {path}")
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -129,6 +130,7 @@ class Part:
         find: what rows show, by keys without the prefix.
         model: what was measured, such as ``"LitCNN"``.
         made_by: the layer that made a row which stands out, by curve and step, as far as it is known.
+        group: of the measure.
     """
 
     rows: Sequence[dict[str, float]]
@@ -161,6 +163,7 @@ class Part:
 
     model: str = ""
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    group: str = ""
 
 
 class Measure(Protocol):
@@ -322,18 +325,38 @@ def _lines(events: Sequence[PhaseEvent]) -> str:
 
 
 def read_events(path: Path) -> list[PhaseEvent]:
-    """The events of ``events.jsonl``."""
+    """The events of ``events.jsonl``.
+
+    Raises:
+        ValueError: if a line is no event; it names file and line.
+    """
     events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):  # of a run that was killed while it wrote
-            break
+    for number, line in enumerate(_text_of(path).split("\n")[:-1], start=1):  # the last may be torn by a kill
         try:
             fields = json.loads(line)
             at, what = fields.pop("at"), fields.pop("what")
-            events.append(PhaseEvent(what, at, Transition(**fields)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            event = PhaseEvent(what, at, Transition(**fields))
+            _check_event(event)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is no event ({error}).") from error
+        events.append(event)
     return events
+
+
+def _check_event(event: PhaseEvent) -> None:
+    """Raise a ValueError if what a file has is not what it should be."""
+    found = event.transition
+    kinds: dict[str, tuple[object, type | tuple[type, ...]]] = {
+        **{name: (getattr(found, name), str) for name in ("kind", "curve", "reason")},
+        **{name: (getattr(found, name), int) for name in ("step", "detected_at")},
+        **{name: (getattr(found, name), (int, float)) for name in ("value", "prominence")},
+        "at": (event.at, int),
+    }
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name!r} is {value!r}")
+    if found.step < 0 or event.what not in ("found", "moved", "updated", "withdrawn"):
+        raise ValueError(f"{event.what!r} at step {found.step}")
 
 
 def final_transitions(events: Sequence[PhaseEvent]) -> list[Transition]:
@@ -349,6 +372,43 @@ def final_transitions(events: Sequence[PhaseEvent]) -> list[Transition]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of ``history.csv``; what a row lacks is not in it."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    """The rows of ``history.csv``; what a row lacks is not in it. A last line without an end is torn, and left out.
+
+    Raises:
+        ValueError: if a line is no row; it names file and line.
+    """
+    text = _text_of(path)
+    lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    rows: list[dict[str, float]] = []
+    try:
+        columns = next(lines, [])
+        if columns and ("step" not in columns or len({*columns}) < len(columns)):
+            raise ValueError(f"the columns must differ and have 'step', but are {', '.join(columns)[:200]}")
+        for cells in filter(None, lines):
+            if len(cells) != len(columns):
+                raise ValueError(f"{len(cells)} cells for {len(columns)} columns")
+            row = {column: _number(column, cell) for column, cell in zip(columns, cells, strict=True) if cell}
+            step, last = row.get("step", math.nan), rows[-1]["step"] if rows else -1
+            if not (step > last and step.is_integer()):
+                raise ValueError(f"step {step:g} after {last:g}: steps are integers that increase")
+            rows.append(row)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}, line {max(1, lines.line_num)}: {error}.") from error
+    return rows
+
+
+def _number(column: str, cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise ValueError(f"{cell[:50]!r} in column {column!r} is no number") from None
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file. A ValueError names the line of a byte that is no UTF-8."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: byte {data[error.start]:#x} is no UTF-8.") from error

@@ -18,6 +18,7 @@ from lc_callback.functional.feature_rank import FeatureRank, check_options, coar
 from lc_callback.functional.features import Features
 from lc_callback.functional.knots import check_layers
 from lc_callback.functional.linear_probe import linear_probe
+from lc_callback.functional.names import distinct
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.weight_norm import weight_norms
 from lc_callback.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
@@ -30,6 +31,7 @@ __all__ = ["FeatureRankCallback"]
 
 _COLOURS = ("#a0da39", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e", "#440154")  # first to last layer
 
+_RESERVED = ("seconds", "events", "setup")  # what else stands behind `rank/`
 _MOST_SHOWN = 5  # layers in one panel
 
 
@@ -249,7 +251,9 @@ class FeatureRankCallback(ProbeCallback):
         # In an evaluation there may be no points of the split that was asked for: these ranks are others.
         other = "" if self._measured_split == self.split else f"_{self._measured_split}"
         values: dict[str, float | Tensor] = {}
-        for layer, found in self._latest.items():
+        keys = dict(zip(self._latest, distinct(self._latest, _RESERVED), strict=True))
+        for name, found in self._latest.items():
+            layer = keys[name]
             values[f"rank{other}/{layer}"] = found.rank
             values[f"effective_rank{other}/{layer}"] = found.effective_rank
             values[f"stable_rank{other}/{layer}"] = found.stable_rank
@@ -263,7 +267,7 @@ class FeatureRankCallback(ProbeCallback):
             values["alignment/train"] = self._alignment(network, probes["train"])
         if self.linear_probe and "train" in probes:
             accuracies = self._linear_probe(network, probes)
-            values.update((f"linear_probe/{layer}", accuracy) for layer, accuracy in accuracies.items())
+            values.update((f"linear_probe/{keys[name]}", accuracy) for name, accuracy in accuracies.items())
         return values
 
     def _warn_of_tolerance(self) -> None:

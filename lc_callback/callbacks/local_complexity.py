@@ -16,6 +16,7 @@ from lc_callback.functional.local_complexity import (
     check_method,
     joined,
 )
+from lc_callback.functional.names import number_names
 from lc_callback.functional.point_sets import local_complexity_of_sets
 from lc_callback.functional.radius import count_units, find_radius
 from lc_callback.functional.space import input_spread, spread_behind
@@ -272,9 +273,9 @@ class LocalComplexityCallback(ProbeCallback):
         values: dict[str, float] = {}
         for split in probes:
             lc = self._latest[split] = joined([part[split] for part in parts])
-            for radius, counts in zip(_radii(lc), lc.counts if _several(lc) else [lc.counts], strict=True):
+            all_counts = lc.counts if _several(lc) else [lc.counts]
+            for radius, suffix, counts in zip(_radii(lc), _suffixes(lc), all_counts, strict=True):
                 one = replace(lc, counts=counts, radius=radius)
-                suffix = f"_r{radius:g}" if _several(lc) else ""
                 values[f"lc/{split}{suffix}"] = one.mean
                 if len(counts) > 1:
                     values[f"lc_ci99/{split}{suffix}"] = one.ci99
@@ -391,8 +392,7 @@ class LocalComplexityCallback(ProbeCallback):
             return
         shares = self._shares[step] = {}
         for split, lc in self._latest.items():
-            for radius, means in zip(_radii(lc), lc.layer_means if _several(lc) else [lc.layer_means], strict=True):
-                suffix = f"_r{radius:g}" if _several(lc) else ""
+            for suffix, means in zip(_suffixes(lc), lc.layer_means if _several(lc) else [lc.layer_means], strict=True):
                 shares[f"lc/{split}{suffix}"] = [float(share) for share in means]
         self._layer_names = [*next(iter(self._latest.values())).layer_names]
 
@@ -410,12 +410,13 @@ class LocalComplexityCallback(ProbeCallback):
         one = replace(latest, counts=latest.counts[0], radius=_radii(latest)[0]) if several else latest
         where = "the input" if latest.at is None else f"the output of `{latest.at}`"
         how = "by the affine piece of each point" if latest.histogram is not None else "by the vertices"
+        radii = number_names(_radii(latest))
         lines = [
-            f"Radius {', '.join(f'{r:g}' for r in _radii(latest))} around {where}, {self._directions} directions, "
+            f"Radius {', '.join(radii)} around {where}, {self._directions} directions, "
             f"counted {how}, computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",
             *self._about_radius(latest),
             "",
-            f"| counted layer | units | switching at {split} points{f' (r = {one.radius:g})' if several else ''} |",
+            f"| counted layer | units | switching at {split} points{f' (r = {radii[0]})' if several else ''} |",
             "|---|---:|---:|",
         ]
         for name, size, share in zip(one.layer_names, one.layer_sizes, one.layer_means, strict=True):
@@ -465,7 +466,7 @@ class LocalComplexityCallback(ProbeCallback):
     def settings_used(self) -> dict[str, Any]:
         """With the radius that was found, and as many directions as the space has."""
         latest = next(iter(self._latest.values()), None)
-        radius = self.radius if latest is None else [float(f"{r:.6g}") for r in _radii(latest)]
+        radius = self.radius if latest is None else [float(name) for name in number_names(_radii(latest))]
         radius = radius[0] if isinstance(radius, list) and len(radius) == 1 else radius
         return super().settings_used() | {"radius": radius, "n_directions": self._directions}
 
@@ -488,3 +489,8 @@ def _several(lc: LocalComplexity) -> bool:
 
 def _radii(lc: LocalComplexity) -> list[float]:
     return lc.radius if isinstance(lc.radius, list) else [lc.radius]
+
+
+def _suffixes(lc: LocalComplexity) -> list[str]:
+    """What tells the radii apart in a key."""
+    return [f"_r{name}" for name in number_names(_radii(lc))] if _several(lc) else [""]

@@ -51,7 +51,7 @@ from lc_callback.callbacks.unseen_values import stand_in
 from lc_callback.files import ROOM_FOR_PICTURES, free_bytes, safe_name
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
-from lc_callback.functional.names import distinct
+from lc_callback.functional.names import clean, distinct
 from lc_callback.functional.points import call_model
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.history import CsvFile, History
@@ -211,7 +211,7 @@ class ProbeCallback(Callback):
         self.n_probes, self.seed = n_probes, seed
         self.train_probes, self.test_probes, self.random_probes = train_probes, test_probes, random_probes
         self.submodule, self.forward_fn, self.target_fn = submodule, forward_fn, target_fn
-        self.log_key_prefix, self.raise_on_error = log_key_prefix, raise_on_error
+        self.log_key_prefix, self.raise_on_error = clean(log_key_prefix), raise_on_error
         #: The rows so far.
         self.history = History()
         self._probes: dict[str, Probes] = {}
@@ -635,7 +635,7 @@ class ProbeCallback(Callback):
         followed = [prefix + key for key in self.followed(keys)]
         find = partial(self.find, settings=self.detection)
         settled = (followed, prefix, self.detection, find)
-        return Part(rows, panels, self.transitions, *settled, model=self._model, made_by=made_by)
+        return Part(rows, panels, self.transitions, *settled, model=self._model, made_by=made_by, group=self.group)
 
     def plot(self) -> tuple[Figure, Any]:
         """Draw the rows so far, with a line at each transition.

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.trained_space import TrainedSpace
+from lc_callback.functional.names import number_names
 from lc_callback.functional.robustness import (
     RobustAccuracy,
     attacked_accuracy,
@@ -255,8 +256,8 @@ class PGDRobustnessCallback(ProbeCallback):
         if self.raw:
             results["robust_acc_raw"] = self._accuracy(network, probes[attacked], self._radii, normalize=False)
         for group, result in results.items():
-            for radius, robust in zip(self._radii, result.robust_acc.values(), strict=True):
-                values[f"{group}/{attacked}_eps{radius:g}"] = robust
+            for name, robust in zip(number_names(self._radii), result.robust_acc.values(), strict=True):
+                values[f"{group}/{attacked}_eps{name}"] = robust
         return values if spread is None else {**values, "robust_acc/spread": spread}
 
     def recorded(self, step: int) -> None:
@@ -376,7 +377,7 @@ class PGDRobustnessCallback(ProbeCallback):
         where = "output of the embedding that reads the tokens" if self._domain_text == "none" else "inputs"
         where = where if self.at is None else f"output of `{self.at}`"
         return (
-            f"Attack {self._attack_name()} on the {where}, eps {', '.join(f'{r:g}' for r in self._radii)}{unit}, "
+            f"Attack {self._attack_name()} on the {where}, eps {', '.join(number_names(self._radii))}{unit}, "
             f"{self.steps} steps of {step}, logits normalised. Bounds: {self._domain_text}. {self._sources}"
         )
 

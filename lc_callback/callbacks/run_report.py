@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from lc_callback.files import ROOM_FOR_PICTURES, check_room
+from lc_callback.files import ROOM_FOR_PICTURES, check_room, safe_name
 from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text
 from lc_callback.timeline import EventsFile, Part, describe, panel_order, run_sentences, run_summary
@@ -138,7 +138,7 @@ class RunReport:
             for found in (event.transition for event in events if event.what == "found"):
                 if callback.on_transition:
                     eps = found.curve.partition("_eps")[2]
-                    prefix = callback.log_key_prefix.replace("/", "_")
+                    prefix = safe_name(callback.log_key_prefix)
                     names.append(f"{prefix}{found.kind}{f'_eps{eps}' if eps else ''}-step={trainer.global_step}.ckpt")
                 if callback.stop_after == found.kind:
                     reasons.append(f"{found.kind} at step {found.step:,} ({found.curve})")

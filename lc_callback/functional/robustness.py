@@ -651,7 +651,7 @@ def check_arguments(
     radii = list(eps) if several else [eps]
     if not radii or not all(_is_number(r) and 0 <= r < math.inf for r in radii):
         raise ValueError(f"`eps` must be a number >= 0 or a non-empty list of different ones, but got {eps!r}.")
-    if len({f"{r:g}" for r in radii}) < len(radii):  # as they are written into keys
+    if len({*map(float, radii)}) < len(radii):
         raise ValueError(f"`eps` must be a number >= 0 or a non-empty list of different ones, but got {eps!r}.")
     if alpha is not None and not (_is_number(alpha) and 0 < alpha < math.inf):
         raise ValueError(f"`alpha` must be a positive number or None, but got {alpha!r}.")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lc_callback.functional.knots import module_paths
+from lc_callback.functional.names import distinct
 
 __all__ = ["weight_norms"]
 
@@ -16,7 +17,8 @@ def weight_norms(model: nn.Module) -> dict[str, float]:
     """Euclidean norm of the parameters of each module that owns some, and of all parameters (``"total"``).
 
     Weights and biases of a module are taken together. A parameter that several modules share counts for each of them,
-    but once in the total. The total is what *Deep Grokking* (2024, figure 5) compares feature ranks with.
+    but once in the total. A module that is called ``total`` is ``"total_1"``. The total is what *Deep Grokking* (2024,
+    figure 5) compares feature ranks with.
 
     Example::
 
@@ -38,4 +40,5 @@ def weight_norms(model: nn.Module) -> dict[str, float]:
                     squares[id(parameter)] = float(parameter.abs().double().square().sum())
             if own:
                 norms[paths[id(module)] or type(module).__name__] = math.sqrt(sum(squares[id(p)] for p in own))
-    return {"total": math.sqrt(sum(squares.values())), **norms}
+    names = distinct(norms, reserved=["total"])
+    return {"total": math.sqrt(sum(squares.values())), **dict(zip(names, norms.values(), strict=True))}

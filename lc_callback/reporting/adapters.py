@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from lc_callback.reporting.figure import pixels_of
+from lc_callback.reporting.layout import elided
 
 __all__ = ["Adapter", "adapter_of"]
 
@@ -179,7 +180,7 @@ def _drawn(title: str, values: Tensor) -> np.ndarray[Any, Any]:
         figure.set_layout_engine("constrained")
         ax = figure.subplots()
         ax.hist(_finite(values), bins=_BINS, color="tab:blue")
-        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_title(elided(title, 5.0, 10), loc="left", fontsize=10, parse_math=False)
         ax.set_ylabel("number")
         ax.spines[["top", "right"]].set_visible(False)
 

@@ -31,8 +31,9 @@ def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Faile
 
 
 def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Failed) -> None:
-    """Write a text to every logger that takes texts."""
-    _to_each(trainer, lambda adapter: adapter.text(tag, markdown, step), on_failure, ROOM_FOR_LINES)
+    """Write a text to every logger that takes texts. Halves of characters, which no file can hold, are replaced."""
+    whole = markdown.encode(errors="replace").decode()
+    _to_each(trainer, lambda adapter: adapter.text(tag, whole, step), on_failure, ROOM_FOR_LINES)
 
 
 def log_histogram(trainer: Any, tag: str, values: Tensor, step: int, on_failure: Failed) -> None:

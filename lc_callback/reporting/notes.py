@@ -17,11 +17,16 @@ _FIELD = "lc_callback"  # of the texts in a PNG file
 
 @dataclass(frozen=True)
 class Notes:
-    """Models and captions by the first curve of a panel, and the layers that made lone rows, by curve and step."""
+    """Models and captions by the first curve of a panel, layers that made lone rows, by curve and step, and groups.
+
+    A group is that of the measure whose seconds have a key: `stable_rank/seconds` may be of `stable_rank`, or of `rank`
+    with the prefix `stable_`.
+    """
 
     models: Mapping[str, str] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Notes:
@@ -30,6 +35,7 @@ class Notes:
             {_first(panel): part.model for part in parts for panel in part.panels},
             {_first(panel): panel.caption for part in parts for panel in part.panels},
             {place: layer for part in parts for place, layer in part.made_by.items()},
+            {f"{part.prefix}{part.group}/seconds": part.group for part in parts if part.group},
         )
 
     @classmethod
@@ -41,17 +47,23 @@ class Notes:
             with Image.open(path) as picture:
                 known = json.loads(picture.info[_FIELD])
             made_by = {(str(key), int(step)): str(layer) for key, step, layer in known["made_by"]}
-            models, captions = (
-                {f"{key}": f"{text}" for key, text in known[name].items()} for name in ("models", "captions")
+            models, captions, groups = (
+                {f"{key}": f"{text}" for key, text in known.get(name, {}).items()}
+                for name in ("models", "captions", "groups")
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+        except Exception:  # Pillow raises many kinds for a file that is damaged
             return cls()
-        return cls(models, captions, made_by)
+        return cls(models, captions, made_by, groups)
 
     def texts(self) -> dict[str, str]:
         """For a PNG file."""
         made_by = [[key, step, layer] for (key, step), layer in self.made_by.items()]
-        known = {"models": dict(self.models), "captions": dict(self.captions), "made_by": made_by}
+        known = {
+            "models": dict(self.models),
+            "captions": dict(self.captions),
+            "made_by": made_by,
+            "groups": dict(self.groups),
+        }
         return {_FIELD: json.dumps(known)}
 
     def added_to(self, part: Part) -> Part:

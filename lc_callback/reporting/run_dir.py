@@ -46,7 +46,7 @@ def read_run(
     for path in files:
         rows = read_rows(path)
         measure, prefix = _measure_of(rows, measures)
-        if measure is None:
+        if measure is None or notes.groups.get(f"{prefix}{measure.group}/seconds", measure.group) != measure.group:
             continue
         own = {name: value for name, value in (detection or {}).items() if name in measure.detection_settings}
         used |= {*own}
@@ -63,7 +63,7 @@ def read_run(
             transitions = [t for t in own_kinds if t in kept or (curves[t.curve][0] < t.step).all()]
         followed = [prefix + key for key in measure.followed([key.removeprefix(prefix) for key in _keys(rows)])]
         find = partial(measure.find, settings=settings)
-        part = Part(rows, panels, transitions, followed, prefix, settings, find)
+        part = Part(rows, panels, transitions, followed, prefix, settings, find, group=measure.group)
         parts.append((panel_order(measure.group, prefix), notes.added_to(part)))
     unknown = sorted({*(detection or {})} - used)
     if unknown:
@@ -85,9 +85,10 @@ def _detected(
 def _measure_of(rows: list[dict[str, float]], measures: Sequence[type[Measure]]) -> tuple[type[Measure] | None, str]:
     """The measure that wrote the rows, and its prefix, both told by the key of its seconds."""
     for key in _keys(rows):
-        for measure in measures:
-            if key.endswith(f"{measure.group}/seconds"):
-                return measure, key.removesuffix(f"{measure.group}/seconds")
+        own = [measure for measure in measures if key.endswith(f"{measure.group}/seconds")]
+        if own:
+            measure = max(own, key=lambda measure: len(measure.group))
+            return measure, key.removesuffix(f"{measure.group}/seconds")
     return None, ""
 
 
