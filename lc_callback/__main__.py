@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lc_callback import __version__
 from lc_callback.callbacks import MEASURES
+from lc_callback.callbacks.checkpoints import allowing
 from lc_callback.callbacks.offline import measure_checkpoints
 from lc_callback.reporting.figure import WIDTH, save
 from lc_callback.reporting.run_dir import read_run
@@ -63,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}-args", nargs="+", default=[], metavar="NAME=VALUE", help=f"arguments of the {name}"
         )
     measure.add_argument("--output", type=Path, default=Path("lc_measured"), help="default: ./lc_measured")
+    measure.add_argument(
+        "--allow",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="import paths of classes whose objects the checkpoints may hold, such as package.Config",
+    )
     measure.add_argument("--seed", type=int, help="seed_everything before the data are made")
     measure.add_argument("--device", default="cpu", help="where to measure, such as cuda")
     for kind in MEASURES:
@@ -101,9 +109,10 @@ def _measure(args: argparse.Namespace) -> None:
         seed_everything(args.seed)
     data = _imported(args.data, "--data")(**_pairs(args.data_args, "--data-args")) if args.data else None
     model_args = _pairs(args.model_args, "--model-args")
-    made = measure_checkpoints(
-        args.checkpoints, model, data, callbacks, args.output, model_args=model_args, device=args.device
-    )
+    with allowing(_imported(path, "--allow") for path in args.allow):
+        made = measure_checkpoints(
+            args.checkpoints, model, data, callbacks, args.output, model_args=model_args, device=args.device
+        )
     print(f"\n{run_summary([callback.part() for callback in made])}\n")
     print(f"figure: {args.output / 'timeline.png'}\ncurves: tensorboard --logdir {args.output}")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lc_callback.callbacks.checkpoints import load_module, steps_of
 from lc_callback.callbacks.probe_callback import ProbeCallback
 
 __all__ = ["measure_checkpoints"]
@@ -81,7 +81,7 @@ def measure_checkpoints(
     Raises:
         ValueError: if there are no checkpoints, or an argument of a callback makes no sense here.
     """
-    steps = _steps(checkpoints)
+    steps = steps_of(checkpoints)
     made = []
     for kind, arguments in callbacks.items():
         refused = {
@@ -97,11 +97,7 @@ def measure_checkpoints(
         made.append(kind(**{"raise_on_error": True, **arguments, "schedule": [*steps]}))
     run = _Run(made, data, output)
     for number, (step, path) in enumerate(steps.items()):
-        try:
-            module = model.load_from_checkpoint(path, map_location=device, **(model_args or {}))
-        except (RuntimeError, TypeError) as error:
-            why = " ".join(f"{error}".split())
-            raise ValueError(f"{path} does not fit {model.__name__}, or needs other model arguments: {why}") from error
+        module = load_module(model, path, model_args or {}, device)
         run.load(module.to(device), step)
         if number:
             module.setup("fit")
@@ -124,23 +120,6 @@ def measure_checkpoints(
         callback.teardown(run, module, "fit")
     run.loggers[0].finalize("success")
     return made
-
-
-def _steps(folder: Path) -> dict[int, Path]:
-    """The checkpoints by step."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder.glob("*.ckpt")):
-        try:
-            step = torch.load(path, map_location="cpu", mmap=True).get("global_step")
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise ValueError(f"{path} cannot be read as a checkpoint of Lightning ({why}).") from error
-        if step is None:
-            raise ValueError(f"{path} has no `global_step`: it is no checkpoint of Lightning.")
-        found.setdefault(int(step), path)
-    if not found:
-        raise ValueError(f"there is no *.ckpt in {folder}.")
-    return dict(sorted(found.items()))
 
 
 def _connect(run: _Run) -> None:
