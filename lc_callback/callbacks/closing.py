@@ -33,10 +33,15 @@ class ClosingRows(Callback):
         trainer.callbacks = [cls(callbacks), *_others(trainer)]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the rows before ``StochasticWeightAveraging`` passes over the data with its average."""
+        """Take the rows before ``StochasticWeightAveraging`` passes over the data with its average, and none then.
+
+        That epoch renews the statistics of BatchNorm, and Lightning counts a step although nothing is updated.
+        """
         averages = (one for one in trainer.callbacks if isinstance(one, WEIGHT_AVERAGING_EPOCH))
         if any(one._max_epochs != -1 and trainer.current_epoch == one.swa_end + 1 for one in averages):
             self._take(trainer, pl_module)
+            for callback in self._callbacks:
+                callback.is_closed = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Take the rows, and leave."""

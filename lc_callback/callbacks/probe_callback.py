@@ -243,6 +243,8 @@ class ProbeCallback(Callback):
         self._looked_at = -1  # the last step for which the schedule was asked
         self._tried = -1  # the last step that was measured, with or without success
         self._n_failed = 0  # rows of this run
+        #: Whether the weights are no longer those that are trained, so that the run has no more rows.
+        self.is_closed = False
         self._seconds, self._began = 0.0, 0.0
         self._cost: RunCost | None = None  # shared by the measuring callbacks of the Trainer
         self._left_out = -1  # the last step whose row was left out
@@ -414,7 +416,7 @@ class ProbeCallback(Callback):
             self._run = RunReport(peers, trainer, self._guarded)
         step = trainer.global_step
         self._seconds, self._began, self._described, self._tried = 0.0, time.perf_counter(), False, -1
-        self._left_out, self._n_failed = -1, 0
+        self._left_out, self._n_failed, self.is_closed = -1, 0, False
         if len(self.history):  # resumed: `monitor=` must find its key before the next row is due
             self._publish(trainer, self.history.rows[-1])
         if step not in self.history and (trainer.fast_dev_run or self._due(step - 1, step)):
@@ -442,7 +444,7 @@ class ProbeCallback(Callback):
     @guarded_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure if a row is due after this batch's optimizer steps."""
-        if not self._active or trainer.fast_dev_run:
+        if not self._active or self.is_closed or trainer.fast_dev_run:
             return
         step = trainer.global_step
         due = self._due(self._looked_at, step)
@@ -459,7 +461,8 @@ class ProbeCallback(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
         step = trainer.global_step
-        due = self._active and not trainer.fast_dev_run and self.schedule.due_after_epoch(trainer.current_epoch + 1)
+        runs = self._active and not self.is_closed and not trainer.fast_dev_run
+        due = runs and self.schedule.due_after_epoch(trainer.current_epoch + 1)
         if (
             due
             and not self._epochs_differ
@@ -492,7 +495,7 @@ class ProbeCallback(Callback):
         """Measure the last step of a training, unless that has been done."""
         step = trainer.global_step
         owes = self._left_out > max([*self.history.steps[-1:], self._tried])  # the last row is never left out
-        missing = self._active and step not in self.history and step != self._tried
+        missing = self._active and not self.is_closed and step not in self.history and step != self._tried
         if (self.schedule.closes or owes) and missing and not trainer.fast_dev_run:
             self._row(trainer, pl_module)
 
