@@ -32,6 +32,7 @@ from lc_callback.callbacks.guard import (
     plain_state,
     quiet_hook,
 )
+from lc_callback.callbacks.known_weights import KnownWeights
 from lc_callback.callbacks.overhead import (
     SECONDS_TO_SAY,
     SHARE_TO_SAY,
@@ -43,12 +44,12 @@ from lc_callback.callbacks.overhead import (
 )
 from lc_callback.callbacks.places import folder_of, refuse_one_folder, refuse_one_key, refuse_twins
 from lc_callback.callbacks.processes import Processes, check_weights_are_whole, communicates
+from lc_callback.callbacks.row_report import RowReport
 from lc_callback.callbacks.run_report import RunReport
-from lc_callback.callbacks.settings import changed_settings, recorded
+from lc_callback.callbacks.settings import changed_settings, changes_in_words, recorded
 from lc_callback.callbacks.stale_values import warn_of_stale_values
 from lc_callback.callbacks.trainer_data import batches_in_an_epoch, find_loader, transferred
 from lc_callback.callbacks.unseen_values import stand_in
-from lc_callback.files import ROOM_FOR_PICTURES, free_bytes, safe_name
 from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.knots import find_module
 from lc_callback.functional.names import clean, distinct
@@ -58,8 +59,8 @@ from lc_callback.history import CsvFile, History
 from lc_callback.isolation import untouched
 from lc_callback.outliers import layers_of_outliers, shares_in_columns
 from lc_callback.probes import Probes, draw_probes, random_probes
-from lc_callback.reporting.figure import WIDTH, draw, write_png
-from lc_callback.reporting.loggers import log_histogram, log_image, log_row, log_text
+from lc_callback.reporting.figure import WIDTH, draw
+from lc_callback.reporting.loggers import log_text
 from lc_callback.schedule import Schedule
 from lc_callback.signature import Signature, call_in_words
 from lc_callback.timeline import Panel, Part
@@ -226,9 +227,9 @@ class ProbeCallback(Callback):
         self._fingerprints: dict[str, str] = {}
         self._arguments: dict[str, str]  # of the constructor, as text; kept by `recorded`
         self._old_arguments: dict[str, str] = {}  # of the checkpoint that is resumed
-        self._seen: dict[int, set[float]] = {}  # sums of the weights by step, to know this run again
+        self._weights = KnownWeights()  # by which this run is known again
         self._is_used = False  # in a run or an evaluation
-        self._is_short = False  # of room on the disk, of which a warning has been given
+        self._row_report = RowReport(self)
         self._renamed: set[str] = set()  # keys that are taken, of which a warning has been given
         self._model = ""  # what was measured, for the title of the timeline
         self._n_points: dict[str, int] = {}
@@ -432,6 +433,7 @@ class ProbeCallback(Callback):
 
     def _open_files(self, trainer: Any) -> None:
         folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir) / folder_of(self)
+        self._row_report = RowReport(self, folder)
         csv = self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
         if csv is None:
             return
@@ -525,8 +527,9 @@ class ProbeCallback(Callback):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let go of the probes."""
         if self._active and stage == "fit":
-            self._look_at_weights(trainer, pl_module)  # as averaging may have left them
+            self._weights.look(trainer, pl_module)  # as averaging may have left them
         self._probes, self._active, self._csv, self._run, self._folder = {}, False, None, None, None
+        self._row_report = RowReport(self)
         self._cost = None
         self._processes, self._everyone = Processes(), Processes()
 
@@ -544,7 +547,7 @@ class ProbeCallback(Callback):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Look at the weights, by which a later resume knows whether this is the run that the rows are of."""
         if self._active:
-            self._look_at_weights(trainer, pl_module)
+            self._weights.look(trainer, pl_module)
 
     @quiet_hook
     def state_dict(self) -> dict[str, Any]:
@@ -712,22 +715,21 @@ class ProbeCallback(Callback):
     def _begin_history(self, trainer: Any, pl_module: Any) -> None:
         """Keep the rows of the checkpoint, or of this run as far as it is known; those of another run go."""
         step = trainer.global_step
-        is_other = step == 0 or _sum_of_weights(pl_module) not in self._seen.get(step, ())
+        is_other = step == 0 or not self._weights.knows(trainer, pl_module)
         if self._is_used and is_other and not self._restored:
             self.history, self._fingerprints, self.events, self._detector_state = History(), {}, [], None
             self._marks = None
             self._guarded("beginning anew", lambda: self.load_extra_state({}))
-        self._seen = {at: seen for at, seen in self._seen.items() if at <= step and not (is_other or self._restored)}
-        self._look_at_weights(trainer, pl_module)
+        if is_other or self._restored:
+            self._weights = KnownWeights()
+        self._weights.forget_after(step)
+        self._weights.look(trainer, pl_module)
         n_rows = len(self.history)
         self.history.drop_after(step)
         self.events = [event for event in self.events if event.at <= step]
-        self._untold, self._renamed, self._is_short = [], set(), False
+        self._untold, self._renamed = [], set()
         self._guarded("going on with its transitions", lambda: self._restore_detector(len(self.history) < n_rows))
         self._restored = False
-
-    def _look_at_weights(self, trainer: Any, pl_module: Any) -> None:
-        self._seen.setdefault(trainer.global_step, set()).add(_sum_of_weights(pl_module))
 
     def _restore_detector(self, rows_dropped: bool) -> None:
         """Bring the detector to the last row of the history: from the checkpoint if that fits, else row by row."""
@@ -830,25 +832,15 @@ class ProbeCallback(Callback):
         return probes
 
     def _check_fingerprints(self) -> None:
+        """Warn of what is not as it was in the checkpoint: points, their labels, and arguments."""
         now = _fingerprints(self._probes)
-        labels = {}
-        if "target_fn" in inspect.signature(type(self)).parameters:  # else it has no use for them
-            labels = {f"labels of the {split}": points.label_fingerprint() for split, points in self._probes.items()}
-        now = {**now, **labels}
-        changed = [split for split in now if split in self._fingerprints and self._fingerprints[split] != now[split]]
-        other = changed_settings(self._old_arguments, self._arguments)
+        if "target_fn" in inspect.signature(type(self)).parameters:  # else it has no use for labels
+            now |= {f"labels of the {split}": points.label_fingerprint() for split, points in self._probes.items()}
+        other = [split for split in now if self._fingerprints.get(split, now[split]) != now[split]]
+        text = changes_in_words(other, changed_settings(self._old_arguments, self._arguments))
         self._old_arguments, self._fingerprints = {}, now
-        if changed:
-            rank_zero_warn(
-                f"{self._name}: the {' and '.join(changed)} probes are not those of the checkpoint, so the curve has a "
-                "break here. Resume with the same data, `n_probes` and `seed` to go on measuring the same points."
-                f"{' Other settings: ' if other else ''}{'; '.join(other)}"
-            )
-        elif other:
-            rank_zero_warn(
-                f"{self._name}: resumed with other settings than those of the checkpoint: {'; '.join(other)}. Rows "
-                "from here on do not compare with those before."
-            )
+        if text:
+            rank_zero_warn(f"{self._name}: {text}")
 
     def _try_out(self, network: Network, pl_module: Any) -> None:
         """Measure two points and throw the result away: what is wrong in the set-up shows now."""
@@ -1004,7 +996,7 @@ class ProbeCallback(Callback):
         values.update({key: value for key, value in marks.items() if key not in values and key != "step"})
         self._seconds += time.perf_counter() - start
         self._guarded(f"recording step {step}", lambda: self._record(step, values, arrays))
-        self._look_at_weights(trainer, pl_module)
+        self._weights.look(trainer, pl_module)
         self._publish(trainer, values)
         if not trainer.is_global_zero:
             return
@@ -1083,40 +1075,29 @@ class ProbeCallback(Callback):
         self._guarded("filling `trainer.callback_metrics`", fill)
 
     def _report(self, trainer: Any, values: Mapping[str, float], arrays: Mapping[str, torch.Tensor], step: int) -> None:
-        def failed(what: str, error: Exception) -> None:
-            self._warn_or_raise(f"{what} did not take the row of step {step}", error)
+        self._row_report.report(trainer, values, arrays, step)
+        if self._described:
+            return
+        self._described = True
+        text = self._guarded("describing itself", self.describe)
+        if text:
+            used = self._guarded("naming its settings", lambda: self._call(self.settings_used()))
+            self._untold_setup = f"{used or self._name}\n{text}"
+            if trainer.state.fn != "fit":  # a fit has one text of all callbacks
+                rank_zero_info(self.take_setup())
+            failed = f"did not take the row of step {step}"
+            log_text(
+                trainer,
+                self._prefixed(f"{self.group}/setup"),
+                text,
+                step,
+                lambda what, error: self._warn_or_raise(f"{what} {failed}", error),
+            )
 
-        log_row(trainer, values, step, failed)
-        for key, array in arrays.items():
-            histogram = self._guarded(f"the histogram of {key}", partial(self.histogram, key, array))
-            if histogram is not None:
-                log_histogram(trainer, key, histogram, step, failed)
-        drawn = self._guarded(f"drawing step {step}", self._drawn) if self._has_room() else None
-        for key, pixels in (drawn or {}).items():
-            if self._folder is not None:
-                path = self._folder / f"{safe_name(key.rpartition('/')[2])}_{step:09d}.png"
-                self._guarded(f"writing {path}", partial(write_png, path, pixels))
-            log_image(trainer, self._prefixed(key), pixels, step, failed)
-        if not self._described:
-            self._described = True
-            text = self._guarded("describing itself", self.describe)
-            if text:
-                used = self._guarded("naming its settings", lambda: self._call(self.settings_used()))
-                self._untold_setup = f"{used or self._name}\n{text}"
-                if trainer.state.fn != "fit":  # a fit has one text of all callbacks
-                    rank_zero_info(self.take_setup())
-                log_text(trainer, self._prefixed(f"{self.group}/setup"), text, step, failed)
-
-    def _has_room(self) -> bool:
-        """Whether pictures may be drawn. A nearly full disk is no error of a measurement, and is reported once."""
-        free = math.inf if self._folder is None else free_bytes(self._folder)
-        if free < ROOM_FOR_PICTURES and not self._is_short and type(self).pictures is not ProbeCallback.pictures:
-            rank_zero_warn(f"{self._name}: no pictures, for only {free / 1024:,.0f} kB are free in {self._folder}.")
-            self._is_short = True
-        return free >= ROOM_FOR_PICTURES
-
-    def _drawn(self) -> dict[str, Any]:
-        return {f"{key}": pixels for key, pixels in dict(self.pictures()).items()}
+    @property
+    def draws(self) -> bool:
+        """Whether there are pictures at all."""
+        return type(self).pictures is not ProbeCallback.pictures
 
     def progress(self, what: str) -> Callable[[int, int], None]:
         """A function ``(done, total)`` that prints a line every few seconds, above the Trainer's progress bar."""
@@ -1150,16 +1131,6 @@ class ProbeCallback(Callback):
             raise MeasurementError(f"{self._name}: {what}: {in_words(error).partition(': ')[2]}") from error
         with no_warning_is_an_error():
             rank_zero_warn(f"{self._name}: {what} ({in_words(error)}). Training goes on.")
-
-
-def _sum_of_weights(pl_module: Any) -> float:
-    """A number that tells the weights of one run from those of another; of sharded ones, the part that is here."""
-    try:
-        with torch.no_grad():
-            own = (getattr(parameter, "_local_tensor", parameter) for parameter in pl_module.parameters())
-            return float(sum(float(tensor.double().sum()) for tensor in own if tensor.is_floating_point()))
-    except Exception:  # weights that are not there yet, or elsewhere
-        return math.nan
 
 
 def _model_name(pl_module: Any, submodule: str | None, measured: nn.Module) -> str:

@@ -6,14 +6,14 @@ import functools
 import inspect
 import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["changed_settings", "in_text", "recorded"]
+__all__ = ["changed_settings", "changes_in_words", "in_text", "recorded"]
 
 # When rows are taken and what is done with them: other ones leave a curve as it is. Points have their own fingerprint.
 _NOT_MEASURED = frozenset(
@@ -93,3 +93,25 @@ def changed_settings(before: Mapping[str, str], now: Mapping[str, str]) -> list[
         for name, value in now.items()
         if name in before and before[name] != value
     ]
+
+
+def changes_in_words(points: Sequence[str], settings: Sequence[str]) -> str:
+    """What a run is resumed with that its checkpoint did not have; nothing if all is as it was.
+
+    Args:
+        points: what has other points, such as ``"train"`` or ``"labels of the train"``.
+        settings: those of :func:`changed_settings`.
+    """
+    listed = "; ".join(settings)
+    if points:
+        return (
+            f"the {' and '.join(points)} probes are not those of the checkpoint, so the curve has a break here. Resume "
+            "with the same data, `n_probes` and `seed` to go on measuring the same points."
+            f"{f' Other settings: {listed}.' if settings else ''}"
+        )
+    if not settings:
+        return ""
+    return (
+        f"resumed with other settings than those of the checkpoint: {listed}. Rows from here on do not compare with "
+        "those before."
+    )
