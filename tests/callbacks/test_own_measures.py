@@ -17,6 +17,7 @@ import torch
 from all_kinds import KINDS, tiny
 from helpers import Classifier, RowLogger, loader, make_trainer, mlp, our_warnings, points, timeless
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from made_up import leave_out_pictures
 from torch import nn
 
 from lc_callback import files
@@ -25,6 +26,12 @@ from lc_callback.callbacks.guard import in_words, no_warning_is_an_error, plain_
 from lc_callback.timeline import read_rows
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
+
+
+@pytest.fixture(autouse=True)
+def _no_timeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of a short run goes into it."""
+    leave_out_pictures(monkeypatch)
 
 
 class Own(ProbeCallback):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from all_kinds import KINDS, tiny
 from helpers import Classifier, loader, make_trainer, our_warnings, points
+from made_up import leave_out_pictures
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -19,6 +20,12 @@ from lc_callback.callbacks import ProbeCallback
 from lc_callback.callbacks.settings import in_text
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
+
+
+@pytest.fixture(autouse=True)
+def _no_timeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of a short run goes into it."""
+    leave_out_pictures(monkeypatch)
 
 
 def call(module: nn.Module, inputs: torch.Tensor) -> Any:
