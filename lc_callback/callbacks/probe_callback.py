@@ -412,6 +412,7 @@ class ProbeCallback(Callback):
         if trainer.is_global_zero and not trainer.fast_dev_run:
             self._open_files(trainer)
         peers = [callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)]
+        self._run = None
         if peers[-1] is self:
             refuse_one_key(peers)
             self._run = RunReport(peers, trainer, self._guarded)

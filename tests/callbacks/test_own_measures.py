@@ -279,11 +279,11 @@ class Warns(Classifier):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("category", [UserWarning, RuntimeWarning, DeprecationWarning])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "category"),
+    [*((kind, category) for kind in KINDS for category in (UserWarning, RuntimeWarning)), ("lc", DeprecationWarning)],
+)
 def test_warnings_that_are_errors_cost_nothing(kind: str, category: type[Warning], tmp_path: Path) -> None:
-    if kind != "lc" and category is not UserWarning:
-        category = RuntimeWarning
     callback = tiny(kind, every_n_train_steps=1, **({"test_probes": points(seed=1)} if kind != "partition" else {}))
     with warnings.catch_warnings():
         warnings.simplefilter("error", category)
@@ -357,11 +357,12 @@ def with_norm() -> nn.Sequential:
     return nn.Sequential(*net[:2], nn.BatchNorm1d(16), *net[2:])
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("kind", KINDS)
+NOT_FINITE = [(kind, weights) for kind in KINDS for weights in ("inf", "one_nan")]
+NOT_FINITE += [("partition", weights) for weights in ("nan", "one_inf", "huge", "buffers")]
+
+
+@pytest.mark.parametrize(("kind", "weights"), NOT_FINITE)
 def test_weights_that_are_not_finite_end_no_run(kind: str, weights: str, tmp_path: Path) -> None:
-    if kind != "partition" and weights not in ("inf", "one_nan"):
-        return
     module = Classifier(with_norm())
     WEIGHTS[weights](module)
     trainer = fit(tmp_path, tiny(kind, schedule=[0, 1]), module=module, steps=1)
@@ -522,13 +523,14 @@ class Logs(Classifier):
         return loss
 
 
-@pytest.mark.parametrize("room", [40_000, 66_000, 200_000, 1_000_000, 16 * 2**20 + 50_000, 10**9])
-@pytest.mark.parametrize("kind", KINDS)
+ROOMS = [("partition", room) for room in (40_000, 66_000, 200_000, 1_000_000, 16 * 2**20 + 50_000, 10**9)]
+ROOMS += [(kind, room) for kind in ("lc", "robustness", "rank") for room in (66_000, 1_000_000)]
+
+
+@pytest.mark.parametrize(("kind", "room"), ROOMS)
 def test_the_end_of_a_disk_is_left_to_the_training(
     kind: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind != "partition" and room not in (66_000, 1_000_000):
-        return
     disk = Disk(room, monkeypatch)
     logger = DiskLogger(disk, tmp_path)
     given = {"histogram": True} if kind == "rank" else {}
