@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lc_callback.inference_tensors import without_inference_tensors
+from lc_callback.snapshot import copied, generator_state, restored
 
 __all__ = ["fixed_rng", "untouched"]
 
@@ -63,12 +64,12 @@ def untouched(
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("`model` has lazy parameters that are not initialised: run one batch through it first.")
     with ExitStack() as stack:
-        stack.enter_context(fixed_rng(seed, *model.modules()))
+        stack.enter_context(fixed_rng(seed))
         stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
         stack.enter_context(_without_sharding(model))
-        stack.enter_context(_attributes(model))  # now that the weights are where they will stay
-        stack.enter_context(without_inference_tensors(model))
+        if stack.enter_context(restored(model)):  # now that the weights are where they will stay
+            stack.enter_context(without_inference_tensors(model))
         stack.enter_context(_stand_in_tensors(model, dtype, detached=grad))
         stack.enter_context(_plain_kernels(model))
         stack.enter_context(torch.set_grad_enabled(grad))
@@ -115,31 +116,18 @@ def fixed_rng(seed: int | None, *holders: object) -> Iterator[None]:
 
 
 def _generators(holders: tuple[object, ...], most: int = 10_000) -> list[tuple[Callable[[Any], Any], Any]]:
-    """``(restore, state)`` of each random generator that ``holders`` keep.
-
-    Modules are searched in their own attributes only (a LightningModule knows its Trainer, which knows everything),
-    anything else also in nested attributes and containers.
-    """
-    numpy = sys.modules.get("numpy")
+    """``(restore, state)`` of each random generator that ``holders`` keep, also in nested attributes and containers."""
     found: list[tuple[Callable[[Any], Any], Any]] = []
     seen: set[int] = set()
-    queue: list[object] = []
-    for holder in holders:
-        values = vars(holder).values() if isinstance(holder, nn.Module) else [holder]
-        queue.extend(v for v in values if not isinstance(holder, nn.Module) or _is_generator(v))
+    queue = [*holders]
     while queue and len(seen) < most:
         item = queue.pop()
         if id(item) in seen or isinstance(item, (str, bytes, int, float, Tensor, type, nn.Module)):
             continue
         seen.add(id(item))
-        if isinstance(item, torch.Generator):
-            found.append((item.set_state, item.get_state()))
-        elif isinstance(item, random.Random):
-            found.append((item.setstate, item.getstate()))
-        elif numpy is not None and isinstance(item, numpy.random.RandomState):
-            found.append((item.set_state, item.get_state()))
-        elif numpy is not None and isinstance(item, numpy.random.Generator):
-            found.append((functools.partial(setattr, item.bit_generator, "state"), item.bit_generator.state))
+        generator = generator_state(item)
+        if generator is not None:
+            found.append(generator)
         elif isinstance(item, dict):
             queue.extend(item.values())
         elif isinstance(item, (list, tuple)):
@@ -165,36 +153,6 @@ def _inside(item: object) -> list[object]:
             with suppress(ValueError):  # empty
                 found.append(cell.cell_contents)
     return found
-
-
-def _is_generator(value: object) -> bool:
-    numpy = sys.modules.get("numpy")
-    if isinstance(value, (torch.Generator, random.Random)):
-        return True
-    return numpy is not None and isinstance(value, (numpy.random.RandomState, numpy.random.Generator))
-
-
-@contextmanager
-def _attributes(model: nn.Module) -> Iterator[None]:
-    """Give each attribute the object that it had: a forward may cache something, count, or register a buffer."""
-    stores: list[dict[str, Any]] = []
-    transient = []
-    for module in model.modules():
-        own = vars(module)
-        inner = (own.get(name) for name in ("_parameters", "_buffers", "_modules"))
-        stores += [own, *(store for store in inner if isinstance(store, dict))]
-        transient.append(own.get("_non_persistent_buffers_set", set()))
-    before = [(store, store.copy()) for store in stores]
-    names = [(buffers, buffers.copy()) for buffers in transient]
-    try:
-        yield
-    finally:
-        for store, kept in before:
-            for name in store.keys() - kept.keys():
-                del store[name]
-            store.update(kept)
-        for buffers, known in names:
-            buffers.intersection_update(known)
 
 
 @contextmanager
@@ -240,19 +198,14 @@ def _is_of_torch_distributed(hook: Any) -> bool:
 
 @contextmanager
 def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: bool) -> Iterator[None]:
-    """Swap in clones of the buffers (a forward may write to them) and parameters that are whole, cast or detached."""
+    """Swap in copies of parameters and buffers, which a forward may write to: whole, cast or detached ones."""
     originals: list[tuple[dict[str, Any], str, Any]] = []
-    clones: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
+    copies: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
 
     def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
-        if id(tensor) not in clones:
-            cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
-            sharded = _is_sharded(tensor)
-            plain = tensor.detach() if cast or detached or is_buffer or sharded else tensor
-            plain = plain.full_tensor() if sharded else plain  # type: ignore[attr-defined]
-            own = is_buffer or plain.is_inference()  # which autograd refuses
-            clones[id(tensor)] = plain.to(dtype) if cast else plain.clone() if own else plain
-        return clones[id(tensor)]
+        if id(tensor) not in copies:
+            copies[id(tensor)] = _stand_in(tensor, dtype, is_buffer, detached)
+        return copies[id(tensor)]
 
     try:
         for module in model.modules():
@@ -264,13 +217,31 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: boo
                     if replacement is not tensor:
                         originals.append((store, name, tensor))
                         store[name] = replacement  # type: ignore[assignment]
-            if (dtype is not None or detached) and isinstance(module, nn.RNNBase):
+            if isinstance(module, nn.RNNBase):
                 # They stand in a second place as well, which comes back with the attributes.
                 module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore[misc]
         yield
     finally:
         for store, name, tensor in reversed(originals):
             store[name] = tensor
+
+
+def _stand_in(tensor: Tensor, dtype: torch.dtype | None, is_buffer: bool, detached: bool) -> Tensor:
+    cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+    sharded = _is_sharded(tensor)
+    plain = tensor.detach() if cast or detached or is_buffer or sharded else tensor
+    plain = plain.full_tensor() if sharded else plain  # type: ignore[attr-defined]
+    if cast:
+        return plain.to(dtype)
+    if plain.is_inference():  # which autograd refuses
+        return plain.clone()
+    if type(plain) is Tensor and not plain.is_meta:
+        return copied(plain)
+    if type(plain) is nn.Parameter and not plain.is_meta:
+        parameter = nn.Parameter(copied(plain), requires_grad=plain.requires_grad)
+        vars(parameter).update(vars(plain))
+        return parameter
+    return plain.clone() if is_buffer else plain  # a parameter of another kind is more than its values
 
 
 @contextmanager
