@@ -23,7 +23,7 @@ __all__ = ["fixed_rng", "untouched"]
 
 @contextmanager
 def untouched(
-    model: nn.Module, *, dtype: torch.dtype | None = None, seed: int | None = None, grad: bool = False
+    model: nn.Module, *also: object, dtype: torch.dtype | None = None, seed: int | None = None, grad: bool = False
 ) -> Iterator[None]:
     """Put ``model`` into measuring conditions and give it back exactly as it was, also after an exception.
 
@@ -44,6 +44,7 @@ def untouched(
 
     Args:
         model: the module that is about to be measured.
+        also: what else is called inside and may remember something, such as a ``forward_fn``.
         dtype: run with floating-point parameters and buffers in this dtype, if it differs from what they have.
         seed: seed for the random streams inside, so that a model that draws in eval mode gives the same row twice.
         grad: leave gradients on, for derivatives by the inputs. The parameters are detached stand-ins, so that even a
@@ -68,7 +69,7 @@ def untouched(
         stack.enter_context(torch.inference_mode(False))  # before the clones: a forward may write to these
         stack.enter_context(_eval_flags(model))
         stack.enter_context(_without_sharding(model))
-        if stack.enter_context(restored(model)):  # now that the weights are where they will stay
+        if stack.enter_context(restored(model, *also)):  # now that the weights are where they will stay
             stack.enter_context(without_inference_tensors(model))
         stack.enter_context(_stand_in_tensors(model, dtype, detached=grad))
         stack.enter_context(_plain_kernels(model))

@@ -184,7 +184,7 @@ def _unread(module: nn.Module, forward_fn: Callable[..., Any] | None, inputs: An
     parameter = next(module.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     dtype = compute_dtype(module, inputs)
-    with untouched(module, dtype=dtype, seed=0):
+    with untouched(module, forward_fn, dtype=dtype, seed=0):
         points = Points(inputs, dtype, device)
         few = points.batch(torch.arange(min(2, points.n)), None)
         moving = [leaf for leaf in tree_leaves(few) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

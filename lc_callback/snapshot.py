@@ -145,7 +145,7 @@ class _Snapshot:
         if type(value) in _LEAVES or id(value) in self._seen:
             return
         self._seen.add(id(value))
-        if isinstance(value, Tensor):
+        if issubclass(type(value), Tensor):  # a dead proxy does not say what it is an instance of
             self._keep_tensor(value)
         else:
             self._queue.append(value)
@@ -221,7 +221,7 @@ class _Snapshot:
         for name, attribute in kept.items():
             if is_module and type(attribute) in (dict, collections.OrderedDict):
                 self._keep_dict(attribute)
-            elif isinstance(attribute, _SEQUENCE_ITERATORS):
+            elif type(attribute) in _SEQUENCE_ITERATORS:
                 with suppress(TypeError), warnings.catch_warnings():  # such copies are going to end
                     warnings.simplefilter("ignore")
                     own[name] = copy.copy(attribute)
@@ -285,13 +285,15 @@ class _Snapshot:
             self.has_inference_tensors |= before.is_inference()
             if type(before) is not Tensor or before.is_meta or before.is_inference():
                 return
-            strided = before.layout is torch.strided
-            if strided and (before.untyped_storage().nbytes() == 0 or not self._has_room_for(before)):
-                return
-            small = not strided or before.nbytes <= _SMALL
+            memory = before
+            if before.layout is torch.strided:
+                if _has_given_back(before) or not self._has_room_for(before):
+                    return
+                if not before.is_contiguous() or before.is_quantized:
+                    memory = torch.empty(0, dtype=torch.uint8, device=before.device).set_(before.untyped_storage())
             # A write to lazily copied memory moves it, away from the arrays that somebody made of a small tensor.
-            kept = before.clone() if small else copied(before)
-            self._undo.append((_rewrite, (tensor, before, kept, tensor.requires_grad)))
+            kept = copied(memory) if memory.layout is torch.strided and memory.nbytes > _SMALL else memory.clone()
+            self._undo.append((_rewrite, (tensor, before, memory, kept, tensor.requires_grad)))
 
     def _has_room_for(self, tensor: Tensor) -> bool:
         """Whether it may be copied: memory that is not torch's own, such as an array's, is copied at once."""
@@ -329,8 +331,8 @@ def _is_a_variable(value: Any) -> bool:
 
 @functools.lru_cache(maxsize=1_000)
 def _methods(kind: type) -> list[types.FunctionType]:
-    """What a call of an instance runs of its class: its forward, and by name what that calls."""
-    names, methods = ["forward", "__call__"], []
+    """What a measurement runs of a class: its forward or hook, and by name what that calls."""
+    names, methods = ["forward", "__call__", "on_before_batch_transfer", "on_after_batch_transfer"], []
     for name in names:  # which grows
         for base in kind.__mro__:
             if name in vars(base):
@@ -399,21 +401,28 @@ def _refill_array(array: Any, kept: Any) -> None:
     array[...] = kept
 
 
-def _rewrite(tensor: Tensor, before: Tensor, kept: Tensor, requires_grad: bool) -> None:
-    """Give ``tensor`` the memory of ``before``, and that what is ``kept`` of it."""
+def _rewrite(tensor: Tensor, before: Tensor, memory: Tensor, kept: Tensor, requires_grad: bool) -> None:
+    """Make ``tensor`` the view that it was ``before``, and put into its ``memory`` what is ``kept`` of that."""
     with torch.inference_mode(False), torch.no_grad():
-        if not _is_view_of_all(tensor.data, before):
-            tensor.data = before
-        if before.layout is not torch.strided:
+        if before.layout is torch.sparse_coo:
             tensor.data = kept
-        elif _address(before) != _address(kept) and before.untyped_storage().nbytes():  # one of them was written
-            before.copy_(kept)
+        elif before.layout is not torch.strided:  # these do not take it
+            tensor.data.copy_(kept)
+        else:
+            if not _is_the_same_view(tensor.data, before):
+                tensor.data = before
+            if _address(memory) != _address(kept) and not _has_given_back(memory):  # one of them was written
+                memory.copy_(kept)
         if tensor.is_leaf and tensor.requires_grad != requires_grad:
             tensor.requires_grad_(requires_grad)
 
 
-def _is_view_of_all(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same view of the same memory."""
+def _has_given_back(tensor: Tensor) -> bool:
+    """Whether its memory went back to the system, as that of weights which other processes keep."""
+    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+
+
+def _is_the_same_view(one: Tensor, other: Tensor) -> bool:
     if one.layout is not torch.strided or other.layout is not torch.strided:
         return False
     same_memory = one.untyped_storage()._cdata == other.untyped_storage()._cdata

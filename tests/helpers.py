@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,6 +56,29 @@ def is_ours(key: str) -> bool:
 def timeless(rows: Any) -> list[dict[str, Any]]:
     """Rows without what the clock said."""
     return [{key: value for key, value in row.items() if not key.endswith("/seconds")} for row in rows]
+
+
+class Calls(Sequence[Any]):
+    """A list for spies in a network, which outlasts a measurement.
+
+    All else that a network or its hooks remember is set back. What holds a lock is not: other threads may write to it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._items: list[Any] = []
+
+    def append(self, item: Any) -> None:
+        self._items.append(item)
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
 
 
 def points(n: int = 24, seed: int = 0) -> TensorDataset:

@@ -194,7 +194,7 @@ def slots(self, x):
     return self.own.n + self.own.late
 
 
-Pair = collections.namedtuple("Pair", "count total")  # noqa: PYI024
+Pair = collections.namedtuple("Pair", "count total")
 
 
 @remembering(own=lambda: Pair(torch.zeros(()), torch.zeros(DIM)))
@@ -389,7 +389,7 @@ def a_class_variable() -> nn.Module:
 @network
 def a_list_of_a_class() -> nn.Module:
     class Base(nn.Module):
-        seen: list[int] = []  # noqa: RUF012
+        seen: list[int] = []
 
     class Counting(Base):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -967,7 +967,7 @@ class ProbeCallback(Callback):
         try:
             for name in muted:
                 vars(pl_module)[name] = _ignore
-            with untouched(pl_module, seed=self.seed):
+            with untouched(pl_module, self.forward_fn, seed=self.seed):
                 if not self._processes.shares:  # else a forward could run more often on one of them
                     self._processes.equalise(pl_module.buffers())
                 yield

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from lc_callback.isolation import fixed_rng, untouched
@@ -56,7 +54,7 @@ def batches_in_an_epoch(trainer: Any) -> int | None:
 def transferred(trainer: Any, split: str, seed: int, batch: Any) -> Any:
     """``batch`` after the hooks that the user put round its way to the device, such as a normalisation there.
 
-    They leave no trace: on the module as little as a forward, on the datamodule no attribute or generator.
+    They leave no trace, on the module and on the datamodule as little as a forward.
     """
     module, data, stage = trainer.lightning_module, trainer.datamodule, trainer.state.stage
     names = ("on_before_batch_transfer", "on_after_batch_transfer")
@@ -69,7 +67,7 @@ def transferred(trainer: Any, split: str, seed: int, batch: Any) -> Any:
         trainer.validating = True  # as Lightning itself does when it prepares validation within fit
     try:
         asked = data if any(owner is data for owner in owners.values()) else None
-        with untouched(module, seed=seed), fixed_rng(seed, asked), _same_attributes(asked):
+        with untouched(module, asked, seed=seed):
             for part, flag in flags.items():
                 part.training = flag  # what is only done in training is done with train points
             for name, owner in owners.items():
@@ -80,43 +78,6 @@ def transferred(trainer: Any, split: str, seed: int, batch: Any) -> Any:
     finally:
         trainer.state.stage = stage
     return batch
-
-
-@contextmanager
-def _same_attributes(owner: Any) -> Iterator[None]:
-    """Give a datamodule its attributes back, and what is in its own lists, dicts, sets, arrays and tensors."""
-    own = vars(owner) if owner is not None else {}
-    kept = {name: (value, _contents(value)) for name, value in own.items()}
-    try:
-        yield
-    finally:
-        for name in own.keys() - kept.keys():
-            del own[name]
-        for name, (value, contents) in kept.items():
-            own[name] = value
-            _refill(value, contents)
-
-
-def _contents(value: Any) -> Any:
-    if type(value) in (list, dict, set):
-        return value.copy()
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    return value.copy() if type(value).__module__ == "numpy" and hasattr(value, "flags") else None
-
-
-def _refill(value: Any, contents: Any) -> None:
-    if contents is None:
-        return
-    if type(value) is list:
-        value[:] = contents
-    elif type(value) in (dict, set):
-        value.clear()
-        value.update(contents)
-    elif isinstance(value, torch.Tensor):
-        value.data.copy_(contents)
-    elif value.flags.writeable:
-        value[...] = contents
 
 
 def _overrides(owner: Any, name: str) -> bool:

@@ -74,7 +74,7 @@ def centroid_alignment(
     positive_integer("chunk_size", chunk_size)
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
     cosines, done = [], 0
-    with untouched(model, dtype=dtype, grad=True):
+    with untouched(model, forward_fn, dtype=dtype, grad=True):
         space.locate(dtype)
         for values in space.values(chunk_size):
             x = values.detach().clone().requires_grad_()

@@ -113,7 +113,7 @@ def frame_deformation(
     """
     radii = check_arguments(radius, n_directions, layers, at, chunk_size)
     network = Layers(model, inputs, layers=layers, at=at, forward_fn=forward_fn)
-    with untouched(model, dtype=torch.float64):
+    with untouched(model, forward_fn, dtype=torch.float64):
         network.trace(torch.float64)
         frame = frame_directions(network.shape, n_directions, directions, seed, torch.float64, network.device)
         if len(frame) < 2:

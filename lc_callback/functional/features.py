@@ -55,7 +55,7 @@ class Features(Layers):
         if chunk_size is not None:
             positive_integer("chunk_size", chunk_size)
         dtype = compute_dtype(self.model, self.inputs)
-        with untouched(self.model, dtype=dtype):
+        with untouched(self.model, self.forward_fn, dtype=dtype):
             self.trace(dtype)
             budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
             chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))

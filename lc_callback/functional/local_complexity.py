@@ -282,7 +282,7 @@ def local_complexity(
     dtype = torch.float64
     found = counter.measure(radius, n_directions, directions, seed, chunk_size, progress, dtype)
     bound = UpperBound(model, inputs, max_pool="candidates", at=at, forward_fn=forward_fn)
-    with untouched(model, dtype=dtype):
+    with untouched(model, forward_fn, dtype=dtype):
         bound.trace(dtype)
         bound.check_piecewise_affine("so there is no bracket.")
         upper = bound.count(radii, counter.frame)
@@ -389,7 +389,7 @@ class Counter(Layers):
         """
         dtype = dtype or compute_dtype(self.model, self.inputs)
         with ExitStack() as stack:
-            stack.enter_context(untouched(self.model, dtype=dtype))
+            stack.enter_context(untouched(self.model, self.forward_fn, dtype=dtype))
             self.trace(dtype)
             if dtype is not torch.float64 and self.drowns(radius, dtype):
                 warnings.warn(
@@ -399,7 +399,7 @@ class Counter(Layers):
                 )
                 dtype = torch.float64
                 stack.close()
-                stack.enter_context(untouched(self.model, dtype=dtype))
+                stack.enter_context(untouched(self.model, self.forward_fn, dtype=dtype))
                 self.trace(dtype)
             if self.coarsest is not dtype and self.drowns(radius, self.coarsest):
                 warnings.warn(

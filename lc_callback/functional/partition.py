@@ -360,7 +360,7 @@ class Slice:
     def find_slopes(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Set ``slope_norm`` of the partition. The model must not have changed."""
         self._slicer.progress = progress or _ignore_progress
-        with untouched(self._slicer.model, dtype=torch.float64, grad=True):
+        with untouched(self._slicer.model, self._slicer.forward_fn, dtype=torch.float64, grad=True):
             object.__setattr__(self.partition, "slope_norm", self._slicer.slope_norms(self.partition.centres))
 
 
@@ -378,7 +378,7 @@ def cut_slice(
     """As :func:`slice_partition`, with a rule for the window; its slopes are to be asked for."""
     slicer = _Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
     slicer.progress = progress or _ignore_progress
-    with untouched(model, dtype=torch.float64):
+    with untouched(model, forward_fn, dtype=torch.float64):
         slicer.prepare(chunk_size)
         whole = slicer.plane.window(extent)
         affordable = affordable_regions(sum(slicer.sizes), slicer.n_outputs())
@@ -624,7 +624,7 @@ def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any
     """
     space = Space(model, inputs, forward_fn=forward_fn)
     first = torch.zeros(1, dtype=torch.long)
-    with untouched(model, dtype=torch.float64, grad=True):
+    with untouched(model, forward_fn, dtype=torch.float64, grad=True):
         space.locate(torch.float64)
         x = inside = space.all_values()[:1].clone()
         own = None

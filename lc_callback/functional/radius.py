@@ -137,7 +137,7 @@ def rounded(radius: float, down: bool = False) -> float:
 def _points_of(model: nn.Module, inputs: Any, **where: Any) -> Tensor:
     """The points ``(N, D)`` in the space that is perturbed."""
     space, dtype = Space(model, inputs, **where), compute_dtype(model, inputs)
-    with untouched(model, dtype=dtype):
+    with untouched(model, space.forward_fn, dtype=dtype):
         space.locate(dtype)
         return space.all_values().flatten(1)
 
@@ -172,7 +172,7 @@ def count_units(
     """How many units are counted at each point. Arguments as of :func:`lc_callback.functional.local_complexity`."""
     counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     dtype = compute_dtype(model, inputs)
-    with warnings.catch_warnings(), untouched(model, dtype=dtype):
+    with warnings.catch_warnings(), untouched(model, forward_fn, dtype=dtype):
         warnings.simplefilter("ignore")
         counter.trace(dtype)
     return sum(counter.sizes)

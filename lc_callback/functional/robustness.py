@@ -212,7 +212,7 @@ def attacked_accuracy(
     """:func:`robust_accuracy` without its warning, which is the ``note`` of the result."""
     radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
     measurement = _Measurement(model, inputs, targets, at, forward_fn, return_adversarial)
-    with untouched(model, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
+    with untouched(model, forward_fn, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
         # Any other attack sees all points, and so finds out by itself.
         measurement.look(chunk_size, needs_gradient=attack == "PGD" and max(radii) > 0)
         unit = measurement.spread() if measurement.in_spreads(eps_unit) else 1.0

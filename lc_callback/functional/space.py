@@ -185,7 +185,7 @@ def input_spread(
     Arguments as of :class:`Space`.
     """
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
-    with untouched(model, dtype=dtype):
+    with untouched(model, forward_fn, dtype=dtype):
         space.locate(dtype)
         return _dimension_and_spread(space)
 
@@ -198,7 +198,7 @@ def spread_behind(
     Arguments as of :class:`Space`, spread as of :func:`input_spread`.
     """
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
-    with untouched(model, dtype=dtype):
+    with untouched(model, forward_fn, dtype=dtype):
         space.locate(dtype)
         return None if space.at is None else (space.at, _dimension_and_spread(space)[1])
 
@@ -221,6 +221,6 @@ def input_points(
     Arguments as of :class:`Space`.
     """
     space, dtype = Space(model, inputs, at=at, forward_fn=forward_fn), compute_dtype(model, inputs)
-    with untouched(model, dtype=dtype):
+    with untouched(model, forward_fn, dtype=dtype):
         space.locate(dtype)
         return space.all_values().cpu() if space.at_module is None else None

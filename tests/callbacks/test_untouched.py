@@ -25,6 +25,8 @@ from helpers import (
     our_warnings,
     points,
 )
+from made_up import leave_out_pictures
+from memories import NETWORKS, READS_TOKENS, VARIES, inputs_of, made
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations
@@ -289,6 +291,10 @@ class Averaging(pl.Callback):
     on_validation_start = on_validation_end = _swap
 
 
+def tokens_for(name: str) -> TensorDataset:
+    return TensorDataset(inputs_of(name, 24), torch.arange(24) % CLASSES)
+
+
 @dataclass
 class Setup:
     net: Callable[[], nn.Module] = mlp
@@ -305,16 +311,16 @@ class Setup:
     rank: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)  # rows, by kind
+    epochs: int = EPOCHS
+    drawn: bool = True  # a slice of it can be
 
     def lit(self) -> Classifier:
         return self.module(self.net(), self.optimizer) if self.optimizer else self.module(self.net())
 
     def measuring(self, kind: str) -> dict[str, Any]:
         """One callback of each kind that runs, which measures every step, or every second."""
-        return {
-            k: tiny(k, **{**self.callback, **getattr(self, k)}, every_n_train_steps=BETWEEN_ROWS[k])
-            for k in kinds_of(kind)
-        }
+        kinds = [k for k in KINDS if self.drawn or k != "partition"] if kind == "all" else kinds_of(kind)
+        return {k: tiny(k, **{**self.callback, **getattr(self, k)}, every_n_train_steps=BETWEEN_ROWS[k]) for k in kinds}
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -396,6 +402,51 @@ for attack, budget in ATTACKS.items():
         net=frozen_weights, loader={"shuffle": True}, robustness={"attack": attack, "attack_args": budget}
     )
 
+
+class Remembering(Classifier):
+    """Writes to attributes of its own in its forward, which count in training."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.calls, self.norms, self.last = 0, [0.0], {"mean": torch.zeros(DIM)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.norms.append(x.norm().item())
+        self.last["mean"] += x.detach().mean(0).to(torch.float32)
+        self.last["output"] = super().forward(x)
+        value = self.calls + sum(self.norms) + self.last["mean"].sum()
+        return self.last["output"] * (1 + 0.1 * torch.sin(value)) if self.training else self.last["output"]
+
+
+class Recording(pl.Callback):
+    """Keeps activations, through a hook that is a method of its own."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.kept: list[torch.Tensor] = []
+        pl_module.net[0].register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, args: Any, output: torch.Tensor) -> Any:
+        self.kept.append(output.detach().mean())
+        return output + sum(self.kept) if module.training else output
+
+
+SETUPS["module_with_a_memory"] = Setup(module=Remembering)
+SETUPS["callback_with_a_hook"] = Setup(extra=Recording)
+SETUPS["validates_with_a_memory"] = Setup(module=Remembering, validate=True, rank={"linear_probe": True})
+for table in ("a_table", "a_bag"):
+    SETUPS[table] = Setup(net=functools.partial(made, table), data=functools.partial(tokens_for, table))
+
+
+def all_four(name: str) -> Setup:
+    """The set-up of a network that writes to what it keeps."""
+    data = functools.partial(tokens_for, name) if name in READS_TOKENS else points
+    return Setup(net=functools.partial(made, name), data=data, epochs=1, drawn=name not in VARIES)
+
+
+ALL_FOUR = [name for name in NETWORKS if name not in SETUPS]
+SETUPS |= {name: all_four(name) for name in ALL_FOUR}
+
 NOT_AFFINE = "something else in it bends"
 # Networks that are not piecewise affine, or that no two forward passes find the same.
 REFUSED = {
@@ -406,13 +457,15 @@ REFUSED = {
     "recurrent": "'GRU' at 'net.cell' is not piecewise affine",
     "attention": NOT_AFFINE,
 }
-RUNS = [(name, kind) for kind in [*KINDS, "together"] for name in SETUPS]
+RUNS = [(name, kind) for kind in [*KINDS, "together"] for name in SETUPS if name not in ALL_FOUR]
 RUNS = [run for run in RUNS if run[1] != "partition" or run[0] not in {*REFUSED, *ATTACKS}]
+RUNS += [(name, "all") for name in ALL_FOUR]
 
 
 def plain(value: Any) -> Any:
     """Tensors and arrays as bytes, so that ``==`` compares every bit and every NaN."""
     if isinstance(value, torch.Tensor):
+        value = value.to_dense() if value.is_sparse else value
         raw = value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), raw
     if isinstance(value, np.ndarray):
@@ -463,7 +516,7 @@ def train(setup: Setup, folder: Any, *measuring: pl.Callback) -> list[dict[str, 
     np.random.seed(0)
     torch.manual_seed(0)
     watch = Watch()
-    trainer = make_trainer(folder, setup.extra(), *measuring, watch, max_epochs=EPOCHS, **setup.trainer)
+    trainer = make_trainer(folder, setup.extra(), *measuring, watch, max_epochs=setup.epochs, **setup.trainer)
     validation = loader() if setup.validate else None
     trainer.fit(setup.lit(), loader(setup.data(), **setup.loader), validation)
     return watch.seen
@@ -476,11 +529,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(("name", "kind"), RUNS)
-def test_training_is_bit_identical(name: str, kind: str, alone: Any, tmp_path: Any) -> None:
+def test_training_is_bit_identical(
+    name: str, kind: str, alone: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setup = SETUPS[name]
+    if name in ALL_FOUR:
+        leave_out_pictures(monkeypatch)
     callbacks = setup.measuring(kind)
     measured = train(setup, tmp_path, *callbacks.values())
-    assert len(measured) == len(alone(name)) > STEPS
+    assert len(measured) == len(alone(name)) > STEPS * setup.epochs / EPOCHS
     steps = sorted({seen["step"] for seen in measured})
     for one, callback in callbacks.items():  # else nothing was shown
         due = [step for step in steps if step % BETWEEN_ROWS[one] == 0]
@@ -505,7 +562,7 @@ def test_a_refusal_leaves_no_trace(name: str, tmp_path: Any) -> None:
 
 
 def test_the_matrix_is_large() -> None:
-    assert len(SETUPS) >= 24
+    assert len(SETUPS) >= 80
 
 
 @pytest.mark.parametrize("kind", KINDS)

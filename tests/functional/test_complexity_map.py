@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from helpers import Calls
 from test_local_complexity import looked_at, mlp
 from test_local_complexity import points as draw
 from torch import nn
@@ -244,7 +245,7 @@ def test_progress_reaches_the_number_of_cells():
 
 
 def test_running_out_of_memory_halves_the_chunk():
-    net, corners, batches = lines(), draw(3, 2), []
+    net, corners, batches = lines(), draw(3, 2), Calls()
 
     def limited(module, args):
         batches.append(len(looked_at(args[0])))

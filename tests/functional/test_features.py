@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Calls
 from torch import nn
 
 from lc_callback.functional import feature_rank, feature_ranks
@@ -497,7 +498,7 @@ def test_the_chunk_size_changes_nothing(chunk_size, matrix):
 
 def test_a_pass_holds_a_chunk_and_never_all_points():
     net, x = small_cnn(), points(23, 2, 4, 3)
-    batches, seen = [], {}
+    batches, seen = Calls(), {}
     net[0].register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
     Features(net, x).stream(lambda name, rows: seen.setdefault(name, []).append(tuple(rows.shape)), 5)
     assert max(batches) == 5
@@ -512,7 +513,7 @@ def test_the_default_chunk_keeps_the_largest_tensor_within_the_budget(monkeypatc
     net, x = small_cnn(), points(50, 2, 4, 3)
     largest = 6 * 5 * 8  # bytes of a point in the first feature map, and no tensor is larger
     monkeypatch.setitem(features_module._BUDGET, "cpu", 8 * largest)
-    batches = []
+    batches = Calls()
     net[0].register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
     feature_ranks(net, x)
     assert max(batches) == 8

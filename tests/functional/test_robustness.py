@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from helpers import Calls
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -737,7 +738,7 @@ class Small(nn.Module):
     def __init__(self, net: nn.Module, most: int) -> None:
         super().__init__()
         self.net, self.most = net, most
-        self.sizes: list[int] = []  # an attribute would be what it was after the measurement
+        self.sizes = Calls()
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > self.most:
@@ -772,7 +773,7 @@ def test_memory_of_the_backward_pass_is_budgeted(monkeypatch):
     x = uniform(20, 6)
     net = net_for(x)
     y = classes_of(net, x)
-    sizes = []
+    sizes = Calls()
     net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     assert robust_accuracy(net, x, y, eps=0.1).clean_acc == 1
     assert 1 < max(sizes) < 20
@@ -799,7 +800,7 @@ def test_pgd_computes_no_logits_twice(settings, monkeypatch):
     x = uniform(50, 6)
     net = net_for(x)
     y = classes_of(net, x)
-    sizes = []
+    sizes = Calls()
     net.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     assert robust_accuracy(net, x, y, eps=1e-6, steps=4, **settings).robust_acc == {1e-6: 1.0}
     tried = 2  # to see what a point keeps
@@ -820,7 +821,7 @@ def test_pgd_leaves_out_what_is_wrong_already_and_changes_nothing_else(engine, l
     y %= net(x).shape[1]
     settings = {"eps": [0.03, 0.1], "steps": 3, "bounds": (-1, 2), "chunk_size": 9}
     every = robust_accuracy(net, x, y, return_adversarial=True, **settings)
-    calls = []
+    calls = Calls()
     net.register_forward_pre_hook(lambda module, args: calls.append(args[0].detach().clone()))
     found = robust_accuracy(net, x, y, **settings)
     assert found.robust_acc == every.robust_acc

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from helpers import Calls
 from torch import Tensor, nn
 
 from lc_callback.functional import robust_accuracy
@@ -174,7 +175,7 @@ def test_what_is_returned_is_where_a_point_fell() -> None:
 def test_a_row_costs_what_the_standing_points_cost() -> None:
     model, x, held, bounds = case("mlp", 0)
     y = labels(model, x, held)
-    asked: list[int] = []
+    asked = Calls()
     model.register_forward_pre_hook(lambda module, args: asked.append(len(args[0])))
     fallen = robust_accuracy(model, x, y, eps=[0.3, 9.0], steps=10, bounds=(-9, 10), alpha=0.3)
     assert fallen.robust_acc[9.0] == 0
