@@ -44,8 +44,10 @@ def test_a_network_with_a_memory_is_what_it_was(name: str, function: str) -> Non
     expected = trained_a_little(name, made(name))
     net, inputs, targets = made(name), inputs_of(name, 6), torch.arange(6) % 3
     tensors = [*net.parameters(), *net.buffers()]
+    values = [tensor.detach().clone() for tensor in tensors]
     found = [FUNCTIONS[function](net, inputs, targets) for _ in range(2)]
     assert all(one is other for one, other in zip([*net.parameters(), *net.buffers()], tensors, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(tensors, values, strict=True))
     given = trained_a_little(name, net)
     assert all(torch.equal(one, other) for one, other in zip(given, expected, strict=True))
     assert repr(found[0]) == repr(found[1])
