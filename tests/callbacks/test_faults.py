@@ -15,6 +15,7 @@ import torch
 from all_kinds import KINDS, is_ours, tiny
 from helpers import (
     DIM,
+    Calls,
     Classifier,
     RowLogger,
     loader,
@@ -54,7 +55,7 @@ class Fragile(Classifier):
     def __init__(self, at: Sequence[int], error: Callable[[], BaseException], most: int = 0) -> None:
         super().__init__()
         self.at, self.error, self.most = at, error, most
-        self.raised: list[int] = []  # no number, which would be what it was after each measurement
+        self.raised = Calls()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training and self.global_step in self.at and len(x) > self.most:
