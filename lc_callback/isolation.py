@@ -199,16 +199,25 @@ def _is_of_torch_distributed(hook: Any) -> bool:
 
 @contextmanager
 def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: bool) -> Iterator[None]:
-    """Swap in copies of parameters and buffers, which a forward may write to: whole, cast or detached ones."""
-    originals: list[tuple[dict[str, Any], str, Any]] = []
+    """Let the model work on copies of parameters and buffers, which a forward may write to: whole, cast or detached.
+
+    A parameter of the right type stays the object that it is, for a model may look things up by it: it gets the memory
+    of its copy.
+    """
     copies: dict[int, Tensor] = {}  # a tensor that several modules share stays shared
+    with ExitStack() as stack:
 
-    def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
-        if id(tensor) not in copies:
-            copies[id(tensor)] = _stand_in(tensor, dtype, is_buffer, detached)
-        return copies[id(tensor)]
+        def stand_in(tensor: Tensor, is_buffer: bool) -> Tensor:
+            if id(tensor) not in copies:
+                if type(tensor) is nn.Parameter and _is_plain(tensor) and not _is_cast(tensor, dtype):
+                    stack.callback(_give_back, tensor, tensor.data, tensor.requires_grad)
+                    tensor.data = copied(tensor)
+                    tensor.requires_grad_(tensor.requires_grad and not detached)
+                    copies[id(tensor)] = tensor
+                else:
+                    copies[id(tensor)] = _stand_in(tensor, dtype, is_buffer, detached)
+            return copies[id(tensor)]
 
-    try:
         for module in model.modules():
             for store, is_buffer in ((module._buffers, True), (module._parameters, False)):
                 for name, tensor in list(store.items()):
@@ -216,33 +225,37 @@ def _stand_in_tensors(model: nn.Module, dtype: torch.dtype | None, detached: boo
                         continue
                     replacement = stand_in(tensor, is_buffer)
                     if replacement is not tensor:
-                        originals.append((store, name, tensor))
+                        stack.callback(store.__setitem__, name, tensor)  # type: ignore[arg-type]
                         store[name] = replacement  # type: ignore[assignment]
-            if isinstance(module, nn.RNNBase):
+            if (dtype is not None or detached) and isinstance(module, nn.RNNBase):
                 # They stand in a second place as well, which comes back with the attributes.
                 module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]  # type: ignore[misc]
         yield
-    finally:
-        for store, name, tensor in reversed(originals):
-            store[name] = tensor
+
+
+def _give_back(parameter: nn.Parameter, memory: Tensor, requires_grad: bool) -> None:
+    parameter.data = memory
+    parameter.requires_grad_(requires_grad)
+
+
+def _is_cast(tensor: Tensor, dtype: torch.dtype | None) -> bool:
+    return dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether its values are all that it is, and autograd takes it."""
+    return not (_is_sharded(tensor) or tensor.is_inference() or tensor.is_meta)
 
 
 def _stand_in(tensor: Tensor, dtype: torch.dtype | None, is_buffer: bool, detached: bool) -> Tensor:
-    cast = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
-    sharded = _is_sharded(tensor)
+    sharded, cast = _is_sharded(tensor), _is_cast(tensor, dtype)
     plain = tensor.detach() if cast or detached or is_buffer or sharded else tensor
     plain = plain.full_tensor() if sharded else plain  # type: ignore[attr-defined]
     if cast:
         return plain.to(dtype)
-    if plain.is_inference():  # which autograd refuses
-        return plain.clone()
-    if type(plain) is Tensor and not plain.is_meta:
+    if type(plain) is Tensor and _is_plain(plain):
         return copied(plain)
-    if type(plain) is nn.Parameter and not plain.is_meta:
-        parameter = nn.Parameter(copied(plain), requires_grad=plain.requires_grad)
-        vars(parameter).update(vars(plain))
-        return parameter
-    return plain.clone() if is_buffer else plain  # a parameter of another kind is more than its values
+    return plain.clone() if is_buffer or plain.is_inference() else plain  # another kind is more than its values
 
 
 @contextmanager

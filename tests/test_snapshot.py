@@ -196,6 +196,39 @@ def test_a_parameter_has_its_own_attributes_inside() -> None:
         assert net.weight.requires_grad
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_model_finds_its_parameters_by_what_they_are(grad: bool) -> None:
+    class Masked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.masks = {p: torch.rand_like(p) > 0.5 for p in self.parameters()}
+
+        def forward(self, x: Tensor) -> Tensor:
+            for parameter in self.parameters():
+                parameter.data *= self.masks[parameter]
+            return super().forward(x)
+
+    net = Masked()
+    before = copy.deepcopy(net.state_dict())
+    with untouched(net, grad=grad):
+        assert (net(torch.zeros(1, 3)) == 0).sum() == (~net.masks[net.bias]).sum()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_backward_pass_that_waits_can_go_on(grad: bool) -> None:
+    net, twin = made("a_weight_clamped"), made("a_weight_clamped")
+    results = []
+    for one in (net, twin):
+        loss = one(inputs_of("a_weight_clamped")).square().sum()
+        if one is net:
+            with untouched(net, grad=grad):
+                net(inputs_of("a_weight_clamped"))
+        loss.backward()
+        results.append([p.grad for p in one.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
 def test_a_class_that_changed_is_changed_back() -> None:
     class Other(nn.Linear):
         pass
