@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import copy
 import functools
@@ -42,11 +43,11 @@ _FOREIGN = (
         "tensorboardX",
         "wandb",
     }
-) - {"__main__", "argparse", "collections", "types"}
+) - {"argparse", "collections", "types", "weakref"}
 _OF_THREADS = {"_queue", "_thread", "asyncio", "concurrent", "multiprocessing", "queue", "threading"}
 _LEAVES = {int, float, complex, bool, str, bytes, type(None), type, range, slice, property, staticmethod, classmethod}
 _LEAVES |= {torch.dtype, torch.device, torch.Size, types.ModuleType, types.BuiltinFunctionType, types.CodeType}
-_SEQUENCE_ITERATORS: tuple[type, ...] = (type(iter([])), type(iter(())), type(iter(range(0))), itertools.count)
+_COUNTING = {type(iter([])), type(iter(())), type(iter(range(0))), itertools.count}
 _HOOKS_OF_ALL_MODULES = [
     hooks
     for name, hooks in vars(torch_module).items()
@@ -157,7 +158,7 @@ class _Snapshot:
     def _keep(self, value: Any) -> None:
         if isinstance(value, dict):
             self._keep_dict(value)
-        elif isinstance(value, (list, bytearray)):
+        elif isinstance(value, (list, bytearray, array.array)):
             self._undo.append((_refill_list, (value, value[:])))
             self._look_at_all(value)
         elif isinstance(value, (tuple, frozenset)):
@@ -221,10 +222,9 @@ class _Snapshot:
         for name, attribute in kept.items():
             if is_module and type(attribute) in (dict, collections.OrderedDict):
                 self._keep_dict(attribute)
-            elif type(attribute) in _SEQUENCE_ITERATORS:
-                with suppress(TypeError), warnings.catch_warnings():  # such copies are going to end
-                    warnings.simplefilter("ignore")
-                    own[name] = copy.copy(attribute)
+            elif type(attribute) in _COUNTING or type(attribute) is itertools.cycle:
+                with suppress(AttributeError, TypeError):  # from Python 3.14 on they cannot be copied
+                    own[name] = _copied_iterator(attribute)
             else:
                 self._look_at(attribute)
 
@@ -252,15 +252,27 @@ class _Snapshot:
         if not _is_of_a_user(function):
             return
         self._keep_dict(function.__dict__)
-        for name in _names(function.__code__):
-            if name not in function.__globals__:
+        names = _names(function.__code__)
+        self._keep_variables(function.__globals__, names)
+        for name in names:
+            value = function.__globals__.get(name)
+            if isinstance(value, types.ModuleType) and _is_of_a_user(value):
+                self._keep_variables(vars(value), names)
+
+    def _keep_variables(self, variables: dict[str, Any], names: Iterable[str]) -> None:
+        """Those of a file that a function names, and what it calls there."""
+        for name in names:
+            if name not in variables:
                 continue
-            value = function.__globals__[name]
+            value = variables[name]
             if isinstance(value, types.FunctionType):
-                if value.__globals__ is function.__globals__:
+                if value.__globals__ is variables:
                     self._look_at(value)
-            elif _is_a_variable(value):
-                self._undo.append((_set_global, (function.__globals__, name, value)))
+            elif isinstance(value, type):
+                if _is_of_a_user(value) and id(value) not in self._seen_classes:
+                    self._keep_class(value)
+            elif not isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
+                self._undo.append((_set_global, (variables, name, value)))
                 self._look_at(value)
 
     def _keep_cell(self, cell: types.CellType) -> None:
@@ -271,12 +283,12 @@ class _Snapshot:
         self._undo.append((_set_cell, (cell, value)))
         self._look_at(value)
 
-    def _keep_array(self, array: Any) -> None:
-        if array.flags.writeable and array.nbytes <= self._bytes_left:
-            self._bytes_left -= array.nbytes
-            self._undo.append((_refill_array, (array, array.copy())))
-        if array.dtype == object:
-            self._look_at_all(array.flat)
+    def _keep_array(self, values: Any) -> None:
+        if values.flags.writeable and values.nbytes <= self._bytes_left:
+            self._bytes_left -= values.nbytes
+            self._undo.append((_refill_array, (values, values.copy())))
+        if values.dtype == object:
+            self._look_at_all(values.flat)
 
     def _keep_tensor(self, tensor: Tensor) -> None:
         with suppress(RuntimeError, NotImplementedError, TypeError):  # it has no memory, or is of a transform
@@ -310,23 +322,19 @@ def _is_ours_to_keep(value: Any) -> bool:
     """Whether the attributes of ``value`` are state that the model alone writes to."""
     if isinstance(value, nn.Module):
         return True
-    if isinstance(value, (type, types.FunctionType, types.MethodType)) or not _is_of_a_user(type(value)):
+    if isinstance(value, (type, types.FunctionType, types.MethodType)):
+        return False
+    if any(base.__module__.startswith("lc_callback.") for base in type(value).__mro__):  # it records the measurement
+        return False
+    if not (_is_of_a_user(type(value)) or type(value).__module__.startswith("torch.distributions.")):
         return False
     held = [*getattr(value, "__dict__", {}).values()]
     return not any(type(attribute).__module__.partition(".")[0] in _OF_THREADS for attribute in held)
 
 
 def _is_of_a_user(thing: Any) -> bool:
-    package = str(getattr(thing, "__module__", "builtins")).partition(".")[0]
-    return package not in _FOREIGN
-
-
-def _is_a_variable(value: Any) -> bool:
-    """Whether a global is something that functions count or remember with."""
-    if type(value).__module__ == "numpy":
-        return hasattr(value, "flags")
-    plain = (bool, int, float, list, dict, set, bytearray, collections.deque, Tensor)
-    return isinstance(value, plain) or value is None or generator_state(value) is not None
+    file = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", "builtins")
+    return str(file).partition(".")[0] not in _FOREIGN
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -349,6 +357,21 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     """The names that a function takes from elsewhere, those in its inner functions included."""
     inner = (names for constant in code.co_consts if isinstance(constant, types.CodeType) for names in _names(constant))
     return tuple(dict.fromkeys((*code.co_names, *inner)))
+
+
+def _copied_iterator(iterator: Any) -> Any:
+    """A copy that goes on where ``iterator`` is; the same object where this would take the data behind it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such copies are going to end
+        if type(iterator) is not itertools.cycle:
+            return copy.copy(iterator)
+        reduced: Any = iterator.__reduce__()
+        (inner,), (seen, is_round) = reduced[1:]
+        if type(inner) not in _COUNTING:
+            return iterator
+        twin: Any = itertools.cycle(copy.copy(inner))
+        twin.__setstate__(([*seen], is_round))
+        return twin
 
 
 def _class_variables(kind: type) -> dict[str, Any]:
@@ -379,7 +402,7 @@ def _refill_dict(value: dict[Any, Any], kept: dict[Any, Any]) -> None:
 
 
 def _refill_list(value: Any, kept: Any) -> None:
-    own: Any = list if isinstance(value, list) else bytearray
+    own: Any = next(kind for kind in (list, bytearray, array.array) if isinstance(value, kind))
     own.__setitem__(value, slice(None), kept)
 
 
@@ -395,10 +418,10 @@ def _refill_deque(value: collections.deque[Any], kept: list[Any]) -> None:
         collections.deque.extend(value, kept)
 
 
-def _refill_array(array: Any, kept: Any) -> None:
-    if array.shape != kept.shape:
-        array.resize(kept.shape, refcheck=False)
-    array[...] = kept
+def _refill_array(values: Any, kept: Any) -> None:
+    if values.shape != kept.shape:
+        values.resize(kept.shape, refcheck=False)
+    values[...] = kept
 
 
 def _rewrite(tensor: Tensor, before: Tensor, memory: Tensor, kept: Tensor, requires_grad: bool) -> None:

@@ -6,6 +6,7 @@ network is piecewise affine and the same in every call.
 
 from __future__ import annotations
 
+import array
 import collections
 import copy
 import functools
@@ -14,10 +15,12 @@ import math
 import random
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import helpers
 import numpy as np
 import torch
 import torchmetrics
@@ -137,6 +140,13 @@ def a_set(self, x):
     return len(self.seen)
 
 
+@remembering(seen=lambda: array.array("d", [0.0]))
+def an_array_of_python(self, x):
+    self.seen[0] += 1
+    self.seen.append(self.seen[0])
+    return sum(self.seen)
+
+
 @remembering(seen=lambda: bytearray(2))
 def a_bytearray(self, x):
     self.seen[0] = (self.seen[0] + 1) % 256
@@ -146,6 +156,16 @@ def a_bytearray(self, x):
 @remembering(counter=itertools.count)
 def a_counting_iterator(self, x):
     return next(self.counter)
+
+
+@remembering(states=lambda: itertools.cycle([1, 2, 4]))
+def a_circling_iterator(self, x):
+    return next(self.states)
+
+
+@remembering(rest=lambda: iter([1, 5, 3] * 100))
+def an_iterator_of_a_list(self, x):
+    return next(self.rest, 0)
 
 
 @remembering(own=types.SimpleNamespace)
@@ -327,6 +347,18 @@ def quantiles(self, x):
     return np.quantile(self.samples, 0.3)
 
 
+@remembering(prior=lambda: torch.distributions.Normal(torch.zeros(()), torch.ones(())))
+def a_distribution(self, x):
+    self.prior.loc += 1
+    return self.prior.loc
+
+
+@remembering(seen=weakref.WeakKeyDictionary)
+def a_memory_by_weak_reference(self, x):
+    self.seen[self] = self.seen.get(self, 0) + 1
+    return self.seen[self]
+
+
 # Random generators
 
 
@@ -414,6 +446,32 @@ def a_global_dict(self, x):
     return one_more_call()
 
 
+METER, TOTALS = Statistics(), types.SimpleNamespace(n=0)
+
+
+@remembering()
+def a_global_object(self, x):
+    METER.sums.append(1.0)
+    TOTALS.n += 1
+    return len(METER.sums) + TOTALS.n
+
+
+class Registry:
+    n = 0
+
+
+@remembering()
+def a_variable_of_another_class(self, x):
+    Registry.n += 1
+    return Registry.n
+
+
+@remembering()
+def a_variable_of_another_file(self, x):
+    helpers.N_CALLS += 1
+    return helpers.N_CALLS
+
+
 def one_more_call() -> int:
     CALLS["n"] += 1
     return CALLS["n"]
@@ -421,7 +479,9 @@ def one_more_call() -> int:
 
 def forget_globals() -> None:
     global N_CALLS
-    N_CALLS, CALLS["n"] = 0, 0
+    N_CALLS, CALLS["n"], TOTALS.n, Registry.n = 0, 0, 0, 0
+    METER.sums.clear()
+    helpers.N_CALLS = 0
 
 
 @network

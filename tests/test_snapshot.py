@@ -20,6 +20,7 @@ from helpers import Calls
 from memories import NETWORKS, inputs_of, made
 from torch import Tensor, nn
 
+from lc_callback.callbacks import ProbeCallback
 from lc_callback.functional import local_complexity
 from lc_callback.isolation import untouched
 from lc_callback.snapshot import restored
@@ -286,7 +287,16 @@ def of_a_spy() -> tuple[Any, Callable[[], Any]]:
     return calls, lambda: calls
 
 
-@pytest.mark.parametrize("make", [of_lightning, of_a_thread, of_a_queue, of_a_logger, of_a_spy])
+def of_a_measure() -> tuple[Any, Callable[[], Any]]:
+    class Own(ProbeCallback):
+        pass
+
+    callback = Own()
+    callback.rows = []
+    return callback, lambda: callback.rows
+
+
+@pytest.mark.parametrize("make", [of_a_measure, of_lightning, of_a_thread, of_a_queue, of_a_logger, of_a_spy])
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_others_write_to_is_left_alone(make: Any, nested: bool) -> None:
     keeper, contents = make()
