@@ -61,12 +61,13 @@ def restored(*roots: object) -> Iterator[bool]:
 
     Looked after are the attributes and slots of objects and of their classes, lists, dicts, sets, deques, tensors,
     NumPy arrays, random generators, and what functions remember: closures, defaults, attributes, and the variables of
-    their file that they name. All of it is found by following references, hooks and bound methods included. Each object
+    files that they name. All of it is found by following references, hooks and bound methods included. Each object
     stays itself: a list that was appended to is the same list, a tensor that was written to the same tensor.
 
     Left alone are objects of torch, Lightning and the standard library, of loggers, and those that hold a lock or a
-    thread, for others may write to them meanwhile; iterators that cannot be copied; arrays beyond 256 MB in all; and
-    what is further off than 10,000 objects.
+    thread, for others may write to them meanwhile; iterators that cannot be copied; arrays beyond 256 MB in all; what
+    is further off than 10,000 objects, or behind the first 1,000 items of a container; and what is not in Python:
+    files, a memory inside an extension.
 
     Large tensors are copied on write, by torch: what is only read costs no memory.
 
@@ -304,7 +305,8 @@ class _Snapshot:
                 if not before.is_contiguous() or before.is_quantized:
                     memory = torch.empty(0, dtype=torch.uint8, device=before.device).set_(before.untyped_storage())
             # A write to lazily copied memory moves it, away from the arrays that somebody made of a small tensor.
-            kept = copied(memory) if memory.layout is torch.strided and memory.nbytes > _SMALL else memory.clone()
+            may_have_arrays = memory.device.type == "cpu" and memory.nbytes <= _SMALL
+            kept = memory.clone() if may_have_arrays else copied(memory)
             self._undo.append((_rewrite, (tensor, before, memory, kept, tensor.requires_grad)))
 
     def _has_room_for(self, tensor: Tensor) -> bool:
