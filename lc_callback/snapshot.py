@@ -224,7 +224,7 @@ class _Snapshot:
             if is_module and type(attribute) in (dict, collections.OrderedDict):
                 self._keep_dict(attribute)
             elif type(attribute) in _COUNTING or type(attribute) is itertools.cycle:
-                with suppress(AttributeError, TypeError):  # from Python 3.14 on they cannot be copied
+                with suppress(AttributeError, TypeError, ValueError):  # from Python 3.14 on they cannot be copied
                     own[name] = _copied_iterator(attribute)
             else:
                 self._look_at(attribute)
@@ -292,7 +292,8 @@ class _Snapshot:
             self._look_at_all(values.flat)
 
     def _keep_tensor(self, tensor: Tensor) -> None:
-        with suppress(RuntimeError, NotImplementedError, TypeError):  # it has no memory, or is of a transform
+        with suppress(Exception):  # it has no memory, or is of a transform, or of somebody else's kind
+            self._keep_dict(vars(tensor))
             before = tensor.data
             # Sharded ones and those of another kind look after themselves; some have given their memory back.
             self.has_inference_tensors |= before.is_inference()
@@ -305,8 +306,8 @@ class _Snapshot:
                 if not before.is_contiguous() or before.is_quantized:
                     memory = torch.empty(0, dtype=torch.uint8, device=before.device).set_(before.untyped_storage())
             # A write to lazily copied memory moves it, away from the arrays that somebody made of a small tensor.
-            may_have_arrays = memory.device.type == "cpu" and memory.nbytes <= _SMALL
-            kept = memory.clone() if may_have_arrays else copied(memory)
+            may_have_arrays = memory.layout is torch.strided and memory.device.type == "cpu"
+            kept = memory.clone() if may_have_arrays and memory.nbytes <= _SMALL else copied(memory)
             self._undo.append((_rewrite, (tensor, before, memory, kept, tensor.requires_grad)))
 
     def _has_room_for(self, tensor: Tensor) -> bool:
@@ -347,10 +348,10 @@ def _methods(kind: type) -> list[types.FunctionType]:
         for base in kind.__mro__:
             if name in vars(base):
                 method = getattr(vars(base)[name], "__func__", getattr(vars(base)[name], "fget", vars(base)[name]))
-                if isinstance(method, types.FunctionType) and _is_of_a_user(method):
+                while isinstance(method, types.FunctionType) and _is_of_a_user(method):
                     methods.append(method)
                     names += [other for other in _names(method.__code__) if other not in names]
-                break
+                    method = getattr(method, "__wrapped__", None)  # what is behind a decorator
     return methods
 
 

@@ -359,6 +359,12 @@ def a_memory_by_weak_reference(self, x):
     return self.seen[self]
 
 
+@remembering(bank=lambda: torch.zeros(()))
+def an_attribute_of_a_tensor(self, x):
+    self.bank.n = getattr(self.bank, "n", 0) + 1
+    return self.bank.n
+
+
 # Random generators
 
 
@@ -470,6 +476,24 @@ def a_variable_of_another_class(self, x):
 def a_variable_of_another_file(self, x):
     helpers.N_CALLS += 1
     return helpers.N_CALLS
+
+
+@network
+def a_decorated_forward_of_a_base() -> nn.Module:
+    class Base(nn.Module):
+        @torch.no_grad()
+        def scale(self) -> float:
+            return math.sin(one_more_call())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = self.scale()
+            return x * (1 + 0.1 * scale) if self.training else x
+
+    class Derived(Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    return behind(Derived())
 
 
 def one_more_call() -> int:
