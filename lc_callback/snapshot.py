@@ -205,7 +205,7 @@ class _Snapshot:
         self._undo.append((_set_class, (value, kind)))
         if id(kind) not in self._seen:
             self._seen.add(id(kind))
-            self._look_at_all(_methods(kind))  # type: ignore[arg-type]  # classes can be hashed
+            self._look_at_all(_methods(kind))
         for base in kind.__mro__:
             if id(base) not in self._seen_classes and _is_of_a_user(base):
                 self._keep_class(base)
@@ -340,17 +340,20 @@ def _is_of_a_user(thing: Any) -> bool:
     return str(file).partition(".")[0] not in _FOREIGN
 
 
-@functools.lru_cache(maxsize=1_000)
 def _methods(kind: type) -> list[types.FunctionType]:
     """What a measurement runs of a class: its forward or hook, and by name what that calls."""
-    names, methods = ["forward", "__call__", "on_before_batch_transfer", "on_after_batch_transfer"], []
+    methods: list[types.FunctionType] = []
+    names = ["forward", "__call__", "on_before_batch_transfer", "on_after_batch_transfer"]
+    known = {*names}
     for name in names:  # which grows
         for base in kind.__mro__:
             if name in vars(base):
                 method = getattr(vars(base)[name], "__func__", getattr(vars(base)[name], "fget", vars(base)[name]))
                 while isinstance(method, types.FunctionType) and _is_of_a_user(method):
                     methods.append(method)
-                    names += [other for other in _names(method.__code__) if other not in names]
+                    new = [other for other in _names(method.__code__) if other not in known]
+                    known.update(new)
+                    names += new
                     method = getattr(method, "__wrapped__", None)  # what is behind a decorator
     return methods
 
