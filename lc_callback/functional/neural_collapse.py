@@ -194,7 +194,7 @@ def last_features(
     own = None if layer is None else find_module(model, "layer", layer)
     space, dtype = Space(model, inputs, forward_fn=forward_fn), compute_dtype(model, inputs)
     features, decisions = [], []
-    with untouched(model, dtype=dtype):
+    with untouched(model, forward_fn, dtype=dtype):
         space.locate(dtype, perturbed=False)
         for points in torch.arange(space.points.n).split(chunk_size or _CHUNK):
             with _calls_seen(model) as calls:
