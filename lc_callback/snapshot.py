@@ -47,6 +47,7 @@ _FOREIGN = (
 _OF_THREADS = {"_queue", "_thread", "asyncio", "concurrent", "multiprocessing", "queue", "threading"}
 _LEAVES = {int, float, complex, bool, str, bytes, type(None), type, range, slice, property, staticmethod, classmethod}
 _LEAVES |= {torch.dtype, torch.device, torch.Size, types.ModuleType, types.BuiltinFunctionType, types.CodeType}
+_DICTS = {dict, collections.OrderedDict}
 _COUNTING = {type(iter([])), type(iter(())), type(iter(range(0))), itertools.count}
 _HOOKS_OF_ALL_MODULES = [
     hooks
@@ -109,6 +110,8 @@ class _Snapshot:
     def __init__(self, roots: tuple[object, ...]) -> None:
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._empty: list[dict[Any, Any]] = []  # most of the dicts of a module: its hooks
+        self._kinds: list[tuple[Any, type]] = []
+        self._slots: dict[type, list[types.MemberDescriptorType]] = {}
         self._seen: set[int] = set()
         self._seen_classes: set[int] = set()
         self._queue: collections.deque[Any] = collections.deque()
@@ -130,9 +133,8 @@ class _Snapshot:
     def restore(self) -> None:
         """Put everything back; an error comes when all else is done."""
         errors = []
-        for value in self._empty:
-            if value:
-                _refill_dict(value, {})
+        self._undo += [(_refill_dict, (value, {})) for value in self._empty if value]
+        self._undo += [(setattr, (value, "__class__", kind)) for value, kind in self._kinds if type(value) is not kind]
         for function, arguments in reversed(self._undo):
             try:
                 function(*arguments)
@@ -191,10 +193,14 @@ class _Snapshot:
 
     # Keeping
 
-    def _keep_dict(self, value: dict[Any, Any]) -> None:
+    def _keep_dict(self, value: dict[Any, Any], registered: bool = False) -> None:
         if value:
             kept = value.copy() if type(value) is dict else dict(value.items())
             self._undo.append((_refill_dict, (value, kept)))
+            for tensor in kept.values() if registered else ():
+                if tensor is not None and id(tensor) not in self._seen:
+                    self._seen.add(id(tensor))
+                    self._keep_tensor(tensor, small=0)  # a copy of it is written to
             self._look_at_all(kept.values())
         else:
             self._empty.append(value)
@@ -202,18 +208,9 @@ class _Snapshot:
     def _keep_object(self, value: Any) -> None:
         """Attributes and slots, and those of its class."""
         kind = type(value)
-        self._undo.append((_set_class, (value, kind)))
-        if id(kind) not in self._seen:
-            self._seen.add(id(kind))
-            self._look_at_all(_methods(kind))
-        for base in kind.__mro__:
-            if id(base) not in self._seen_classes and _is_of_a_user(base):
-                self._keep_class(base)
-            slots = vars(base).get("__slots__", ()) if base is not object else ()
-            for name in (slots,) if isinstance(slots, str) else slots:
-                member = vars(base).get(name if not name.startswith("__") else f"_{base.__name__.lstrip('_')}{name}")
-                if isinstance(member, types.MemberDescriptorType):
-                    self._keep_slot(member, value)
+        self._kinds.append((value, kind))
+        for member in self._slots_of(kind):
+            self._keep_slot(member, value)
         own = getattr(value, "__dict__", None)
         if not isinstance(own, dict):
             return
@@ -221,13 +218,30 @@ class _Snapshot:
         self._undo.append((_refill_dict, (own, kept)))
         is_module = isinstance(value, nn.Module)
         for name, attribute in kept.items():
-            if is_module and type(attribute) in (dict, collections.OrderedDict):
-                self._keep_dict(attribute)
-            elif type(attribute) in _COUNTING or type(attribute) is itertools.cycle:
+            attribute_kind = type(attribute)
+            if attribute_kind in _LEAVES:
+                continue
+            if is_module and attribute_kind in _DICTS:
+                if attribute:
+                    self._keep_dict(attribute, registered=name in ("_parameters", "_buffers"))
+                else:
+                    self._empty.append(attribute)
+            elif attribute_kind in _COUNTING or attribute_kind is itertools.cycle:
                 with suppress(AttributeError, TypeError, ValueError):  # from Python 3.14 on they cannot be copied
                     own[name] = _copied_iterator(attribute)
             else:
                 self._look_at(attribute)
+
+    def _slots_of(self, kind: type) -> list[types.MemberDescriptorType]:
+        """The slots of a class, which is kept with its bases when it is met first."""
+        if kind not in self._slots:
+            self._slots[kind] = _slots(kind)
+            bases = [base for base in kind.__mro__ if _is_of_a_user(base)]
+            self._look_at_all(_methods(kind) if bases else ())
+            for base in bases:
+                if id(base) not in self._seen_classes:
+                    self._keep_class(base)
+        return self._slots[kind]
 
     def _keep_slot(self, member: Any, owner: Any) -> None:
         try:
@@ -291,7 +305,7 @@ class _Snapshot:
         if values.dtype == object:
             self._look_at_all(values.flat)
 
-    def _keep_tensor(self, tensor: Tensor) -> None:
+    def _keep_tensor(self, tensor: Tensor, small: int = _SMALL) -> None:
         with suppress(Exception):  # it has no memory, or is of a transform, or of somebody else's kind
             self._keep_dict(vars(tensor))
             before = tensor.data
@@ -307,7 +321,7 @@ class _Snapshot:
                     memory = torch.empty(0, dtype=torch.uint8, device=before.device).set_(before.untyped_storage())
             # A write to lazily copied memory moves it, away from the arrays that somebody made of a small tensor.
             may_have_arrays = memory.layout is torch.strided and memory.device.type == "cpu"
-            kept = memory.clone() if may_have_arrays and memory.nbytes <= _SMALL else copied(memory)
+            kept = memory.clone() if may_have_arrays and memory.nbytes <= small else copied(memory)
             self._undo.append((_rewrite, (tensor, before, memory, kept, tensor.requires_grad)))
 
     def _has_room_for(self, tensor: Tensor) -> bool:
@@ -338,6 +352,17 @@ def _is_ours_to_keep(value: Any) -> bool:
 def _is_of_a_user(thing: Any) -> bool:
     file = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", "builtins")
     return str(file).partition(".")[0] not in _FOREIGN
+
+
+def _slots(kind: type) -> list[types.MemberDescriptorType]:
+    found = []
+    for base in kind.__mro__[:-1]:  # without object
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            member = vars(base).get(name if not name.startswith("__") else f"_{base.__name__.lstrip('_')}{name}")
+            if isinstance(member, types.MemberDescriptorType):
+                found.append(member)
+    return found
 
 
 def _methods(kind: type) -> list[types.FunctionType]:
@@ -455,13 +480,8 @@ def _is_the_same_view(one: Tensor, other: Tensor) -> bool:
     if one.layout is not torch.strided or other.layout is not torch.strided:
         return False
     same_memory = one.untyped_storage()._cdata == other.untyped_storage()._cdata
-    geometry = [(t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (one, other)]
-    return same_memory and geometry[0] == geometry[1]
-
-
-def _set_class(value: Any, kind: type) -> None:
-    if type(value) is not kind:
-        value.__class__ = kind
+    same_memory = same_memory and one.dtype == other.dtype and one.shape == other.shape
+    return same_memory and one.stride() == other.stride() and one.storage_offset() == other.storage_offset()
 
 
 def _set_slot(member: Any, owner: Any, value: Any) -> None:
