@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lc_callback.detection.certainty import FIRM, TENTATIVE, Moved, graded
+from lc_callback.detection.monotone import rising
 from lc_callback.functional.suggestions import did_you_mean
-from lc_callback.phases import PHASE_SETTINGS, first_steep, movements, significant
-from lc_callback.piecewise import fit
+from lc_callback.phases import PHASE_SETTINGS, changes, first_steep, least_change, significant
+from lc_callback.piecewise import binned, bins_of, fit
 from lc_callback.transitions import Curves, Turn
 
 __all__ = [
@@ -48,6 +51,11 @@ RANK_SETTINGS = {**PHASE_SETTINGS, "min_change": 0.1}
 _FEWEST = 8  # rows, below which nothing is said
 _NOISE_FACTOR = 4.0  # standard deviations of a row that a rise must be
 _SLACK = 0.2  # of the rise, by which noise may lead back below, at most
+_FEWEST_BINS = 4
+_DOUBT = 2.0  # standard deviations of a row by which the threshold may have been missed
+_SHARP = 0.7  # decades, of which the interval of a firm milestone has at most so many
+_A_ROW = 0.1  # decades
+_HALF = 0.5
 _LATE = 0.2  # decades whose median is the level
 _LONG_ENOUGH = 0.3  # decades that a plateau must last, and that must lie between two surges
 _CAUGHT_UP = 0.9  # of the level at train points, from which there is no more to wait for
@@ -64,6 +72,15 @@ class Loss:
     peak: float
     peak_step: int
     level: float
+    low: float  # decades, between which noise may have moved the place
+    high: float
+    noise: float  # standard deviation of a row
+
+    @property
+    def certainty(self) -> str:
+        """Firm if noise leaves little doubt that a third is lost, and where."""
+        is_lost = self.peak - self.level >= 2 * _NOISE_FACTOR * self.noise
+        return FIRM if is_lost and self.high - self.low <= _SHARP else TENTATIVE
 
     @property
     def share(self) -> float:
@@ -80,6 +97,14 @@ class Rise:
     base: float
     level: float
     lasts: float  # decades from there to the last row
+    low: float  # decades, between which noise may have moved the place
+    high: float
+    noise: float  # standard deviation of a row
+
+    @property
+    def is_firm(self) -> bool:
+        """Whether noise leaves little doubt where it is."""
+        return self.high - self.low <= _SHARP
 
     @property
     def height(self) -> float:
@@ -117,8 +142,13 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
     """
     found: list[Turn] = []
 
-    def add(kind: str, rise: Rise, curve: str, reason: str) -> None:
-        found.append(Turn(kind, rise.x, rise.value, rise.height, reason, curve))
+    def add(kind: str, rise: Rise, curve: str, reason: str, is_sure: bool = True) -> None:
+        certainty = FIRM if rise.is_firm and is_sure else TENTATIVE
+        noise = f"noise of {rise.noise:.2g}"
+        found.append(Turn(kind, rise.x, rise.value, rise.height, reason, curve, certainty, rise.low, rise.high, noise))
+
+    def is_late(earlier: Rise, later: Rise) -> bool:
+        return later.x - earlier.x >= math.log10(settings["delay"]) + _A_ROW / 2
 
     def risen(key: str, share: float) -> Rise | None:
         return rise_of(curves, key, share, settings["min_rise"])
@@ -131,12 +161,14 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
         add("generalization", test, "clean_acc/test", reason)
         if train is not None and _factor(train, test) >= settings["delay"]:
             reason = f"{plateau:.0%} of its rise {_factor(train, test):.3g} times later in steps than clean_acc/train"
-            add("delayed_generalization", test, "clean_acc/test", reason)
+            add("delayed_generalization", test, "clean_acc/test", reason, is_late(train, test))
     for key in attacked_keys(curves):
         loss = loss_of(curves, key, settings["min_rise"])
         if loss is not None:
             reason = f"fell from {loss.peak:.3g} at step {loss.peak_step:,} to {loss.level:.3g}, {loss.share:.0%} of it"
-            found.append(Turn("robustness_loss", loss.x, loss.value, loss.peak - loss.level, reason, key))
+            lost = loss.peak - loss.level
+            place = loss.certainty, loss.low, loss.high, f"noise of {loss.noise:.2g}"
+            found.append(Turn("robustness_loss", loss.x, loss.value, lost, reason, key, *place))
             continue
         onset = risen(key, 0.5)
         if onset is None:
@@ -147,7 +179,7 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
         first = risen(clean, 0.5)
         if first is not None and _factor(first, onset) >= settings["delay"]:
             reason = f"half of its rise {_factor(first, onset):.3g} times later in steps than {clean}"
-            add("delayed_robustness", onset, key, reason)
+            add("delayed_robustness", onset, key, reason, is_late(first, onset))
     if "clean_acc/test" in curves:
         found += _second_surge(*curves["clean_acc/test"], settings["min_rise"], "clean_acc/test")
     return found
@@ -206,22 +238,35 @@ def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping
     found = fit(steps, values)
     if found is None:
         return []
-    tolerance = significant(found, settings)
-    moves = movements(found.values, tolerance)
-    if moves and found.values[moves[0][1]] > found.values[moves[0][0]]:
-        moves = moves[1:]
+    tolerance, v = significant(found, settings), found.values
+    read = partial(_read_rank, flatness=settings["flatness"])
     turns = []
-    for kind, (start, end) in zip(RANK_KINDS, moves, strict=False):
-        begin = start + first_steep(found.slopes[start:end], settings["flatness"])
-        x, value = float(found.nodes[begin]), float(found.values[begin])
-        change = float(abs(found.values[end] - found.values[start]))
-        verb = "rises" if kind == "rank_rise" else "falls"
+    for kind, (begin, start, end) in _rank_moves(
+        found.nodes, v, lambda i, j: abs(v[i] - v[j]) >= tolerance, settings["flatness"]
+    ).items():
+        change = float(abs(v[end] - v[start]))
         reason = (
-            f"{verb} by {change:.3g}, from {found.values[start]:.3g} to {found.values[end]:.3g} on the fitted curve, "
-            f"steeply from here; significant is {tolerance:.3g}"
+            f"{'rises' if kind == 'rank_rise' else 'falls'} by {change:.3g}, from {v[start]:.3g} to {v[end]:.3g} on "
+            f"the fitted curve, steeply from here; significant is {tolerance:.3g}"
         )
-        turns.append(Turn(kind, x, value, change, reason, curve))
-    return turns
+        turns.append(Turn(kind, float(found.nodes[begin]), float(v[begin]), change, reason, curve))
+    return graded(turns, found, steps, values, read, least_change(found, settings))
+
+
+def _rank_moves(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, tuple[int, int, int]]:
+    """Of each kind the nodes where the movement is steep, where it begins, and where it ends."""
+    moves = changes(v, moved)
+    if moves and v[moves[0][1]] > v[moves[0][0]]:
+        moves = moves[1:]
+    slopes = np.diff(v) / np.diff(nodes)
+    return {
+        kind: (start + first_steep(slopes[start:end], flatness), start, end)
+        for kind, (start, end) in zip(RANK_KINDS, moves, strict=False)
+    }
+
+
+def _read_rank(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, int]:
+    return {kind: begin for kind, (begin, _, _) in _rank_moves(nodes, v, moved, flatness).items()}
 
 
 def _interpolation(curves: Curves, level: float) -> list[Turn]:
@@ -231,7 +276,10 @@ def _interpolation(curves: Curves, level: float) -> list[Turn]:
         return []
     x, value = float(np.log10(steps[reached[0]] + 1)), float(values[reached[0]])
     reason = f"reached {value:.4g}, at least {level:g}"
-    return [Turn("interpolation", x, value, value - float(values[0]), reason, "clean_acc/train")]
+    at = int(reached[0])
+    place = float(np.log10(steps[max(0, at - 1)] + 1)), min(x + _A_ROW, float(np.log10(steps[-1] + 1)))
+    certainty = FIRM if np.median(values[at:]) >= level else TENTATIVE
+    return [Turn("interpolation", x, value, value - float(values[0]), reason, "clean_acc/train", certainty, *place)]
 
 
 class Smoothed:
@@ -262,20 +310,37 @@ def rise_of(curves: Curves, key: str, share: float, min_rise: float) -> Rise | N
     """The rise of a curve if it is at least ``min_rise``, and where ``share`` of it was made for good."""
     if key not in curves or len(curves[key][0]) < _FEWEST:
         return None
-    curve = Smoothed(*curves[key])
+    x, values = binned(*curves[key])
+    if len(x) < _FEWEST_BINS:
+        return None
+    curve = Smoothed(10**x - 1, values)
     smooth, level = curve.values, curve.level
     there = int(np.argmax(smooth >= level)) if (smooth >= level).any() else len(smooth)
     base = float(smooth[: there + 1].min())
     if level - base < curve.smallest_change(min_rise):
         return None
-    threshold = base + share * (level - base)
-    below = np.flatnonzero(smooth < threshold - min(2 * curve.noise, _SLACK * (level - base)))
-    above = np.flatnonzero(smooth >= threshold)
-    above = above[above > below[-1]] if len(below) else above
-    if not len(above):
-        return None
-    first = int(above[0])
-    return Rise(float(curve.x[first]), float(smooth[first]), base, level, float(curve.x[-1] - curve.x[first]))
+    gained = rising(smooth)
+    plateau = float(np.median(gained[gained >= (base + level) / 2]))
+    level = min(level, max(plateau, level - _DOUBT * curve.noise))  # the last rows may be high by chance
+    # Of a plateau half of the rows are below their level, so near to it noise must not count as not being there.
+    threshold = base + share * (level - base) - (curve.noise if share > _HALF else 0.0)
+    first = int(np.argmax((gained >= threshold) & (smooth >= threshold)))
+    doubt = _DOUBT * curve.noise
+    early = int(np.argmax(gained >= threshold - doubt))
+    late = int(np.argmax(gained >= min(threshold + doubt, level)))
+    low, high = x[max(0, min(early, first) - 1)] - _A_ROW, x[max(late, first)] + _A_ROW
+    at = _first_row(*curves[key], 10 ** x[max(0, first - 1) : first + 1] - 1, threshold)
+    low, high = float(max(low, x[0])), float(min(high, x[-1]))
+    return Rise(at, float(smooth[first]), base, level, float(x[-1] - at), min(low, at), max(high, at), curve.noise)
+
+
+def _first_row(steps: Floats, values: Floats, means: Floats, threshold: float) -> float:
+    """``log10(step + 1)`` of the row from which most are above, among those of the bins that have these mean steps."""
+    bins, those = bins_of(steps), bins_of(means)
+    rows = np.flatnonzero((bins >= those[0]) & (bins <= those[-1]))
+    above = values[rows] >= threshold
+    wrong = np.cumsum(above) - above + np.cumsum(~above[::-1])[::-1]  # rows, if it began at each of them
+    return float(np.log10(steps[rows[int(wrong.argmin())]] + 1))
 
 
 def attacked_keys(keys: Iterable[str]) -> list[str]:
@@ -307,8 +372,14 @@ def loss_of(curves: Curves, key: str, min_rise: float) -> Loss | None:
     below = below[below > above[-1]]
     if not len(below) or curve.x[-1] - curve.x[below[0]] < _LATE:
         return None
-    first = int(below[0])
-    return Loss(float(curve.x[first]), float(smooth[first]), peak, round(curve.steps[top]), level)
+    first, doubt = int(below[0]), _DOUBT * curve.noise
+    fallen = np.arange(len(smooth)) > top
+    early = int(np.argmax(fallen & (smooth <= bound + doubt)))
+    late = np.flatnonzero(smooth > max(bound - doubt, level + curve.noise))
+    low = max(curve.x[max(0, early - 1)] - _A_ROW, curve.x[0])
+    high = min(curve.x[min(max(int(late[-1]) + 1, first), len(smooth) - 1)] + _A_ROW, curve.x[-1])
+    place = float(low), float(high), curve.noise
+    return Loss(float(curve.x[first]), float(smooth[first]), peak, round(curve.steps[top]), level, *place)
 
 
 def _trained_by(curves: Curves, step: float) -> bool:
@@ -335,18 +406,34 @@ def _second_surge(steps: Floats, values: Floats, min_rise: float, curve: str) ->
     found = fit(steps, values)
     if found is None:
         return []
-    tolerance = max(min_rise, PHASE_SETTINGS["noise_factor"] * found.sigma)
-    rising = found.slopes > PHASE_SETTINGS["flatness"] * max(float(found.slopes.max()), 0.0)
+    tolerance, v, x = max(min_rise, PHASE_SETTINGS["noise_factor"] * found.sigma), found.values, found.nodes
+    surges = _surges(x, v, lambda i, j: abs(v[i] - v[j]) >= tolerance)
+    if surges is None:
+        return []
+    first_end, start, end = surges
+    apart = 10 ** (x[start] - x[first_end])
+    reason = (
+        f"rose to {v[first_end]:.3g}, then no more for a factor of {apart:.3g} in steps, then to {v[end]:.3g}, "
+        f"on the fitted curve; significant is {tolerance:.3g}"
+    )
+    height = float(v[end] - v[start])
+    turn = Turn("multi_stage_generalization", float(x[start]), float(v[start]), height, reason, curve)
+    return graded([turn], found, steps, values, _read_surge, min_rise)
+
+
+def _surges(x: Floats, v: Floats, moved: Moved) -> tuple[int, int, int] | None:
+    """The nodes where a first surge ends, and where a second one that leads higher begins and ends."""
+    slopes = np.diff(v) / np.diff(x)
+    rising = slopes > PHASE_SETTINGS["flatness"] * max(float(slopes.max()), 0.0)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], rising, [False]]).astype(int)))
-    v, x = found.values, found.nodes
-    surges = [(i, j) for i, j in zip(edges[::2], edges[1::2], strict=True) if v[j] - v[i] >= tolerance]
+    surges = [(i, j) for i, j in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True) if moved(i, j)]
     for (_, first_end), (start, end) in pairwise(surges):
-        if x[start] - x[first_end] >= _LONG_ENOUGH and v[end] - v[: first_end + 1].max() >= tolerance:
-            apart = 10 ** (x[start] - x[first_end])
-            reason = (
-                f"rose to {v[first_end]:.3g}, then no more for a factor of {apart:.3g} in steps, then to {v[end]:.3g}, "
-                f"on the fitted curve; significant is {tolerance:.3g}"
-            )
-            height = float(v[end] - v[start])
-            return [Turn("multi_stage_generalization", float(x[start]), float(v[start]), height, reason, curve)]
-    return []
+        highest = int(np.argmax(v[: first_end + 1]))
+        if x[start] - x[first_end] >= _LONG_ENOUGH and v[end] > v[highest] and moved(highest, end):
+            return first_end, start, end
+    return None
+
+
+def _read_surge(nodes: Floats, v: Floats, moved: Moved) -> dict[str, int]:
+    surges = _surges(nodes, v, moved)
+    return {} if surges is None else {"multi_stage_generalization": surges[1]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lc_callback.detection.certainty import Moved, graded
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.piecewise import Fit, fit
 from lc_callback.transitions import Detector, PhaseEvent, Transition, Turn, only_supported
@@ -17,6 +19,7 @@ __all__ = [
     "PHASE_KINDS",
     "PHASE_SETTINGS",
     "PhaseDetector",
+    "changes",
     "check_phase_settings",
     "detect_phases",
     "find_phases",
@@ -184,81 +187,103 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
     nodes, v = found.nodes, found.values
     tolerance = significant(found, settings)
     limit = f"on the fitted curve; significant is {tolerance:.3g}"
+    read = partial(_read, flatness=settings["flatness"])
     turns = []
-
-    def turn(kind: str, at: int, prominence: float, reason: str) -> None:
+    for kind, at in read(nodes, v, lambda i, j: abs(v[i] - v[j]) >= tolerance).items():
+        if kind == "first_descent_end":
+            prominence = v[:at].max() - v[at]
+            reason = f"fell by {prominence:.3g} to {v[at]:.3g}, then rose, {limit}"
+        elif kind == "ascent_start":
+            prominence = v[at:].max() - v[at]
+            reason = f"rises by {prominence:.3g}, from {v[at]:.3g} to {v[at:].max():.3g}, {limit}"
+        elif kind == "migration_start":
+            top, prominence = at, v[at] - v[at:].min()
+            rise = v[at] - v[:at].min()
+            reason = f"rose by {rise:.3g} to {v[at]:.3g}, then fell by {prominence:.3g} and stayed below, {limit}"
+        else:
+            prominence = v[top] - v[at]
+            slowly = f"{settings['flatness']:g} of its steepest, on the fitted curve"
+            reason = f"fell by {prominence:.3g} to {v[at]:.3g}, then no faster than {slowly}"
         turns.append(Turn(kind, float(nodes[at]), float(v[at]), float(prominence), reason, curve))
+    return graded(turns, found, steps, values, read, least_change(found, settings))
 
-    first = _first_minimum(v, tolerance)
+
+def _read(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, int]:
+    """The node at which each kind of transition is, in their order."""
+    found: dict[str, int] = {}
+    slopes = np.diff(v) / np.diff(nodes)
+    first = _first_minimum(v, moved)
     if first is not None:
-        fall = v[:first].max() - v[first]
-        turn("first_descent_end", first, fall, f"fell by {fall:.3g} to {v[first]:.3g}, then rose, {limit}")
-    ascent = _ascent(found, tolerance, settings["flatness"], first)
+        found["first_descent_end"] = first
+    ascent = _ascent(nodes, v, moved, flatness, first)
     if ascent is not None:
-        begin, highest = ascent
-        rise = v[highest] - v[begin]
-        turn("ascent_start", begin, rise, f"rises by {rise:.3g}, from {v[begin]:.3g} to {v[highest]:.3g}, {limit}")
+        found["ascent_start"] = ascent
     start = first or 0
     top = start + int(np.argmax(v[start:]))
-    rise, fall = v[top] - v[start : top + 1].min(), v[top] - v[top:].min()
-    if v[top] - v[-1] < tolerance or rise < tolerance:
-        return turns
-    reason = f"rose by {rise:.3g} to {v[top]:.3g}, then fell by {fall:.3g} and stayed below, {limit}"
-    turn("migration_start", top, fall, reason)
-    slopes = found.slopes
+    before = start + int(np.argmin(v[start : top + 1]))
+    if v[-1] >= v[top] or v[before] >= v[top] or not (moved(top, len(v) - 1) and moved(before, top)):
+        return found
+    found["migration_start"] = top
     steepest = slopes[top:].min()
     for i in range(top + 1, len(nodes) - 1):
-        flat = (slopes[i:] > settings["flatness"] * steepest).all() and nodes[-1] - nodes[i] >= _LONG_ENOUGH
-        if flat and v[top] - v[i] >= tolerance:
-            limit = f"{settings['flatness']:g} of its steepest, on the fitted curve"
-            reason = f"fell by {v[top] - v[i]:.3g} to {v[i]:.3g}, then no faster than {limit}"
-            turn("migration_end", i, v[top] - v[i], reason)
+        flat = (slopes[i:] > flatness * steepest).all() and nodes[-1] - nodes[i] >= _LONG_ENOUGH
+        if flat and v[i] < v[top] and moved(top, i):
+            found["migration_end"] = i
             break
-    return turns
+    return found
 
 
 def significant(found: Fit, settings: Mapping[str, float]) -> float:
     """What a change of the curve must reach. Lone spikes, which the fit leaves out, have no say in it."""
+    return max(least_change(found, settings), settings["noise_factor"] * found.sigma)
+
+
+def least_change(found: Fit, settings: Mapping[str, float]) -> float:
+    """What a change of the curve must reach, however little noise there is."""
     return max(
         settings["min_prominence"] * float(np.ptp(found.values)),
-        settings["noise_factor"] * found.sigma,
         settings["min_change"] * float(np.abs(found.values).max()),
     )
 
 
-def _first_minimum(v: Floats, tolerance: float) -> int | None:
+def _first_minimum(v: Floats, moved: Moved) -> int | None:
     """The first minimum that a significant fall leads to, before any significant rise."""
     low = 0
     for i in range(1, len(v)):
         low = i if v[i] < v[low] else low
-        if v[i] - v[low] >= tolerance:
-            return low if low and v[:low].max() - v[low] >= tolerance else None
+        if v[i] > v[low] and moved(low, i):
+            return low if low and moved(int(np.argmax(v[:low])), low) else None
     return None
 
 
-def _ascent(found: Fit, tolerance: float, flatness: float, first: int | None) -> tuple[int, int] | None:
-    """Nodes where the first significant rise begins and ends, if that is an event beside ``first``, its minimum."""
-    v = found.values
-    start, top = next(((i, j) for i, j in movements(v, tolerance) if v[j] > v[i]), (0, 0))
+def _ascent(nodes: Floats, v: Floats, moved: Moved, flatness: float, first: int | None) -> int | None:
+    """The node where the first significant rise begins, if that is an event beside ``first``, its minimum."""
+    start, top = next(((i, j) for i, j in changes(v, moved) if v[j] > v[i]), (0, 0))
     if start == top:
         return None
-    risen = int(np.argmax(v[start + 1 : top + 1] - v[start] >= tolerance))  # the piece that makes it significant
-    begin = start + min(first_steep(found.slopes[start:top], flatness), risen)
-    if v[top] - v[begin] < tolerance:
+    steep = start + first_steep((np.diff(v) / np.diff(nodes))[start:top], flatness)
+    # Or where the piece begins that makes the rise significant.
+    begin = next((i for i in range(start, steep) if v[i + 1] > v[start] and moved(start, i + 1)), steep)
+    if not moved(begin, top):
         return None
-    at_once = first is not None and found.nodes[begin] - found.nodes[first] < _LONG_ENOUGH
-    return None if at_once else (begin, top)
+    at_once = first is not None and nodes[begin] - nodes[first] < _LONG_ENOUGH
+    return None if at_once else begin
 
 
 def movements(v: Floats, tolerance: float) -> list[tuple[int, int]]:
     """Alternating rises and falls of at least ``tolerance``, from one extreme to the next."""
+    return changes(v, lambda i, j: abs(v[i] - v[j]) >= tolerance)
+
+
+def changes(v: Floats, moved: Moved) -> list[tuple[int, int]]:
+    """Alternating rises and falls that are significant, from one extreme to the next."""
     low = high = direction = 0
     turning: list[int] = []
     for i in range(1, len(v)):
         low, high = (i if v[i] < v[low] else low), (i if v[i] > v[high] else high)
-        if direction >= 0 and v[high] - v[i] >= tolerance:
+        if direction >= 0 and high < i and moved(high, i):
             turning, direction, low = [*turning, high], -1, i
-        elif direction <= 0 and v[i] - v[low] >= tolerance:
+        elif direction <= 0 and low < i and moved(low, i):
             turning, direction, high = [*turning, low], 1, i
     turning.append(high if direction > 0 else low)
     return list(pairwise(turning))
@@ -284,6 +309,6 @@ def phase_of(steps: Floats, values: Floats, settings: Mapping[str, float], known
     if found is None:
         return 0
     tolerance = significant(found, settings)
-    if _first_minimum(found.values, tolerance) is not None:  # seen, and not known yet
+    if _first_minimum(found.values, lambda i, j: abs(found.values[i] - found.values[j]) >= tolerance) is not None:  # seen, and not known yet
         return 0
     return int(found.values[-1] - found.values.min() >= tolerance)

@@ -71,7 +71,7 @@ def fit(steps: Floats, values: Floats) -> Fit | None:
         >>> found.nodes.round(3).tolist(), found.slopes.round(3).tolist()
         ([1.0, 2.0, 3.0], [-1.0, 1.0])
     """
-    x, y = _binned(steps, values)
+    x, y = binned(steps, values)
     if len(x) < _FEWEST or y.max() == y.min():
         return None
     scale, base = float(np.ptp(y)), float(y.min())
@@ -94,7 +94,7 @@ def fit(steps: Floats, values: Floats) -> Fit | None:
     return Fit(nodes, base + scale * (_design(nodes, knots) @ coefficients), scale * sigma)
 
 
-def _binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+def binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     """``log10(step + 1)`` and values, one point for each bin: means of the axis, medians of the values."""
     x = np.log10(steps + 1)
     starts = np.flatnonzero(np.diff(bins_of(steps), prepend=-1))

@@ -96,6 +96,10 @@ class Turn:
     prominence: float
     reason: str
     curve: str = ""
+    certainty: str = "firm"
+    low: float | None = None
+    high: float | None = None
+    noise: str = ""
 
     @property
     def step(self) -> int:

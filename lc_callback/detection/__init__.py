@@ -1,0 +1,1 @@
+"""How sure a transition is, and what several runs have in common: curves in, grades and intervals out; NumPy only."""

@@ -1,0 +1,127 @@
+"""Least squares of continuous piecewise linear functions, for several kinds of noise at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["HingeSearch", "design"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_MOST_KNOTS = 5
+_SHORTEST = 0.15  # decades between two knots
+_PASSES = 6  # in which each knot is moved to its best place, at most
+_SINGULAR = 1e-9  # part of a column that the others must leave
+
+
+def design(x: Floats, knots: Sequence[float] | Floats) -> Floats:
+    """Columns of a piecewise linear function: one, ``x``, and a hinge at each knot. ``(N, 2 + K)``."""
+    hinges = np.maximum(x[:, None] - np.asarray(knots, np.float64), 0)
+    return np.concatenate([np.ones((len(x), 1)), x[:, None], hinges], axis=1)
+
+
+class HingeSearch:
+    """The best places of 0 to 5 knots, where neighbouring points have a noise of a given autocorrelation.
+
+    Knots are added one by one, then removed one by one; after each change every knot is moved to its best place. All
+    autocorrelations go through this together. Only products of columns are needed, so a step costs a small system of
+    equations and no pass over the points.
+
+    Args:
+        x: ``(N,)``, increasing.
+        y: ``(N,)``, of a range near 1.
+        rhos: ``(R,)``, autocorrelations of neighbouring points.
+        scales: ``(N,)``, standard deviation of each point but for a factor; by default all alike.
+    """
+
+    def __init__(self, x: Floats, y: Floats, rhos: Sequence[float], scales: Floats | None = None) -> None:
+        grid = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
+        self.grid = grid[(grid >= x[1]) & (grid <= x[-2])]
+        columns = np.concatenate([design(x - x[0], self.grid - x[0]), y[:, None]], axis=1)
+        if scales is not None:
+            columns /= scales[:, None]
+        own, inner = columns.T @ columns, columns[1:-1].T @ columns[1:-1]
+        shifted = columns[1:].T @ columns[:-1]
+        r = np.asarray(rhos, np.float64)[:, None, None]
+        products = own + r**2 * inner - r * (shifted + shifted.T)
+        self._gram, self._moments, self._total = products[:, :-1, :-1], products[:, :-1, -1], products[:, -1, -1]
+        self._diagonal = np.einsum("rii->ri", self._gram)
+        self._lanes = np.arange(len(r))[:, None]
+        self._near = np.abs(self.grid[:, None] - self.grid) < _SHORTEST - 1e-12
+
+    def fits(self) -> Iterator[tuple[Floats, Ints]]:
+        """Squares ``(R,)`` and indices of knots in the grid ``(R, K)``, several times for each ``K``."""
+        knots = np.empty((len(self._lanes), 0), np.int64)
+        yield self._squares(knots), knots
+        for _ in range(min(_MOST_KNOTS, len(self.grid))):
+            more = self._placed(knots)
+            if more is None:
+                break
+            knots = self._settled(np.concatenate([knots, more[:, None]], axis=1))
+            yield self._squares(knots), knots
+        while knots.shape[1] > 1:
+            fewer = np.stack([np.delete(knots, i, axis=1) for i in range(knots.shape[1])])
+            squares = np.stack([self._squares(some) for some in fewer])
+            knots = self._settled(fewer[squares.argmin(0), self._lanes[:, 0]])
+            yield self._squares(knots), knots
+
+    def profile(self, others: Floats) -> Floats:
+        """Squares ``(R, M)`` of a fit with knots at these values and one more at each place of the grid.
+
+        Infinite where one more knot has no room.
+        """
+        nearest = np.abs(self.grid[:, None] - others).argmin(0) if len(others) else np.empty(0, np.int64)
+        knots = np.broadcast_to(nearest, (len(self._lanes), len(nearest)))
+        gains = self._gains(knots)
+        return np.where(gains < 0, np.inf, self._squares(knots)[:, None] - gains)
+
+    def _project(self, knots: Ints) -> tuple[Floats, Floats, Floats]:
+        """Of the fit with these knots: rows of the products, the solution for each column, and the coefficients."""
+        fixed = np.concatenate([np.zeros_like(self._lanes), np.ones_like(self._lanes), knots + 2], axis=1)
+        rows = self._gram[self._lanes, fixed]
+        inner = np.take_along_axis(rows, fixed[:, None, :], axis=2)
+        moments = np.take_along_axis(self._moments, fixed, axis=1)
+        solved = np.linalg.solve(inner, np.concatenate([rows, moments[..., None]], axis=2))
+        return rows, solved[..., :-1], solved[..., -1]
+
+    def _squares(self, knots: Ints) -> Floats:
+        fixed = np.concatenate([np.zeros_like(self._lanes), np.ones_like(self._lanes), knots + 2], axis=1)
+        inner = self._gram[self._lanes[:, :, None], fixed[:, :, None], fixed[:, None, :]]
+        moments = np.take_along_axis(self._moments, fixed, axis=1)
+        coefficients = np.linalg.solve(inner, moments[..., None])[..., 0]
+        return np.maximum(self._total - (moments * coefficients).sum(1), 0.0)
+
+    def _gains(self, knots: Ints) -> Floats:
+        """By how much one more knot lowers the squares, at each place of the grid; -1 where there is no room."""
+        rows, solved, coefficients = self._project(knots)
+        rest = self._moments - (rows * coefficients[..., None]).sum(1)
+        norms = self._diagonal - (rows * solved).sum(1)
+        free = norms > _SINGULAR * self._diagonal
+        gains: Floats = np.where(free, rest**2 / np.where(free, norms, 1.0), -1.0)[:, 2:]
+        if knots.shape[1]:
+            gains[self._near[knots].any(1)] = -1.0
+        return gains
+
+    def _placed(self, knots: Ints) -> Ints | None:
+        """The best place for one more knot, ``(R,)``; ``None`` if one of the fits has no room."""
+        gains = self._gains(knots)
+        best = gains.argmax(1)
+        return None if (gains[self._lanes[:, 0], best] < 0).any() else best
+
+    def _settled(self, knots: Ints) -> Ints:
+        """Each knot moved to its best place, until none moves."""
+        if knots.shape[1] < 2:
+            return knots
+        for _ in range(_PASSES):
+            before = knots.copy()
+            for i in range(knots.shape[1]):
+                place = self._placed(np.delete(knots, i, axis=1))
+                if place is not None:
+                    knots[:, i] = place
+            if (knots == before).all():
+                break
+        return np.sort(knots, axis=1)

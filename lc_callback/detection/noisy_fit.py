@@ -1,0 +1,174 @@
+"""A piecewise linear fit that knows of autocorrelated noise: how large a change must be to be one, and where it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lc_callback.detection.hinges import HingeSearch, design
+from lc_callback.piecewise import binned
+
+__all__ = ["NoisyFit", "fit_in_noise"]
+
+Floats = NDArray[np.float64]
+
+_RHOS = (0.0, 0.3, 0.55, 0.7, 0.82)  # with which knots are searched
+_FINER = np.linspace(0.0, 0.95, 39)  # over which the errors are averaged, once the knots are known
+_FEWEST = 8  # points, below which nothing is said
+_PENALTY = 1.5  # factor on the penalty of the Bayesian information criterion
+_FLOOR = 1e-4  # of the range squared: residuals below are perfect
+_FAR, _FAR_FLOOR = 7.0, 0.03  # typical distances from the median of five, and part of the range, of an outlier
+_LOCAL = 8  # a part of so many of the points has a variance of its own
+
+
+@dataclass(frozen=True)
+class NoisyFit:
+    """A continuous piecewise linear function of ``log10(step + 1)``, and what is known of the noise on it.
+
+    Attributes:
+        nodes: ``(K,)``, where the pieces meet, the ends included.
+        values: ``(K,)``, there.
+        sigma: standard deviation of the noise.
+        rho: autocorrelation of neighbouring points, the most likely one.
+        covariances: ``(2, K, K)``, of the values: for noise that is the same everywhere, and for noise that grows or
+            shrinks along the curve.
+        x: ``(N,)``, the points.
+        y: ``(N,)``, as they are.
+        inlying: ``(N,)``, without outliers.
+    """
+
+    nodes: Floats
+    values: Floats
+    sigma: float
+    rho: float
+    covariances: Floats
+    x: Floats
+    y: Floats
+    inlying: Floats
+
+    @property
+    def slopes(self) -> Floats:
+        """``(K - 1,)``, of the pieces, per decade."""
+        return np.diff(self.values) / np.diff(self.nodes)
+
+    def error(self, i: int, j: int) -> float:
+        """Standard error of the difference of two values, the larger of both kinds of noise."""
+        c = self.covariances
+        return math.sqrt(max(float((c[:, i, i] + c[:, j, j] - 2 * c[:, i, j]).max()), 0.0))
+
+    @cached_property
+    def _search(self) -> HingeSearch:
+        return HingeSearch(self.x, self.inlying, [self.rho])
+
+    def region(self, nodes: Floats, at: int, cut: float) -> tuple[float, float]:
+        """From where to where a knot may lie: there the squares are at most ``cut`` variances above the least.
+
+        Args:
+            nodes: of a fit of the same curve, the ends included.
+            at: which of them.
+            cut: in variances of what is new at each point.
+        """
+        others = np.delete(nodes, at)[1:-1] if 0 < at < len(nodes) - 1 else nodes[1:-1]
+        squares, grid = self._search.profile(others)[0], self._search.grid
+        low, high = (nodes[max(at - 1, 0)], nodes[min(at + 1, len(nodes) - 1)])
+        squares = np.where((grid >= low) & (grid <= high), squares, np.inf)
+        if not np.isfinite(squares).any():
+            return float(nodes[at]), float(nodes[at])
+        limit = squares.min() + cut * self.sigma**2 * (1 - self.rho**2)
+        inside = grid[squares <= limit]
+        return float(min(inside[0], nodes[at])), float(max(inside[-1], nodes[at]))
+
+
+def fit_in_noise(steps: Floats, values: Floats) -> NoisyFit | None:
+    """Fit a curve; knots and the autocorrelation of its noise are chosen together by an information criterion.
+
+    Args:
+        steps: ``(N,)``, increasing.
+        values: ``(N,)``, finite.
+
+    Returns:
+        ``None`` for fewer than eight points (bins), or points that are all equal.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from lc_callback.detection.noisy_fit import fit_in_noise
+        >>> steps = 10 ** np.arange(1, 3.05, 0.1) - 1
+        >>> fit_in_noise(steps, np.abs(np.log10(steps + 1) - 2)).nodes.round(2).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    x, y = binned(steps, values)
+    if len(x) < _FEWEST or y.max() == y.min():
+        return None
+    base, scale = float(y.min()), float(np.ptp(y))
+    unit = _without_outliers((y - base) / scale)
+    knots = _cheapest(x, unit)
+    nodes = np.array([x[0], *knots, x[-1]])
+    at = design(nodes, knots)
+    rho, sigma, covariances, coefficients = _noise(design(x, knots), unit)
+    spread = scale**2 * (at @ covariances @ at.T)
+    return NoisyFit(nodes, base + scale * (at @ coefficients), scale * sigma, rho, spread, x, y, base + scale * unit)
+
+
+def _without_outliers(y: Floats) -> Floats:
+    """Outliers of one point or two replaced by the median of five."""
+    median = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(y, 2, mode="reflect"), 5), axis=1)
+    distance = np.abs(y - median)
+    typical = 1.48 * float(np.median(distance))
+    return np.where(distance > max(_FAR * typical, _FAR_FLOOR * float(np.ptp(median))), median, y)
+
+
+def _cheapest(x: Floats, y: Floats) -> Floats:
+    """The knots that the information criterion prefers."""
+    n, rhos = len(x), np.array(_RHOS)
+    search = HingeSearch(x, y, _RHOS)
+    floor = _FLOOR * float(np.ptp(y)) ** 2 * (1 - rhos) ** 2
+    best, chosen = np.inf, np.empty(0)
+    for squares, knots in search.fits():
+        parameters = 2 * knots.shape[1] + 2
+        costs = n * np.log(squares / n + floor) - np.log(1 - rhos**2) + _PENALTY * parameters * math.log(n)
+        lane = int(costs.argmin())
+        if costs[lane] < best:
+            best, chosen = float(costs[lane]), search.grid[knots[lane]]
+    return chosen
+
+
+def _noise(design: Floats, y: Floats) -> tuple[float, float, Floats, Floats]:
+    """Autocorrelation, standard deviation, two covariances of the coefficients, and the coefficients.
+
+    The autocorrelation is the most likely one by restricted maximum likelihood. The first covariance is the mean over
+    all autocorrelations, by how likely they are: with few points a high one is seldom ruled out. The second has the
+    local variance of the residuals in place of that of all.
+    """
+    columns = np.concatenate([design, y[:, None]], axis=1)
+    own, inner, shifted = columns.T @ columns, columns[1:-1].T @ columns[1:-1], columns[1:].T @ columns[:-1]
+    r = _FINER[:, None, None]
+    products = own + r**2 * inner - r * (shifted + shifted.T)
+    gram, moments = products[:, :-1, :-1], products[:, :-1, -1]
+    coefficients = np.linalg.solve(gram, moments[..., None])[..., 0]
+    free = max(1, len(y) - 2 * design.shape[1] + 2)
+    variances = np.maximum(products[:, -1, -1] - (moments * coefficients).sum(1), 1e-12) / free
+    likelihoods = -0.5 * (free * np.log(variances) - np.log(1 - _FINER**2) + np.linalg.slogdet(gram)[1])
+    best = int(likelihoods.argmax())
+    rho, inverses = float(_FINER[best]), np.linalg.inv(gram)
+    weights = np.exp(likelihoods - likelihoods.max())
+    alike = ((weights / weights.sum() * variances)[:, None, None] * inverses).sum(0)
+
+    def whitened(z: Floats) -> Floats:
+        new = z.copy()
+        new[1:] -= rho * z[:-1]
+        new[0] *= math.sqrt(1 - rho**2)
+        return new
+
+    wide = 2 * max(3, len(y) // _LOCAL) + 1
+    squares = whitened(y - design @ coefficients[best]) ** 2
+    ones = np.ones(wide)
+    local = np.convolve(squares, ones)[wide // 2 :][: len(y)] / np.convolve(np.ones_like(y), ones)[wide // 2 :][: len(y)]
+    w = whitened(design)
+    changing = inverses[best] @ (w.T * local) @ w @ inverses[best]
+    changing *= alike.trace() / (variances[best] * inverses[best].trace())
+    return rho, math.sqrt(variances[best] / (1 - rho**2)), np.stack([alike, changing]), coefficients[best]
