@@ -21,7 +21,7 @@ from lc_callback.milestones import (
     unconfirmed_generalization,
 )
 from lc_callback.movements import FEWEST, Course, Floats, course_of, number
-from lc_callback.transitions import Curves, Transition, Turn, last_looks, supported
+from lc_callback.transitions import Curves, Transition, Turn, supported
 
 __all__ = ["PHRASES", "Followed", "curve_sentences", "headline"]
 
@@ -80,7 +80,11 @@ class Followed:
         return self.find(self.curves) if self.find is not None and self.curves else []
 
     def known(self, kind: str, curve: str = "") -> Transition | None:
-        """The transition of this kind, and of this curve if one is given."""
+        """The settled transition of this kind, and of this curve if one is given."""
+        return next((t for t in self.transitions if t.is_settled and t.kind == kind and curve in ("", t.curve)), None)
+
+    def likely(self, kind: str, curve: str = "") -> Transition | None:
+        """The same, whether it is settled or not."""
         return next((t for t in self.transitions if t.kind == kind and curve in ("", t.curve)), None)
 
     @cached_property
@@ -92,21 +96,6 @@ class Followed:
     def early_kind(self, kind: str) -> Turn | None:
         """The one of this kind that is too early for a transition."""
         return next((turn for turn in self.early if turn.kind == kind), None)
-
-    @cached_property
-    def unconfirmed(self) -> list[Turn]:
-        """What the last row shows, and the look before did not."""
-        known = {(t.kind, t.curve) for t in self.transitions}
-        new = [turn for turn in supported(self.turns, self.curves) if turn.name not in known]
-        if not new or self.find is None:
-            return []
-        steps = np.unique(np.concatenate([at for at, _ in self.curves.values()]))
-        looks = last_looks(steps)
-        if len(looks) < 2:
-            return new
-        end = steps[looks[0] - 1]
-        before = self.find({key: (at[at <= end], values[at <= end]) for key, (at, values) in self.curves.items()})
-        return [turn for turn in new if turn.name not in {other.name for other in before}]
 
 
 def headline(seen: Sequence[Followed]) -> str:
@@ -121,20 +110,23 @@ def headline(seen: Sequence[Followed]) -> str:
 
 
 def curve_sentences(seen: Sequence[Followed]) -> list[str]:
-    """One sentence for each curve that has no transition, and one for each transition that only the last row shows."""
+    """One sentence for each curve that has no settled transition, and one for each transition that is not settled."""
     said = []
     for one in seen:
         for key in one.missing:
             said.append(_of_curve(one, key, "has no finite value"))
         for key in one.curves:
-            if not any(t.curve == key for t in one.transitions):
+            if not any(t.curve == key and t.is_settled for t in one.transitions):
                 course, but_for = _calm_course(one, key)
                 moved = f"{course.text()}{but_for}{_beside(one, key)}"
                 said.append(_of_curve(one, key, f"{moved}{_verdict(one, key, course)}{_early(one, key)}"))
-        for turn in one.unconfirmed:
-            if not turn.kind.startswith("delayed"):
-                what = f"{phrase_of(turn.kind, turn.curve)} at step {turn.step:,} (`{turn.curve}`)"
-                said.append(_named(one, f"Only the last row shows that {what}: one more row has to confirm it"))
+        for t in one.transitions:
+            if not t.is_settled and not t.kind.startswith("delayed"):
+                what = f"{phrase_of(t.kind, t.curve)} at step {t.step:,} (`{t.curve}`)"
+                if t.is_firm:
+                    said.append(_named(one, f"Only the last rows show that {what}: more rows have to confirm it"))
+                else:
+                    said.append(_named(one, f"Perhaps {what}, but noise alone might look like this"))
     return [f"{sentence}." for sentence in said]
 
 
@@ -186,6 +178,9 @@ def _generalised(seen: Followed, at: int) -> str:
     if since == at:
         return f"it generalised without delay: {fitted}, and {reached}"
     least = f"less than the {_setting(seen, 'delay'):g} times that count as grokking"
+    if seen.likely("delayed_generalization") is not None:
+        least = f"which may be the {_setting(seen, 'delay'):g} times that count as grokking"
+        return f"it generalised, and perhaps grokked: {fitted}, {reached}, {_factor(since, at)} times later, {least}"
     return f"it generalised without grokking: {fitted}, {reached}, {_factor(since, at)} times later in steps, {least}"
 
 
@@ -224,11 +219,12 @@ def _not_generalised(seen: Followed) -> str:
     if early is not None:
         reached = f"test accuracy had made {_share(seen)} of its rise by step {early.step:,}"
         return f"it generalised at once: {reached} ({last}), {fitted}"
-    new = {turn.kind: turn.step for turn in seen.unconfirmed}
-    if "generalization" in new:
-        what = "grokked" if "delayed_generalization" in new else "generalised"
-        reached = _reached(seen, course.last, new["generalization"])
-        return f"it seems to have {what}, but only the last row shows it: {fitted}, {reached}"
+    new = seen.likely("generalization")
+    if new is not None:
+        what = "grokked" if seen.likely("delayed_generalization") is not None else "generalised"
+        why = "only the last rows show it" if new.is_firm else "noise leaves doubt"
+        reached = _reached(seen, course.last, new.step)
+        return f"it seems to have {what}, but {why}: {fitted}, {reached}"
     why = unconfirmed_generalization(seen.curves, {**ACCURACY_SETTINGS, **seen.settings})
     if why:
         return f"it has not generalised for good so far: {why}; {fitted}"
@@ -253,14 +249,15 @@ def _fitted(seen: Followed) -> str:
         return "accuracy at train points was not measured"
     known, last = seen.known("interpolation"), Smoothed(*seen.curves[_TRAIN]).level
     early = seen.early_kind("interpolation")
-    new = next((turn for turn in seen.unconfirmed if turn.kind == "interpolation"), None)
+    new = seen.likely("interpolation")
     if known is not None:
         said = f"the training points were interpolated at step {known.step:,}"
     elif early is not None:
         first = seen.curves[_TRAIN][0][0] >= early.step
         said = f"the training points were interpolated {'from the start' if first else f'by step {early.step:,}'}"
     elif new is not None:
-        return f"the training points seem to be interpolated at step {new.step:,}, which only the last row shows"
+        why = "which only the last rows show" if new.is_firm else "but noise leaves doubt"
+        return f"the training points seem to be interpolated at step {new.step:,}, {why}"
     else:
         return f"the training points are not interpolated ({number(last)} at the last row)"
     is_lost = last < 0.9 * _setting(seen, "interpolation")
@@ -286,7 +283,7 @@ def _robustness(seen: Followed) -> str:
     for key in attacked_keys(seen.curves):
         eps = key.partition("_eps")[2]
         course = course_of(*seen.curves[key], _accuracy_settings(seen))
-        onset, loss = seen.known("robustness_onset", key), seen.known("robustness_loss", key)
+        onset, loss = (_firm(seen, kind, key) for kind in ("robustness_onset", "robustness_loss"))
         if course.is_short:
             continue
         if loss is not None:
@@ -297,7 +294,7 @@ def _robustness(seen: Followed) -> str:
             last = float(seen.curves[key][1][-1])
             fell = course.high - last > _FALLEN
             gained[eps] = _Gain(course.high if fell else course.last, onset.step, last if fell else None)
-            delayed += [eps] if seen.known("delayed_robustness", key) is not None else []
+            delayed += [eps] if _firm(seen, "delayed_robustness", key) is not None else []
         else:
             others[eps] = course
     late = f", late{f' at eps {_and(delayed)}' if len(delayed) < len(gained) else ''}" if delayed else ""
@@ -307,6 +304,12 @@ def _robustness(seen: Followed) -> str:
         f"accuracy under attack {_unmarked(others)}" if others else "",
     ]
     return "".join(f"; {one}" for one in said if one)
+
+
+def _firm(seen: Followed, kind: str, key: str) -> Transition | None:
+    """The transition if it is firm; the sentence says where the curve is now, so it may be provisional."""
+    found = seen.likely(kind, key)
+    return found if found is not None and found.is_firm else None
 
 
 @dataclass(frozen=True)

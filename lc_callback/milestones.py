@@ -11,12 +11,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_callback.detection.certainty import FIRM, TENTATIVE, Moved, graded
+from lc_callback.detection.certainty import Moved, graded
 from lc_callback.detection.monotone import rising
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.phases import PHASE_SETTINGS, changes, first_steep, least_change, significant
 from lc_callback.piecewise import binned, bins_of, fit
-from lc_callback.transitions import Curves, Turn
+from lc_callback.transitions import FIRM, TENTATIVE, Curves, Turn
 
 __all__ = [
     "ACCURACY_KINDS",

@@ -63,7 +63,8 @@ def detect_phases(
     - ``migration_start``: the highest maximum after it (else of all), if a significant rise leads to it and the curve
       ends significantly below it.
     - ``migration_end``: where, after that and at least as far below, no piece falls at more than ``flatness`` times the
-      steepest slope of the migration, for at least 0.2 decades up to the end.
+      steepest slope of the migration, for at least 0.2 decades up to the end, and the curve does not fall significantly
+      any more.
 
     None of them is at a step before which the curve has fewer than four rows.
 
@@ -227,7 +228,9 @@ def _read(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, 
     steepest = slopes[top:].min()
     for i in range(top + 1, len(nodes) - 1):
         flat = (slopes[i:] > flatness * steepest).all() and nodes[-1] - nodes[i] >= _LONG_ENOUGH
-        if flat and v[i] < v[top] and moved(top, i):
+        lowest = i + int(np.argmin(v[i:]))
+        goes_on = v[lowest] < v[i] and moved(i, lowest)
+        if flat and v[i] < v[top] and moved(top, i) and not goes_on:
             found["migration_end"] = i
             break
     return found
@@ -308,7 +311,7 @@ def phase_of(steps: Floats, values: Floats, settings: Mapping[str, float], known
     found = fit(steps, values)
     if found is None:
         return 0
-    tolerance = significant(found, settings)
-    if _first_minimum(found.values, lambda i, j: abs(found.values[i] - found.values[j]) >= tolerance) is not None:  # seen, and not known yet
+    v, tolerance = found.values, significant(found, settings)
+    if _first_minimum(v, lambda i, j: abs(v[i] - v[j]) >= tolerance) is not None:  # seen, and not known yet
         return 0
-    return int(found.values[-1] - found.values.min() >= tolerance)
+    return int(v[-1] - v.min() >= tolerance)

@@ -27,7 +27,9 @@ __all__ = [
     "describe",
     "final_transitions",
     "leads",
+    "marked",
     "panel_order",
+    "place",
     "read_events",
     "read_rows",
     "run_sentences",
@@ -205,10 +207,11 @@ def phrase(found: Transition) -> str:
 
 
 def leads(transitions: Sequence[Transition]) -> list[str]:
-    """How many steps each marker came before, or after, what it predicts according to the papers."""
+    """How many steps each marker came before, or after, what it predicts according to the papers; of settled ones."""
     sentences = []
-    for marker in transitions:
-        for later in transitions:
+    settled = [found for found in transitions if found.is_settled]
+    for marker in settled:
+        for later in settled:
             if later.kind not in _PREDICTS.get(marker.kind, ()):
                 continue
             steps = later.step - marker.step
@@ -220,23 +223,38 @@ def leads(transitions: Sequence[Transition]) -> list[str]:
     return sentences
 
 
+def place(found: Transition) -> str:
+    """Its step, with ``~`` if it is provisional, and the interval: ``"~3,162 (2,512 to 3,981)"``."""
+    earliest, latest = found.interval
+    between = f" ({earliest:,} to {latest:,})" if earliest < latest else ""
+    return f"{'~' if found.provisional else ''}{found.step:,}{between}"
+
+
+def marked(found: Transition) -> str:
+    """Its kind, and what keeps it from being settled: ``"migration_start (tentative)"``."""
+    return f"{found.kind} ({found.doubts})" if found.doubts else found.kind
+
+
 def describe(event: PhaseEvent) -> str:
     """One line of Markdown."""
     found = event.transition
-    where = f"`{found.curve}`, step {found.step:,}"
+    where = f"`{found.curve}`, step {place(found)}"
     if event.what == "withdrawn":
-        return f"**{found.kind}** withdrawn at step {event.at:,}: later rows do not bear it out. It was: {where}"
-    what = {"found": "", "moved": " moved", "updated": " at the end"}[event.what]
-    return f"**{found.kind}**{what}: {where}, seen at step {event.at:,}: {found.reason}"
+        return f"**{found.kind}** withdrawn at step {event.at:,}: later rows do not confirm it. It was: {where}"
+    what = {"found": "", "updated": " at the end"}.get(event.what, f" {event.what}")
+    doubts = f" ({found.doubts})" if found.doubts else ""
+    noise = f"; {found.noise}" if found.noise else ""
+    return f"**{found.kind}**{what}{doubts}: {where}, seen at step {event.at:,}: {found.reason}{noise}"
 
 
 def summary(transitions: Sequence[Transition]) -> str:
     """All that is known, and the leads, as Markdown."""
     if not transitions:
         return "No transition was found."
-    lines = ["| what | curve | step | known at | why |", "|---|---|---:|---:|---|"]
+    lines = ["| what | certainty | curve | step | known at | why |", "|---|---|---|---:|---:|---|"]
     for t in sorted(transitions, key=in_order):
-        lines.append(f"| {t.kind} | {t.curve} | {t.step:,} | {t.detected_at:,} | {t.reason} |")
+        sure = t.doubts or t.certainty
+        lines.append(f"| {t.kind} | {sure} | {t.curve} | {place(t)} | {t.detected_at:,} | {t.reason} |")
     said = [f"- {sentence}" for sentence in leads(transitions)]
     return "\n".join([*lines, *(["", *said] if said else [])])
 

@@ -100,6 +100,8 @@ class FeatureRankCallback(ProbeCallback):
         detection: settings of the detector by name, those of :func:`lc_callback.detect_phases`.
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have
+            confirmed them; or ``"tentative"``, all of them at once.
         custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
         max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
             10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
@@ -154,6 +156,7 @@ class FeatureRankCallback(ProbeCallback):
         detection: dict[str, float] | None = None,
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
+        certainty: str = "firm",
         custom_scalars: bool = False,
         max_overhead: float | None = None,
     ) -> None:
@@ -174,6 +177,7 @@ class FeatureRankCallback(ProbeCallback):
             detection=detection,
             on_transition=on_transition,
             stop_after=stop_after,
+            certainty=certainty,
             custom_scalars=custom_scalars,
             max_overhead=max_overhead,
         )

@@ -102,6 +102,8 @@ class LocalComplexityCallback(ProbeCallback):
         detection: settings of the detector by name, see :func:`lc_callback.detect_phases`: ``{"min_prominence": 0.1}``.
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have
+            confirmed them; or ``"tentative"``, all of them at once.
         custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
         method: ``"vertices"``, as the papers define it, or ``"linear"``, by the network's affine piece at each point,
             which costs little more than half and gives the density and all radii at once; see
@@ -155,6 +157,7 @@ class LocalComplexityCallback(ProbeCallback):
         detection: dict[str, float] | None = None,
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
+        certainty: str = "firm",
         custom_scalars: bool = False,
         method: str = "auto",
         max_overhead: float | None = None,
@@ -175,6 +178,7 @@ class LocalComplexityCallback(ProbeCallback):
             detection=detection,
             on_transition=on_transition,
             stop_after=stop_after,
+            certainty=certainty,
             custom_scalars=custom_scalars,
             max_overhead=max_overhead,
         )

@@ -90,6 +90,7 @@ def measure_checkpoints(
             "every_n_epochs",
             "on_transition",
             "stop_after",
+            "certainty",
             "max_overhead",
         } & {*arguments}
         if refused:

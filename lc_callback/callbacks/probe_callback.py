@@ -64,7 +64,16 @@ from lc_callback.reporting.loggers import log_text
 from lc_callback.schedule import Schedule
 from lc_callback.signature import Signature, call_in_words
 from lc_callback.timeline import Panel, Part
-from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn, only_supported
+from lc_callback.transitions import (
+    FIRM,
+    TENTATIVE,
+    Curves,
+    Detector,
+    PhaseEvent,
+    Transition,
+    Turn,
+    only_supported,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,6 +129,8 @@ class ProbeCallback(Callback):
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it, where the
             Trainer's checkpoints go.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have
+            confirmed them; or ``"tentative"``, all of them at once.
         custom_scalars: also write a layout for the tab of that name in TensorBoard, which has all curves of a kind in
             one chart. It replaces any other layout of the run.
         max_overhead: leave out rows while the callback has taken more than this part of the training time: 0.1 is
@@ -179,6 +190,7 @@ class ProbeCallback(Callback):
         detection: dict[str, float] | None = None,
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
+        certainty: str = "firm",
         custom_scalars: bool = False,
         max_overhead: float | None = None,
     ) -> None:
@@ -196,10 +208,13 @@ class ProbeCallback(Callback):
             raise ValueError(f"`stop_after` of {type(self).__name__} must be {possible}, but got {stop_after!r}{near}")
         if on_transition is not None and [*_listed(on_transition)] != ["checkpoint"]:
             raise ValueError(f"`on_transition` must be None or ['checkpoint'], but got {on_transition!r}.")
+        if certainty not in (FIRM, TENTATIVE):
+            raise ValueError(f"`certainty` must be {FIRM!r} or {TENTATIVE!r}, but got {certainty!r}.")
         check_max_overhead(max_overhead)
         self.max_overhead = max_overhead
         self.detection = self.checked_detection(detection)
-        self.on_transition, self.stop_after, self.custom_scalars = on_transition, stop_after, custom_scalars
+        self.on_transition, self.stop_after, self.certainty = on_transition, stop_after, certainty
+        self.custom_scalars = custom_scalars
         if not isinstance(log_key_prefix, str):
             raise ValueError(f"`log_key_prefix` must be a string, but got {log_key_prefix!r}.")
         if submodule is not None and not isinstance(submodule, str):

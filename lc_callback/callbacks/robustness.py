@@ -105,6 +105,8 @@ class PGDRobustnessCallback(ProbeCallback):
             :func:`lc_callback.milestones.find_accuracy_milestones`: ``{"interpolation": 0.95}``.
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
+        certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have
+            confirmed them; or ``"tentative"``, all of them at once.
         custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
         max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
             10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
@@ -155,6 +157,7 @@ class PGDRobustnessCallback(ProbeCallback):
         detection: dict[str, float] | None = None,
         on_transition: list[str] | None = None,
         stop_after: str | None = None,
+        certainty: str = "firm",
         custom_scalars: bool = False,
         max_overhead: float | None = None,
     ) -> None:
@@ -175,6 +178,7 @@ class PGDRobustnessCallback(ProbeCallback):
             detection=detection,
             on_transition=on_transition,
             stop_after=stop_after,
+            certainty=certainty,
             custom_scalars=custom_scalars,
             max_overhead=max_overhead,
         )

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lc_callback.files import ROOM_FOR_PICTURES, check_room, safe_name
 from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text
-from lc_callback.timeline import EventsFile, Part, describe, panel_order, run_sentences, run_summary
-from lc_callback.transitions import PhaseEvent
+from lc_callback.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
+from lc_callback.transitions import TENTATIVE, PhaseEvent, Transition
 
 if TYPE_CHECKING:
     from lc_callback.callbacks.probe_callback import ProbeCallback
@@ -99,7 +99,7 @@ class RunReport:
         log_text(trainer, "timeline/summary", text, step, self._callbacks[-1].warn_of)
         first, *others = sentences or [""]
         known = [found for part in parts for found in part.transitions]
-        marks = [f"{found.kind} at step {found.step:,} ({found.curve}): {found.reason}" for found in known]
+        marks = [f"{marked(found)} at step {place(found)} ({found.curve}): {found.reason}" for found in known]
         for line in filter(None, [first, *marks, *others, *remarks]):
             rank_zero_info(line)
 
@@ -135,7 +135,7 @@ class RunReport:
             return
         names, reasons = [], []
         for callback, events in told:
-            for found in (event.transition for event in events if event.what == "found"):
+            for found in _to_act_on(events, callback.certainty):
                 if callback.on_transition:
                     eps = found.curve.partition("_eps")[2]
                     prefix = safe_name(callback.log_key_prefix)
@@ -151,6 +151,14 @@ class RunReport:
         if reasons and not last:
             rank_zero_info(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
             trainer.should_stop = True
+
+
+def _to_act_on(events: Sequence[PhaseEvent], certainty: str) -> list[Transition]:
+    """Of the transitions of these events those that may be acted on since then."""
+    if certainty == TENTATIVE:
+        return [event.transition for event in events if event.what == "found"]
+    telling = [event for event in events if event.what in ("found", "confirmed")]
+    return [event.transition for event in telling if event.transition.is_settled]
 
 
 def _save(trainer: Any, path: str) -> None:

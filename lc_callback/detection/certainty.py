@@ -10,25 +10,26 @@ from numpy.typing import NDArray
 
 from lc_callback.detection.noisy_fit import NoisyFit, fit_in_noise
 from lc_callback.piecewise import Fit
-from lc_callback.transitions import Turn
+from lc_callback.transitions import FIRM, TENTATIVE, Turn
 
-__all__ = ["FIRM", "TENTATIVE", "Moved", "Read", "graded"]
+__all__ = ["Moved", "Read", "graded"]
 
 Floats = NDArray[np.float64]
-
-FIRM, TENTATIVE = "firm", "tentative"
 
 #: Whether two nodes of a fit differ by a significant change.
 Moved = Callable[[int, int], bool]
 #: Of the nodes and values of a fit: where each kind of transition is, as an index of the nodes.
 Read = Callable[[Floats, Floats, Moved], Mapping[str, int]]
 
-_SURE = 4.5  # standard errors of a change
+_EXTREMES = ("first_descent_end", "migration_start")  # which may be on a floor or on a top
+_SURE = 4.3  # standard errors of a change
 _NEAR = 0.2  # decades, within which both fits have a firm turn
-_FEWEST = 5  # points on a peak or in a valley, beyond half of its height
+_MANY, _FEWEST = 5, 3  # points on a peak or in a valley, beyond half of its height; fewer if all of them are
+_SHARP = 0.8  # decades in which a firm turn lies, but for a floor or a top that it is on
+_AFTER = 3  # points after a firm turn: fewer are no movement
 _CUT = 9.0  # variances: a textbook has 3.8 for 95 %, and covers far less (docs/phases.md)
 _LEAST = 0.1  # decades to each side: the distance of two rows, and the curves are no pieces
-_FLAT = 0.25  # of the steeper slope beside it: a piece that is a part of a floor or of a top
+_FLAT = 0.25  # of the slope on the other side: a piece that is a floor or a top
 
 
 def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, read: Read, least: float) -> list[Turn]:
@@ -46,54 +47,68 @@ def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, rea
         return []
     fit = fit_in_noise(steps, values)
     if fit is None:
-        return [replace(turn, certainty=TENTATIVE) for turn in turns]
-    v = fit.values
+        return [replace(turn, certainty=TENTATIVE, low=turn.x, high=turn.x) for turn in turns]
+    v, first = fit.values, found.values
 
-    def moved(i: int, j: int) -> bool:
+    def stands_out(i: int, j: int) -> bool:
         return abs(v[i] - v[j]) >= max(least, _SURE * fit.error(i, j))
 
-    sure = read(fit.nodes, v, moved)
+    def outruns(i: int, j: int) -> bool:
+        return abs(first[i] - first[j]) >= max(least, _SURE * fit.wandering(found.nodes[i], found.nodes[j]))
+
+    # Beside the noise that fits best, a curve may be so smooth that no noise would do.
+    sure, smooth = read(fit.nodes, v, stands_out), read(found.nodes, first, outruns)
     noise = f"noise of {fit.sigma:.2g}, autocorrelation {fit.rho:.2f}"
+    ends = float(fit.x[0]), float(fit.x[-1])
     result = []
     for turn in turns:
-        at = sure.get(turn.kind)
-        is_firm = at is not None and abs(fit.nodes[at] - turn.x) <= _NEAR and _is_wide(fit, at)
-        if is_firm and at is not None:
-            low, high = _interval(fit, fit.nodes, v, at)
-        else:
-            low, high = _interval(fit, found.nodes, found.values, int(np.abs(found.nodes - turn.x).argmin()))
-        low, high = min(low, turn.x) - _LEAST, max(high, turn.x) + _LEAST
-        certainty = FIRM if is_firm else TENTATIVE
-        result.append(replace(turn, certainty=certainty, low=max(low, float(fit.x[0])), high=min(high, float(fit.x[-1])), noise=noise))
+        nodes, values, at, certainty = found.nodes, first, int(np.abs(found.nodes - turn.x).argmin()), TENTATIVE
+        for others, heights, read_off in ((fit.nodes, v, sure), (found.nodes, first, smooth)):
+            there = read_off.get(turn.kind)
+            if there is not None and _is_at(turn, fit, others, heights, there):
+                nodes, values, at, certainty = others, heights, there, FIRM
+                break
+        low, high = (_interval if turn.kind in _EXTREMES else _region)(fit, nodes, values, at)
+        low, high = max(min(low, turn.x) - _LEAST, ends[0]), min(max(high, turn.x) + _LEAST, ends[1])
+        result.append(replace(turn, certainty=certainty, low=low, high=high, noise=noise))
     return result
 
 
-def _interval(fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> tuple[float, float]:
-    """Where a node may lie; all of a floor or of a top, if it is on one."""
+def _is_at(turn: Turn, fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> bool:
+    """Whether a fit has a turn sharply there, too, that goes on and that no burst of spikes has made."""
+    if abs(float(nodes[at]) - turn.x) > _NEAR or (fit.x > nodes[at]).sum() < _AFTER:
+        return False
     low, high = fit.region(nodes, at, _CUT)
-    if not 0 < at < len(nodes) - 1:
-        return low, high
-    slopes = np.diff(values) / np.diff(nodes)
-    before, after = slopes[at - 1], slopes[at]
-    if before * after < 0 or min(abs(before), abs(after)) < _FLAT * max(abs(before), abs(after)):
-        if abs(before) < _FLAT * abs(after) and at > 1:
-            low = min(low, fit.region(nodes, at - 1, _CUT)[0])
-        if abs(after) < _FLAT * abs(before) and at < len(nodes) - 2:
-            high = max(high, fit.region(nodes, at + 1, _CUT)[1])
+    return high - low <= _SHARP and _is_wide(fit, nodes, values, at)
+
+
+def _region(fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> tuple[float, float]:
+    return fit.region(nodes, at, _CUT)
+
+
+def _interval(fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> tuple[float, float]:
+    """Where an extreme may lie; all of a floor or of a top, if it is on one."""
+    low, high = fit.region(nodes, at, _CUT)
+    slopes = np.abs(np.diff(values) / np.diff(nodes))
+    if at > 1 and at < len(slopes) and slopes[at - 1] < _FLAT * slopes[at]:
+        low = min(low, fit.region(nodes, at - 1, _CUT)[0])
+    if 0 < at < len(slopes) - 1 and slopes[at] < _FLAT * slopes[at - 1]:
+        high = max(high, fit.region(nodes, at + 1, _CUT)[1])
     return low, high
 
 
-def _is_wide(fit: NoisyFit, at: int) -> bool:
-    """Whether enough points lie on the peak or in the valley, if the node is one; a burst of spikes has few."""
-    v = fit.values
-    sign = 1.0 if v[at] >= max(v[max(0, at - 1)], v[min(len(v) - 1, at + 1)]) else -1.0
-    up = sign * v
-    if up[at] < max(up[max(0, at - 1)], up[min(len(v) - 1, at + 1)]) or not 0 < at < len(v) - 1:
+def _is_wide(fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> bool:
+    """Whether enough points lie on the peak or in the valley, if the node is one; a burst of spikes comes and goes."""
+    if not 0 < at < len(nodes) - 1:
+        return True
+    sign = 1.0 if values[at] >= max(values[at - 1], values[at + 1]) else -1.0
+    up = sign * values
+    if up[at] < max(up[at - 1], up[at + 1]):
         return True
     half = up[at] - 0.5 * (up[at] - max(up[:at].min(), up[at + 1 :].min()))
-    beyond = sign * np.interp(fit.x, fit.nodes, v) >= half
-    there = int(np.abs(fit.x - fit.nodes[at]).argmin())
-    outside = np.flatnonzero(~beyond)
+    outside = np.flatnonzero(sign * np.interp(fit.x, nodes, values) < half)
+    there = int(np.abs(fit.x - nodes[at]).argmin())
     left, right = outside[outside < there], outside[outside > there]
-    own = slice(left[-1] + 1 if len(left) else 0, right[0] if len(right) else len(fit.x))
-    return int((sign * fit.y[own] >= half).sum()) >= _FEWEST
+    own = sign * fit.y[left[-1] + 1 if len(left) else 0 : right[0] if len(right) else len(fit.x)]
+    n = int((own >= half).sum())
+    return n >= _MANY or (n >= _FEWEST and n == len(own))

@@ -13,7 +13,7 @@ import numpy as np
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.reporting.notes import Notes
 from lc_callback.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
-from lc_callback.transitions import Curves, Detector, Transition, only_supported, supported
+from lc_callback.transitions import Curves, Detector, Transition, in_order, only_supported
 
 __all__ = ["read_run"]
 
@@ -27,7 +27,7 @@ def read_run(
         folder: log directory of the run, with ``lc/history.csv`` and so on, and ``events.jsonl``.
         measures: the callbacks that may have written there.
         detection: settings of the detectors, each for those that have it: then all transitions are found anew. ``None``
-            takes those that were found in the run, if there is an ``events.jsonl``.
+            takes those that were found in the run, if there is an ``events.jsonl`` and it is not of version 0.1.
 
     Raises:
         ValueError: if there are no rows, or no measure of the run has such a setting.
@@ -57,10 +57,10 @@ def read_run(
             transitions = _detected(measure, prefix, rows, settings)
         else:
             curves = _curves(rows)
-            own_kinds = [t for t in found_then if t.kind in measure.kinds and t.curve in curves]
-            # Version 0.1 wrote transitions that rest on fewer rows. Rows that end before one say nothing about it.
-            kept = supported(own_kinds, curves)
-            transitions = [t for t in own_kinds if t in kept or (curves[t.curve][0] < t.step).all()]
+            transitions = [t for t in found_then if t.kind in measure.kinds and t.curve in curves]
+            if any(t.earliest is None for t in transitions):  # of version 0.1, which graded none
+                beyond = [t for t in transitions if (curves[t.curve][0] < t.step).all()]  # the rows say nothing of them
+                transitions = sorted([*_detected(measure, prefix, rows, settings), *beyond], key=in_order)
         followed = [prefix + key for key in measure.followed([key.removeprefix(prefix) for key in _keys(rows)])]
         find = partial(measure.find, settings=settings)
         part = Part(rows, panels, transitions, followed, prefix, settings, find, group=measure.group)
