@@ -251,10 +251,10 @@ def summary(transitions: Sequence[Transition]) -> str:
     """All that is known, and the leads, as Markdown."""
     if not transitions:
         return "No transition was found."
-    lines = ["| what | certainty | curve | step | known at | why |", "|---|---|---|---:|---:|---|"]
+    lines = ["| what | curve | step | known at | certainty | why |", "|---|---|---:|---:|---|---|"]
     for t in sorted(transitions, key=in_order):
         sure = t.doubts or t.certainty
-        lines.append(f"| {t.kind} | {sure} | {t.curve} | {place(t)} | {t.detected_at:,} | {t.reason} |")
+        lines.append(f"| {t.kind} | {t.curve} | {place(t)} | {t.detected_at:,} | {sure} | {t.reason} |")
     said = [f"- {sentence}" for sentence in leads(transitions)]
     return "\n".join([*lines, *(["", *said] if said else [])])
 

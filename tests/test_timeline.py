@@ -271,8 +271,8 @@ def test_an_event_is_described_in_a_line(what: str, said: str) -> None:
 def test_the_summary_is_a_table_by_step_and_the_leads() -> None:
     text = summary([transition("generalization", 4000, "clean_acc/test"), transition("migration_start", 900)])
     lines = text.splitlines()
-    assert lines[0].count("|") == lines[1].count("|") == 6
-    assert lines[2] == '| migration_start | lc/train | 900 | 1,800 | fell by 3.5, to "1.5" |'
+    assert lines[0].count("|") == lines[1].count("|") == 7
+    assert lines[2] == '| migration_start | lc/train | 900 | 1,800 | firm | fell by 3.5, to "1.5" |'
     assert lines[3].startswith("| generalization | clean_acc/test | 4,000 | 8,000 |")
     assert lines[4] == ""
     assert lines[5].startswith("- region migration began 3,100 steps before")

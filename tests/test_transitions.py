@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from lc_callback.callbacks import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.piecewise import bins_of
-from lc_callback.transitions import Curves, Detector, PhaseEvent, Transition, Turn, dated
+from lc_callback.transitions import TENTATIVE, Curves, Detector, PhaseEvent, Transition, Turn, dated
 
 STEPS = [round(10 ** (k / 10)) for k in range(10, 31)]  # each in a bin of its own
 
@@ -57,27 +58,29 @@ def test_one_look_is_not_enough() -> None:
 def test_two_looks_find_it() -> None:
     detector, events = run([], [turn(10)], [turn(10)])
     assert told(events) == [("found", STEPS[2], 10)]
-    assert events[0].transition == Transition("bend", 10, STEPS[2], 1.0, 0.5, "seen", "loss")
+    assert events[0].transition == Transition(
+        "bend", 10, STEPS[2], 1.0, 0.5, "seen", "loss", earliest=10, latest=10, provisional=True
+    )
     assert detector.transitions == [events[0].transition]
 
 
 def test_what_is_told_is_not_told_again() -> None:
-    assert len(run(*[[turn(10)]] * 8)[1]) == 1
+    assert told(run(*[[turn(10)]] * 8)[1]) == [("found", STEPS[1], 10), ("confirmed", STEPS[2], 10)]
 
 
 def test_a_small_move_is_no_event_and_a_large_one_is() -> None:
-    _, events = run([turn(100)], [turn(100)], [turn(130)], [turn(130)], [turn(145)], [turn(145)])
-    assert told(events) == [("found", STEPS[1], 100), ("moved", STEPS[4], 145)]
+    _, events = run([turn(100)], [turn(100)], [turn(130)], [turn(130)], [turn(190)], [turn(190)])
+    assert told(events) == [("found", STEPS[1], 100), ("confirmed", STEPS[2], 130), ("moved", STEPS[4], 190)]
 
 
 def test_many_small_moves_are_told_when_they_add_up() -> None:
-    _, events = run(*[[turn(step)] for step in (100, 110, 121, 133, 146, 161)])
-    assert told(events) == [("found", STEPS[1], 110), ("moved", STEPS[5], 161)]
+    _, events = run(*[[turn(step)] for step in (100, 110, 121, 133, 146, 161, 177)])
+    assert told(events) == [("found", STEPS[1], 110), ("confirmed", STEPS[2], 121), ("moved", STEPS[6], 177)]
 
 
-@pytest.mark.parametrize(("step", "events"), [(4, 1), (5, 2)])
-def test_two_steps_are_no_move_however_early(step: int, events: int) -> None:
-    assert len(run([turn(2)], [turn(2)], [turn(step)], [turn(step)])[1]) == events
+@pytest.mark.parametrize(("step", "what"), [(4, "confirmed"), (5, "moved")])
+def test_two_steps_are_no_move_however_early(step: int, what: str) -> None:
+    assert [event.what for event in run([turn(2)], [turn(2)], [turn(step)], [turn(step)])[1]] == ["found", what]
 
 
 def test_withdrawn_as_it_was() -> None:
@@ -94,10 +97,10 @@ def test_found_again_after_it_was_withdrawn() -> None:
 
 
 def test_updated_only_at_the_end() -> None:
-    looks = [turn(100)], [turn(100)], [turn(110, value=2.0)]
-    assert len(run(*looks)[1]) == 1
+    looks = [turn(100)], [turn(100)], [turn(100)], [turn(110, value=2.0)]
+    assert len(run(*looks)[1]) == 2
     detector, events = run(*looks, finish=True)
-    assert told(events) == [("found", STEPS[1], 100), ("updated", STEPS[2], 110)]
+    assert told(events) == [("found", STEPS[1], 100), ("confirmed", STEPS[2], 100), ("updated", STEPS[3], 110)]
     assert events[-1].transition == detector.transitions[0]
     assert events[-1].transition.value == 2.0
 
@@ -106,7 +109,9 @@ def test_kinds_and_curves_are_told_apart() -> None:
     one, other, another = turn(10), turn(20, kind="twist"), turn(30, curve="gain")
     detector, events = run([one, other, another], [another, other, one], [one, another])
     assert sorted(told(events)) == sorted(
-        [("found", STEPS[1], s) for s in (10, 20, 30)] + [("withdrawn", STEPS[2], 20)]
+        [("found", STEPS[1], s) for s in (10, 20, 30)]
+        + [("confirmed", STEPS[2], s) for s in (10, 30)]
+        + [("withdrawn", STEPS[2], 20)]
     )
     assert [t.step for t in detector.transitions] == [10, 30]
 
@@ -144,7 +149,8 @@ def test_finish_does_not_look_twice() -> None:
     script = Script([turn(10)])
     detector = Detector(script)
     detector.update(1000, {"loss": 0.0})
-    assert detector.finish() == []  # a second look at the same row bears nothing out
+    assert told(detector.finish()) == [("found", 1000, 10)]
+    assert detector.transitions[0].provisional  # a second look at the same row confirms nothing
     assert script.asked == 1
 
 
@@ -152,13 +158,69 @@ def test_finish_without_rows() -> None:
     assert Detector(Script([turn(10)])).finish() == []
 
 
+def test_what_the_last_row_shows_is_told_and_provisional() -> None:
+    for n in range(1, 5):
+        detector, events = run(*[[]] * (5 - n), *[[turn(10)]] * n, finish=True)
+        assert [event.what for event in events] == (["found"] if n < 3 else ["found", "confirmed"])
+        assert [t.provisional for t in detector.transitions] == [n < 3]
+        assert events[0].at == STEPS[4 if n == 1 else 6 - n]
+
+
 def test_finishing_is_no_look_of_a_run_that_goes_on() -> None:
     detector = Detector(lambda curves: [turn(10)] if curves["loss"][0][-1] > 1000 else [])
     for step in (1000, 1001):
         detector.update(step, {"loss": 0.0})
-    assert detector.finish() == []
-    assert detector.update(2000, {"loss": 0.0}) == []
-    assert told(detector.update(3000, {"loss": 0.0})) == [("found", 3000, 10)]
+    assert told(detector.finish()) == [("found", 1001, 10)]
+    for step in (2000, 3000):  # neither taken back nor told again
+        assert detector.update(step, {"loss": 0.0}) == []
+        assert detector.transitions[0].provisional
+    assert told(detector.update(4000, {"loss": 0.0})) == [("confirmed", 4000, 10)]
+
+
+# How sure
+
+
+def unsure(step: int) -> Turn:
+    return replace(turn(step), certainty=TENTATIVE)
+
+
+@pytest.mark.parametrize(
+    ("looks", "whats"),
+    [
+        ([10, 10, 10], ["found", "confirmed"]),
+        ([-10, -10, -10, -10], ["found"]),  # tentative throughout
+        ([-10, -10, 10, 10], ["found"]),  # firm, in two looks
+        ([-10, -10, 10, 10, 10], ["found", "confirmed"]),
+        ([10, 10, 10, -10], ["found", "confirmed", "doubted"]),
+        ([10, 10, 10, -10, 10], ["found", "confirmed", "doubted"]),
+        ([10, 10, 10, -10, 10, 10, 10], ["found", "confirmed", "doubted", "confirmed"]),
+        ([10, 10, -10, -10], ["found"]),  # it was never told to be sure
+        ([10, 10, 10, 100, 100, 100], ["found", "confirmed", "moved", "confirmed"]),
+        ([10, 10, 10, 0], ["found", "confirmed", "withdrawn"]),
+    ],
+)
+def test_a_transition_is_confirmed_by_three_firm_looks(looks: list[int], whats: list[str]) -> None:
+    seen = [[] if step == 0 else [turn(step)] if step > 0 else [unsure(-step)] for step in looks]
+    assert [event.what for event in run(*seen)[1]] == whats
+
+
+def test_what_keeps_a_transition_from_being_settled_is_said() -> None:
+    for looks, doubts in (
+        ([turn(10)] * 3, ""),
+        ([turn(10)] * 2, "provisional"),
+        ([unsure(10)] * 3, "tentative"),
+        ([unsure(10)] * 2, "tentative, provisional"),
+    ):
+        (found,) = run(*[[look] for look in looks])[0].transitions
+        assert (found.doubts, found.is_settled) == (doubts, not doubts)
+        assert repr(found).endswith(f", {doubts})" if doubts else "value=1)")
+
+
+def test_the_interval_is_in_steps_and_holds_the_step() -> None:
+    wide = replace(turn(100), low=math.log10(81), high=math.log10(151), noise="noise of 1")
+    (found,) = run([wide], [wide])[0].transitions
+    assert (found.interval, found.noise) == ((80, 150), "noise of 1")
+    assert Transition("bend", 10, 20, 1.0, 1.0, "").interval == (10, 10)
 
 
 # Rows
@@ -285,7 +347,7 @@ def detector_of(group: str, known: dict[str, list[Turn]]) -> Detector:
 def plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(type(key) is str and plain(item) for key, item in value.items())
-    return all(map(plain, value)) if type(value) is list else type(value) in (str, int, float)
+    return all(map(plain, value)) if type(value) is list else type(value) in (str, int, float, bool)
 
 
 @pytest.mark.parametrize("group", MEASURES)
