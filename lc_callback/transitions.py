@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +39,7 @@ Curves = Mapping[str, tuple[Floats, Floats]]
 # Within so many decades or steps a transition is the same as before.
 _SAME_DECADES, _SAME_STEPS = 0.15, 2
 _CONFIRMING_LOOKS = 3  # in succession, after which a transition is no longer provisional
+_DOUBTING_LOOKS = 4  # in succession, after which a settled one is tentative again
 _FEWEST_BEFORE = 4  # rows of its curve that a transition needs before it: what fewer show may be chance
 
 
@@ -115,9 +115,9 @@ class PhaseEvent:
     """What a new row changed in the transitions that are known.
 
     Attributes:
-        what: ``"found"``; ``"confirmed"``, when it is firm and no longer provisional; ``"doubted"``, when it no longer
-            is firm; ``"withdrawn"``; ``"moved"``, by more than 0.15 decades since it was last told; or, at the end of a
-            run, ``"updated"``, if its numbers have changed otherwise.
+        what: ``"found"``; ``"confirmed"``, when it is firm and no longer provisional; ``"doubted"``, when four looks in
+            succession have not seen it firm; ``"withdrawn"``; ``"moved"``, by more than 0.15 decades since it was last
+            told; or, at the end of a run, ``"updated"``, if its numbers have changed otherwise.
         at: step of the row.
         transition: as it is now; or the one that was withdrawn, as it was.
     """
@@ -153,8 +153,8 @@ class Turn:
         """The step, of which ``x`` is the logarithm."""
         return _step(self.x)
 
-    def seen_by(self, looks: int, detected_at: int) -> Transition:
-        """As so many looks in succession saw it, in its certainty."""
+    def known_since(self, detected_at: int, certainty: str, provisional: bool) -> Transition:
+        """The transition that it is."""
         return Transition(
             self.kind,
             self.step,
@@ -163,11 +163,11 @@ class Turn:
             self.prominence,
             self.reason,
             self.curve,
-            certainty=self.certainty,
+            certainty=certainty,
             earliest=self.step if self.low is None else _step(self.low),
             latest=self.step if self.high is None else _step(self.high),
             noise=self.noise,
-            provisional=looks < _CONFIRMING_LOOKS,
+            provisional=provisional,
         )
 
     def same(self, other: Turn) -> bool:
@@ -236,13 +236,20 @@ def dated(
                 break
             here.append((step, same))
         if is_over or turn.name in before or turn.name in known:
-            transitions.append(turn.seen_by(_as_sure(here), here[-2:][0][0]))
+            sure = _sure_after([look.certainty == FIRM for _, look in reversed(here)])
+            is_firm = sure or turn.certainty == FIRM
+            provisional = not sure if is_firm else len(here) < _CONFIRMING_LOOKS
+            transitions.append(turn.known_since(here[-2:][0][0], FIRM if is_firm else TENTATIVE, provisional))
     return sorted(transitions, key=in_order)
 
 
-def _as_sure(here: Sequence[tuple[int, Turn]]) -> int:
-    """In how many looks, from the last one back, it was at least as sure as in the last."""
-    return sum(1 for _ in takewhile(lambda look: here[0][1].certainty in (TENTATIVE, look[1].certainty), here))
+def _sure_after(looks: Sequence[bool]) -> bool:
+    """Whether a transition is settled after looks that saw it firm or not: some confirm it, more have to doubt it."""
+    is_sure, firm, doubtful = False, 0, 0
+    for is_firm in looks:
+        firm, doubtful = (firm + 1, 0) if is_firm else (0, doubtful + 1)
+        is_sure = firm >= _CONFIRMING_LOOKS or (is_sure and doubtful < _DOUBTING_LOOKS)
+    return is_sure
 
 
 def in_order(found: Transition) -> tuple[int, bool, str, str]:
@@ -333,15 +340,14 @@ class Detector:
         for name, new in by_name.items():
             old = self._told.get(name)
             if old is None:
-                events.append(PhaseEvent("found", at, new))
-            elif not _close(new.step, old.step):
-                events.append(PhaseEvent("moved", at, new))
-            elif new.is_settled and not old.is_settled:
-                events.append(PhaseEvent("confirmed", at, new))
-            elif old.is_settled and not new.is_firm:
-                events.append(PhaseEvent("doubted", at, new))
-            elif last and new != old:
-                events.append(PhaseEvent("updated", at, new))
+                whats = ["found"]
+            else:
+                whats = [
+                    *(["moved"] if not _close(new.step, old.step) else []),
+                    *(["confirmed"] if new.is_settled and not old.is_settled else []),
+                    *(["doubted"] if old.is_settled and not new.is_firm else []),
+                ] or (["updated"] if last and new != old else [])
+            events += [PhaseEvent(what, at, new) for what in whats]
         for event in events:
             name = event.transition.kind, event.transition.curve
             if event.what == "withdrawn":

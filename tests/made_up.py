@@ -77,7 +77,12 @@ MADE_UP = {"lc": MadeUpComplexity, "robustness": MadeUpRobustness, "rank": MadeU
 
 
 def made_up(kind: str = "lc", curves: Mapping[str, Curve] | None = None, really: bool = False, **arguments: Any) -> Any:
-    few = {"n_probes": 4, "test_probes": points(seed=1), **({"eps": 0.1} if kind == "robustness" else {})}
+    few = {
+        "n_probes": 4,
+        "test_probes": points(seed=1),
+        "certainty": "tentative",  # so that what acts does so at once
+        **({"eps": 0.1} if kind == "robustness" else {}),
+    }
     callback = MADE_UP[kind](**{**few, **arguments})
     callback.curves, callback.really = {**callback.curves, **(curves or {})}, really
     return callback

@@ -54,7 +54,7 @@ def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, rea
         return abs(v[i] - v[j]) >= max(least, _SURE * fit.error(i, j))
 
     def outruns(i: int, j: int) -> bool:
-        return abs(first[i] - first[j]) >= max(least, _SURE * fit.wandering(found.nodes[i], found.nodes[j]))
+        return abs(first[i] - first[j]) >= max(least, _SURE * fit.wandering(found.nodes, first, min(i, j), max(i, j)))
 
     # Beside the noise that fits best, a curve may be so smooth that no noise would do.
     sure, smooth = read(fit.nodes, v, stands_out), read(found.nodes, first, outruns)

@@ -62,18 +62,18 @@ class NoisyFit:
         c = self.covariances
         return math.sqrt(max(float((c[:, i, i] + c[:, j, j] - 2 * c[:, i, j]).max()), 0.0))
 
-    def wandering(self, start: float, end: float) -> float:
-        """How far noise of any autocorrelation would lead from one place to another, as a standard deviation.
+    def wandering(self, nodes: Floats, values: Floats, i: int, j: int) -> float:
+        """How far noise of any autocorrelation would lead from one node of a fit to another, as a standard deviation.
 
         The most that neighbouring points allow: a random walk, whose steps differ from one another as much as those of
-        the curve do.
+        the curve's distances from the fit do.
         """
-        first, last = np.searchsorted(self.x, [start, end])
-        i, j = max(0, int(first) - _AROUND), min(len(self.x), int(last) + _AROUND)
-        bends = np.diff(self.inlying[i:j], n=2)
+        start, end = (int(k) for k in np.searchsorted(self.x, [nodes[i], nodes[j]]))
+        around = slice(max(0, start - _AROUND), end + _AROUND)
+        bends = np.diff(self.inlying[around] - np.interp(self.x[around], nodes, values), n=2)
         if not len(bends):
             return math.inf
-        return math.sqrt(float((bends**2).mean()) / 2 * max(1, int(last - first)))
+        return math.sqrt(float((bends**2).mean()) / 2 * max(1, end - start))
 
     @cached_property
     def _search(self) -> HingeSearch:

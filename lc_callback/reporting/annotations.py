@@ -39,6 +39,8 @@ _DONE = 0.95  # of its movement: there a phase ends whose end was not found; wha
 _FLAT = 0.15  # of its movement: as much as a curve varies before it begins
 _SNAP = 0.1  # decades: a phase that ends so near to the last row goes on to it
 _TOO_FAR = 1.0  # times the room of all other rows, above them: a lone row there is cut off
+_BAND = 0.08  # opacity of an interval
+_HOLLOW = 2.6  # width of a tentative line in points, white within
 _NUMBERS_AT = 0.945  # of the height of a panel
 _ALIKE = 0.1  # of a value: one that differs by less is not told beside it
 #: Rows that are cut off, whose values are told in one panel; of more only the farthest.
@@ -60,13 +62,13 @@ class Span:
 
 
 def phase_spans(transitions: Sequence[Transition], rows: Sequence[Mapping[str, float]]) -> list[Span]:
-    """The phases of local complexity, each only as long as the curve moves.
+    """The phases of local complexity, between firm transitions, each only as long as the curve moves.
 
     Args:
         transitions: of one part.
         rows: of the same.
     """
-    found = {t.kind: t for t in transitions if t.kind in _PHASES}
+    found = {t.kind: t for t in transitions if t.kind in _PHASES and t.is_firm}
     if not found:
         return []
     descent, rise, start, end = (found[kind].step if kind in found else None for kind in _PHASES)
@@ -140,7 +142,7 @@ def draw_spans(ax: Axes, spans: Sequence[Span], layout: Layout, named: bool) -> 
 
 @dataclass(frozen=True)
 class Marker:
-    """A line at a step, for all transitions of one curve there.
+    """A line at a step, for all transitions of one curve there that are alike in what they are sure of.
 
     Attributes:
         number: counts the markers of all panels in the order of their steps.
@@ -148,6 +150,7 @@ class Marker:
         curve: key of the curve.
         kinds: of the transitions.
         part: what has the curve.
+        found: one of the transitions.
     """
 
     number: int
@@ -155,6 +158,7 @@ class Marker:
     curve: str
     kinds: tuple[str, ...]
     part: Part
+    found: Transition
 
     def is_of(self, part: Part, panel: Panel) -> bool:
         """Whether the panel has its curve."""
@@ -167,28 +171,37 @@ class Marker:
 
     @property
     def lines(self) -> list[str]:
-        """What it says, for the key: ``["3  robustness onset (eps 0.1): 700"]``, or a line for each kind."""
+        """What it says, for the key: ``["3  robustness onset (eps 0.1): 700"]``, or a line for each kind.
+
+        The kind of a tentative one has a question mark, the step of a provisional one a ``~``.
+        """
         eps = self.curve.partition("_eps")[2]
         names = [kind.replace("_", " ") for kind in self.kinds]
-        names[-1] += (f" (eps {eps})" if eps else "") + f": {self.step:,}"
+        sure = "" if self.found.is_firm else "?"
+        names[-1] += f"{sure}{f' (eps {eps})' if eps else ''}: {'~' if self.found.provisional else ''}{self.step:,}"
         return [f"{self.number}  {names[0]}", *(f"    {name}" for name in names[1:])]
 
 
 def number(parts: Sequence[Part]) -> list[Marker]:
     """The markers of all panels, numbered in the order of their steps."""
-    kinds: dict[tuple[int, str, int], list[str]] = {}
+    alike: dict[tuple[int, str, int, str], list[Transition]] = {}
     for i, part in enumerate(parts):
         drawn = {key for panel in part.panels for key in panel.keys}
         for found in sorted((t for t in part.transitions if t.curve in drawn), key=in_order):
-            kinds.setdefault((found.step, found.curve, i), []).append(found.kind)
-    places = sorted(kinds, key=lambda place: place[0])
+            alike.setdefault((found.step, found.curve, i, found.doubts), []).append(found)
+    places = sorted(alike, key=lambda place: place[0])
     return [
-        Marker(n, step, curve, tuple(kinds[step, curve, i]), parts[i]) for n, (step, curve, i) in enumerate(places, 1)
+        Marker(n, place[0], place[1], tuple(t.kind for t in alike[place]), parts[place[2]], alike[place][0])
+        for n, place in enumerate(places, 1)
     ]
 
 
 def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], layout: Layout) -> list[Any]:
-    """A numbered line at each marker of the panel, a thin one at each of others. Returns those of the key."""
+    """A numbered line at each marker of the panel, a thin one at each of others. Returns those of the key.
+
+    A marker of the panel has a band for its interval; a tentative one has two thin lines, hollow between, and a number
+    without a frame.
+    """
     at = ax.transAxes.inverted().transform(ax.transData.transform([(m.step, 0) for m in markers] or [(0, 0)]))[:, 0]
     size = 0.95 * layout.small
     widths = [(extent(f"{m.number}", size) + size / 72) / layout.inner for m in markers]
@@ -200,6 +213,11 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
         if own:
             style = "-" if marker.is_phase else "--"
             line = ax.axvline(marker.step, color=colour, linewidth=1, linestyle=style, zorder=2.2)
+            if marker.found.is_firm:
+                ax.axvspan(*marker.found.interval, color=colour, alpha=_BAND, linewidth=0, zorder=0.5, gid="interval")
+            else:
+                line.set_linewidth(_HOLLOW)
+                ax.axvline(marker.step, color="white", linewidth=_HOLLOW - 1.4, zorder=2.3, gid="hollow")
             line.set_label("\n".join(marker.lines))
             entries.append(line)
         else:
@@ -214,7 +232,7 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
             va="center",
             fontsize=size,
             color="black" if own else "0.5",
-            bbox=box if own else None,
+            bbox=box if own and marker.found.is_firm else None,
             zorder=5,
             gid="number",
         )

@@ -124,7 +124,7 @@ def test_nothing_is_saved_where_a_transition_moves_or_is_withdrawn(tmp_path: Pat
     both = {"on_transition": ["checkpoint"], "every_n_train_steps": 1}
     callbacks = [made_up(curves={"lc/train": HESITATES}, **both), made_up("robustness", **both)]
     fit(tmp_path, *callbacks)
-    assert {event.what for callback in callbacks for event in callback.events} >= {"withdrawn", "moved"}
+    assert {event.what for callback in callbacks for event in callback.events} >= {"withdrawn", "confirmed"}
     assert [event.transition.kind for event in found(callbacks[0])].count("migration_start") == 2
     assert saved(tmp_path / "checkpoints") == named(*callbacks)
 
@@ -163,6 +163,27 @@ def test_the_training_stops_where_the_transition_is_found(kind: str, after: str,
     assert trainer.state.finished
 
 
+@pytest.mark.parametrize(("kind", "after"), STOPS)
+def test_what_acts_waits_until_a_transition_is_firm_and_confirmed(kind: str, after: str, tmp_path: Path) -> None:
+    curves = {"lc/train": WITH_FLOOR} if after == "ascent_start" else {}
+    options = {"stop_after": after, "on_transition": ["checkpoint"], "every_n_train_steps": 1, "curves": curves}
+    callback = made_up(kind, certainty="firm", **options)
+    trainer = fit(tmp_path, callback)
+    first, settled = (
+        next(event.at for event in callback.events if event.transition.kind == after and event.what == what)
+        for what in ("found", "confirmed")
+    )
+    assert first < settled == trainer.global_step < STEPS
+    expected = {event.at for event in callback.events if event.what == "confirmed"}
+    assert {*saved(tmp_path / "checkpoints").values()} == expected
+
+
+@pytest.mark.parametrize("certainty", ["sure", "", None, True, ["firm"]])
+def test_a_certainty_is_firm_or_tentative(certainty: Any) -> None:
+    with pytest.raises(ValueError, match="`certainty` must be 'firm' or 'tentative', but got "):
+        made_up(certainty=certainty)
+
+
 @pytest.mark.parametrize(("kind", "after"), [("lc", "migration_start"), ("robustness", "robustness_onset")])
 def test_a_withdrawal_or_a_move_stops_nothing(kind: str, after: str, tmp_path: Path) -> None:
     options = {"every_n_train_steps": 1, "on_transition": ["checkpoint"]}
@@ -172,7 +193,9 @@ def test_a_withdrawal_or_a_move_stops_nothing(kind: str, after: str, tmp_path: P
     (_, first), *later = [(e.what, e.at) for e in whole.events if e.transition.kind == after and e.what != "updated"]
     (path,) = (tmp_path / "checkpoints").glob(f"{after}*-step={first}.ckpt")
     trainer = fit(tmp_path / "on", resumed, resume=path)
-    assert later[0][0] == ("withdrawn" if kind == "lc" else "moved")
+    assert (
+        {what for what, _ in later} & {"moved", "confirmed"} if kind == "robustness" else ("withdrawn" in dict(later))
+    )
     assert trainer.global_step == next((at for what, at in later if what == "found"), STEPS)
 
 
@@ -276,7 +299,7 @@ trainer:
       init_args: {arguments}
 """
 ARGUMENTS = """{every_n_train_steps: 1, n_probes: 4, detection: {min_prominence: 0.2, flatness: 0.3},
-        on_transition: [checkpoint], stop_after: migration_start, custom_scalars: true}"""
+        on_transition: [checkpoint], stop_after: migration_start, certainty: tentative, custom_scalars: true}"""
 
 
 def test_a_yaml_file_names_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +367,8 @@ def three_runs(folder: str) -> None:
 
         stopping.measure = differing
         trainer = fit(f"{folder}/{name}", stopping, made_up("robustness", on_transition=["checkpoint"]), **own)
-        seen = [event.at for event in stopping.events if event.transition.kind == "migration_start"]
+        starts = [event for event in stopping.events if event.transition.kind == "migration_start"]
+        seen = [(event.at, event.transition.step) for event in starts]
         ended[name] = trainer.global_step, seen
     Path(folder, "full").mkdir(exist_ok=True)
     Path(folder, "full", "checkpoints").write_text("a file where a folder should be")
@@ -371,7 +395,7 @@ def test_two_processes_stop_at_the_step_of_the_first(name: str, ranks: Any) -> N
     folder, (first, second) = ranks
     step, seen = first[name]
     assert second[name][0] == step < STEPS
-    assert seen == [step]
+    assert [at for at, _ in seen] == [step]
     assert second[name][1] != seen  # or nothing would be shown
     (file,) = (folder / name).rglob("lc/history.csv")
     assert int(file.read_text().splitlines()[-1].split(",")[0]) == step
