@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lc_callback.detection.certainty import Moved, graded
 from lc_callback.detection.monotone import rising
+from lc_callback.detection.noisy_fit import Noise
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.phases import PHASE_SETTINGS, changes, first_steep, least_change, significant
 from lc_callback.piecewise import binned, bins_of, fit
@@ -227,7 +228,9 @@ def check_accuracy_settings(settings: Mapping[str, float]) -> dict[str, float]:
     return dict(settings)
 
 
-def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping[str, float]) -> list[Turn]:
+def find_rank_turns(
+    curve: str, steps: Floats, values: Floats, settings: Mapping[str, float], noise: Noise | None = None
+) -> list[Turn]:
     """Where the rank of a layer begins to fall, to rise again, and to fall again.
 
     Read off the fit of :func:`lc_callback.phases.detect_phases`, whose settings apply: ``rank_descent`` is the
@@ -250,7 +253,7 @@ def find_rank_turns(curve: str, steps: Floats, values: Floats, settings: Mapping
             f"the fitted curve, steeply from here; significant is {tolerance:.3g}"
         )
         turns.append(Turn(kind, float(found.nodes[begin]), float(v[begin]), change, reason, curve))
-    return graded(turns, found, steps, values, read, least_change(found, settings))
+    return graded(turns, found, steps, values, read, least_change(found, settings), noise)
 
 
 def _rank_moves(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, tuple[int, int, int]]:

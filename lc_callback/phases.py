@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lc_callback.detection.certainty import Moved, graded
+from lc_callback.detection.noisy_fit import Noise
 from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.piecewise import Fit, fit
 from lc_callback.transitions import Detector, PhaseEvent, Transition, Turn, only_supported
@@ -180,8 +181,10 @@ def check_phase_settings(settings: Mapping[str, float]) -> dict[str, float]:
     return dict(settings)
 
 
-def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], curve: str = "") -> list[Turn]:
-    """The turns of :func:`detect_phases` that all values so far show."""
+def find_phases(
+    steps: Floats, values: Floats, settings: Mapping[str, float], curve: str = "", noise: Noise | None = None
+) -> list[Turn]:
+    """The turns of :func:`detect_phases` that all values so far show; ``noise`` if it is known."""
     found = fit(steps, values)
     if found is None:
         return []
@@ -206,7 +209,7 @@ def find_phases(steps: Floats, values: Floats, settings: Mapping[str, float], cu
             slowly = f"{settings['flatness']:g} of its steepest, on the fitted curve"
             reason = f"fell by {prominence:.3g} to {v[at]:.3g}, then no faster than {slowly}"
         turns.append(Turn(kind, float(nodes[at]), float(v[at]), float(prominence), reason, curve))
-    return graded(turns, found, steps, values, read, least_change(found, settings))
+    return graded(turns, found, steps, values, read, least_change(found, settings), noise)
 
 
 def _read(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, int]:

@@ -39,7 +39,7 @@ Curves = Mapping[str, tuple[Floats, Floats]]
 # Within so many decades or steps a transition is the same as before.
 _SAME_DECADES, _SAME_STEPS = 0.15, 2
 _CONFIRMING_LOOKS = 3  # in succession, after which a transition is no longer provisional
-_DOUBTING_LOOKS = 4  # in succession, after which a settled one is tentative again
+_DOUBTING_LOOKS = 5  # in succession, after which a settled one is tentative again
 _FEWEST_BEFORE = 4  # rows of its curve that a transition needs before it: what fewer show may be chance
 
 
@@ -115,7 +115,7 @@ class PhaseEvent:
     """What a new row changed in the transitions that are known.
 
     Attributes:
-        what: ``"found"``; ``"confirmed"``, when it is firm and no longer provisional; ``"doubted"``, when four looks in
+        what: ``"found"``; ``"confirmed"``, when it is firm and no longer provisional; ``"doubted"``, when five looks in
             succession have not seen it firm; ``"withdrawn"``; ``"moved"``, by more than 0.15 decades since it was last
             told; or, at the end of a run, ``"updated"``, if its numbers have changed otherwise.
         at: step of the row.

@@ -193,16 +193,16 @@ def unsure(step: int) -> Turn:
         ([-10, -10, 10, 10, 10], ["found", "confirmed"]),
         ([10, 10, 10, *[-10] * 3], ["found", "confirmed"]),
         ([10, 10, 10, *[-10] * 3, 10, *[-10] * 3], ["found", "confirmed"]),
-        ([10, 10, 10, *[-10] * 4], ["found", "confirmed", "doubted"]),
-        ([10, 10, 10, *[-10] * 4, 10, 10], ["found", "confirmed", "doubted"]),
-        ([10, 10, 10, *[-10] * 4, 10, 10, 10], ["found", "confirmed", "doubted", "confirmed"]),
+        ([10, 10, 10, *[-10] * 5], ["found", "confirmed", "doubted"]),
+        ([10, 10, 10, *[-10] * 5, 10, 10], ["found", "confirmed", "doubted"]),
+        ([10, 10, 10, *[-10] * 5, 10, 10, 10], ["found", "confirmed", "doubted", "confirmed"]),
         ([10, 10, -10, -10], ["found"]),  # it was never told to be sure
         ([10, 10, 10, 100, 100, 100], ["found", "confirmed", "moved", "confirmed"]),
         ([10, 10, 10, 0], ["found", "confirmed", "withdrawn"]),
         ([110, 110, -120, -130, 140, 141, 156], ["found", "moved", "confirmed"]),  # at the same look
     ],
 )
-def test_three_firm_looks_confirm_a_transition_and_four_others_doubt_it(looks: list[int], whats: list[str]) -> None:
+def test_three_firm_looks_confirm_a_transition_and_five_others_doubt_it(looks: list[int], whats: list[str]) -> None:
     seen = [[] if step == 0 else [turn(step)] if step > 0 else [unsure(-step)] for step in looks]
     assert [event.what for event in run(*seen)[1]] == whats
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_callback.detection.noisy_fit import NoisyFit, fit_in_noise
+from lc_callback.detection.noisy_fit import Noise, NoisyFit, fit_in_noise
 from lc_callback.piecewise import Fit
 from lc_callback.transitions import FIRM, TENTATIVE, Turn
 
@@ -32,7 +32,15 @@ _LEAST = 0.1  # decades to each side: the distance of two rows, and the curves a
 _FLAT = 0.25  # of the slope on the other side: a piece that is a floor or a top
 
 
-def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, read: Read, least: float) -> list[Turn]:
+def graded(
+    turns: Sequence[Turn],
+    found: Fit,
+    steps: Floats,
+    values: Floats,
+    read: Read,
+    least: float,
+    noise: Noise | None = None,
+) -> list[Turn]:
     """The turns with their certainty and the interval that each may lie in.
 
     Args:
@@ -42,10 +50,11 @@ def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, rea
         values: ``(N,)``, finite.
         read: how turns are read off a fit.
         least: what a change must be, however little noise there is.
+        noise: if it is known, as that of the mean of several runs.
     """
     if not turns:
         return []
-    fit = fit_in_noise(steps, values)
+    fit = fit_in_noise(steps, values, noise)
     if fit is None:
         return [replace(turn, certainty=TENTATIVE, low=turn.x, high=turn.x) for turn in turns]
     v, first = fit.values, found.values
@@ -58,7 +67,7 @@ def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, rea
 
     # Beside the noise that fits best, a curve may be so smooth that no noise would do.
     sure, smooth = read(fit.nodes, v, stands_out), read(found.nodes, first, outruns)
-    noise = f"noise of {fit.sigma:.2g}, autocorrelation {fit.rho:.2f}"
+    assumed = f"noise of {fit.sigma:.2g}, autocorrelation {fit.rho:.2f}"
     ends = float(fit.x[0]), float(fit.x[-1])
     result = []
     for turn in turns:
@@ -70,7 +79,7 @@ def graded(turns: Sequence[Turn], found: Fit, steps: Floats, values: Floats, rea
                 break
         low, high = (_interval if turn.kind in _EXTREMES else _region)(fit, nodes, values, at)
         low, high = max(min(low, turn.x) - _LEAST, ends[0]), min(max(high, turn.x) + _LEAST, ends[1])
-        result.append(replace(turn, certainty=certainty, low=low, high=high, noise=noise))
+        result.append(replace(turn, certainty=certainty, low=low, high=high, noise=assumed))
     return result
 
 

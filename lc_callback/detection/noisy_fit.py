@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lc_callback.detection.hinges import HingeSearch, design
 from lc_callback.piecewise import binned
 
-__all__ = ["NoisyFit", "fit_in_noise"]
+__all__ = ["Noise", "NoisyFit", "fit_in_noise"]
 
 Floats = NDArray[np.float64]
 
@@ -25,6 +25,19 @@ _FLOOR = 1e-4  # of the range squared: residuals below are perfect
 _FAR, _FAR_FLOOR = 7.0, 0.3  # typical distances from the median of five, and part of the range, of an outlier
 _AROUND = 3  # points on either side that tell how much a curve wavers
 _LOCAL = 8  # a part of so many of the points has a variance of its own
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise that is known, such as that of the mean of several runs.
+
+    Attributes:
+        sigmas: ``(N,)``, standard deviation at each step.
+        rho: autocorrelation of neighbouring rows.
+    """
+
+    sigmas: Floats
+    rho: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,7 @@ class NoisyFit:
         x: ``(N,)``, the points.
         y: ``(N,)``, as they are.
         inlying: ``(N,)``, without outliers.
+        scales: ``(N,)``, standard deviations of the points in parts of ``sigma``; ``None`` if they are alike.
     """
 
     nodes: Floats
@@ -51,6 +65,7 @@ class NoisyFit:
     x: Floats
     y: Floats
     inlying: Floats
+    scales: Floats | None = None
 
     @property
     def slopes(self) -> Floats:
@@ -77,7 +92,7 @@ class NoisyFit:
 
     @cached_property
     def _search(self) -> HingeSearch:
-        return HingeSearch(self.x, self.inlying, [self.rho])
+        return HingeSearch(self.x, self.inlying, [self.rho], self.scales)
 
     def region(self, nodes: Floats, at: int, cut: float) -> tuple[float, float]:
         """From where to where a knot may lie: there the squares are at most ``cut`` variances above the least.
@@ -98,12 +113,13 @@ class NoisyFit:
         return float(min(inside[0], nodes[at])), float(max(inside[-1], nodes[at]))
 
 
-def fit_in_noise(steps: Floats, values: Floats) -> NoisyFit | None:
+def fit_in_noise(steps: Floats, values: Floats, noise: Noise | None = None) -> NoisyFit | None:
     """Fit a curve; knots and the autocorrelation of its noise are chosen together by an information criterion.
 
     Args:
         steps: ``(N,)``, increasing.
         values: ``(N,)``, finite.
+        noise: if it is known; else it is taken from the residuals.
 
     Returns:
         ``None`` for fewer than eight points (bins), or points that are all equal.
@@ -120,6 +136,8 @@ def fit_in_noise(steps: Floats, values: Floats) -> NoisyFit | None:
     if len(x) < _FEWEST or y.max() == y.min():
         return None
     base, scale = float(y.min()), float(np.ptp(y))
+    if noise is not None:
+        return _fit_in_known_noise(x, y, binned(steps, noise.sigmas)[1], noise.rho)
     unit = _without_outliers((y - base) / scale)
     knots = _cheapest(x, unit)
     nodes = np.array([x[0], *knots, x[-1]])
@@ -127,6 +145,34 @@ def fit_in_noise(steps: Floats, values: Floats) -> NoisyFit | None:
     rho, sigma, covariances, coefficients = _noise(design(x, knots), unit)
     spread = scale**2 * (at @ covariances @ at.T)
     return NoisyFit(nodes, base + scale * (at @ coefficients), scale * sigma, rho, spread, x, y, base + scale * unit)
+
+
+def _fit_in_known_noise(x: Floats, y: Floats, sigmas: Floats, rho: float) -> NoisyFit:
+    """Knots by the information criterion for noise that is known; the mean of several runs has no outliers."""
+    n, search = len(x), HingeSearch(x, y, [rho], sigmas)
+    best, knots = np.inf, np.empty(0)
+    for squares, places in search.fits():
+        cost = squares[0] / (1 - rho**2) + _PENALTY * (2 * places.shape[1] + 2) * math.log(n)
+        if cost < best:
+            best, knots = float(cost), search.grid[places[0]]
+    nodes, columns = np.array([x[0], *knots, x[-1]]), design(x, knots)
+    w, new = (_whitened(some, rho) for some in (columns / sigmas[:, None], y / sigmas))
+    inverse = np.linalg.inv(w.T @ w)
+    coefficients = inverse @ (w.T @ new)
+    # Where the pieces fit worse than the noise would have it, they are the noise.
+    misfit = float(((new - w @ coefficients) ** 2).sum()) / max(1, n - 2 * len(knots) - 2)
+    at, sigma = design(nodes, knots), float(np.sqrt((sigmas**2).mean()))
+    covariance = max(1 - rho**2, misfit) * (at @ inverse @ at.T)
+    scales = sigmas / sigma
+    return NoisyFit(nodes, at @ coefficients, sigma, rho, covariance[None], x, y, y, scales)
+
+
+def _whitened(z: Floats, rho: float) -> Floats:
+    """What is new at each row, if its noise has this autocorrelation with that of the row before."""
+    new = z.copy()
+    new[1:] -= rho * z[:-1]
+    new[0] *= math.sqrt(1 - rho**2)
+    return new
 
 
 def _without_outliers(y: Floats) -> Floats:
@@ -173,19 +219,13 @@ def _noise(design: Floats, y: Floats) -> tuple[float, float, Floats, Floats]:
     weights = _PRIOR * np.exp(likelihoods - likelihoods.max())
     alike = ((weights / weights.sum() * variances)[:, None, None] * inverses).sum(0)
 
-    def whitened(z: Floats) -> Floats:
-        new = z.copy()
-        new[1:] -= rho * z[:-1]
-        new[0] *= math.sqrt(1 - rho**2)
-        return new
-
     wide = 2 * max(3, len(y) // _LOCAL) + 1
-    squares = whitened(y - design @ coefficients[best]) ** 2
+    squares = _whitened(y - design @ coefficients[best], rho) ** 2
     ones = np.ones(wide)
     local = (
         np.convolve(squares, ones)[wide // 2 :][: len(y)] / np.convolve(np.ones_like(y), ones)[wide // 2 :][: len(y)]
     )
-    w = whitened(design)
+    w = _whitened(design, rho)
     changing = inverses[best] @ (w.T * local) @ w @ inverses[best]
     changing *= alike.trace() / (variances[best] * inverses[best].trace())
     return rho, math.sqrt(variances[best] / (1 - rho**2)), np.stack([alike, changing]), coefficients[best]
