@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lc_callback.callbacks.comparison import compare_runs
     from lc_callback.callbacks.feature_rank import FeatureRankCallback
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
     from lc_callback.callbacks.partition import SplinePartitionCallback
@@ -22,6 +23,7 @@ __all__ = [
     "SplinePartitionCallback",
     "Transition",
     "__version__",
+    "compare_runs",
     "detect_phases",
 ]
 
@@ -32,6 +34,7 @@ _HOMES = {
     "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
     "SplinePartitionCallback": "lc_callback.callbacks.partition",
     "PhaseDetector": "lc_callback.phases",
+    "compare_runs": "lc_callback.callbacks.comparison",
     "Transition": "lc_callback.phases",
     "detect_phases": "lc_callback.phases",
 }

@@ -1,4 +1,4 @@
-"""``python -m lc_callback``: the timeline of a finished run, and the rows of a run that never had the callbacks."""
+"""``python -m lc_callback``: the timeline of a finished run, several runs compared, and the rows of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lc_callback import __version__
 from lc_callback.callbacks import MEASURES
 from lc_callback.callbacks.checkpoints import allowing
+from lc_callback.callbacks.comparison import compare_runs
 from lc_callback.callbacks.offline import measure_checkpoints
 from lc_callback.reporting.figure import WIDTH, save
 from lc_callback.reporting.run_dir import read_run
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
-        _report(args) if args.command == "report" else _measure(args)
+        {"report": _report, "compare": _compare, "measure": _measure}[args.command](args)
     except (ValueError, TypeError, MisconfigurationException, OSError) as error:
         parser.exit(2, f"error: {' '.join(str(error).split())}\n")
 
@@ -54,6 +55,28 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME=VALUE",
         help="find the transitions anew with these settings, such as min_prominence=0.1 or interpolation=0.95",
+    )
+    compare = commands.add_parser(
+        "compare", help="the mean curves of several runs, and where each transition is in how many of them"
+    )
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="log directories")
+    compare.add_argument(
+        "--pattern",
+        metavar="GLOB",
+        help="names, or ends of names, that tell the runs of one group apart; default: seed*, version_*, run_*",
+    )
+    compare.add_argument(
+        "--output",
+        type=Path,
+        nargs="+",
+        default=[Path("compare.png")],
+        help="picture (.png, .pdf, .svg) and tables (.csv, .md, .tex) to write; default: compare.png",
+    )
+    compare.add_argument(
+        "--width", type=float, help="of the picture in inches, such as 6.8 for a page; default: 5 for each group"
+    )
+    compare.add_argument(
+        "--detection", nargs="+", metavar="NAME=VALUE", help="find the transitions anew with these settings"
     )
     measure = commands.add_parser("measure", help="measure the checkpoints of a run that never had the callbacks")
     measure.add_argument("--checkpoints", type=Path, required=True, help="folder with the *.ckpt of one run")
@@ -96,6 +119,14 @@ def _report(args: argparse.Namespace) -> None:
     except Exception as error:  # of whatever is in the files
         raise ValueError(f"{args.run_dir} cannot be reported on ({type(error).__name__}: {error}).") from error
     print(f"{text}\n\nfigure: {path}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    detection = None if args.detection is None else _pairs(args.detection, "--detection")
+    comparison = compare_runs(args.runs, pattern=args.pattern, detection=detection)
+    for path in args.output:
+        comparison.save(path, args.width)
+    print(f"{comparison.table()}\nwritten: {', '.join(map(str, args.output))}")
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 _FEWEST = 3  # runs whose differences tell the noise; of two they tell little
 _WINDOW = 9  # rows over which the spread is smoothed
+_ROUNDING = 1e-9  # of the values
 _MOST = 0.95  # autocorrelation
 
 
@@ -68,17 +69,24 @@ def pool(curves: Sequence[tuple[Floats, Floats]]) -> Pooled:
     mean = np.nanmean(values, axis=0)
     differences = values - mean
     squares = np.nansum(differences**2, axis=0) / np.maximum(counts - 1, 1)
-    noise = _noise(differences, squares, counts) if len(curves) >= _FEWEST and len(steps) else None
+    noise = (
+        _noise(differences, squares, counts, float(np.abs(mean).max()))
+        if len(curves) >= _FEWEST and len(steps)
+        else None
+    )
     return Pooled(steps, mean, np.sqrt(squares), counts, noise)
 
 
-def _noise(differences: Floats, squares: Floats, counts: NDArray[np.int64]) -> Noise | None:
-    """Of the mean: what the runs differ by, smoothed along the curve and divided by the root of their number."""
+def _noise(differences: Floats, squares: Floats, counts: NDArray[np.int64], size: float) -> Noise | None:
+    """Of the mean: what the runs differ by, smoothed along the curve and divided by the root of their number.
+
+    ``None`` if they do not differ by more than a rounding of values of this ``size``.
+    """
     window = np.ones(min(_WINDOW, len(squares)))
     half = len(window) // 2
     sums, weights = (np.convolve(some, window)[half:][: len(squares)] for some in (squares, np.ones_like(squares)))
     variances = sums / weights / counts
-    if not variances.max() > 0:
+    if variances.max() <= (_ROUNDING * size) ** 2:
         return None
     unit = np.nan_to_num(differences / np.sqrt(np.maximum(sums / weights, 1e-12 * (sums / weights).max())))
     rho = float((unit[:, 1:] * unit[:, :-1]).sum() / max(float((unit[:, :-1] ** 2).sum()), 1e-12))

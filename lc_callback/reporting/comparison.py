@@ -1,0 +1,398 @@
+"""Several runs beside each other: mean curves with their spread, and where each transition is in how many of them."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lc_callback.detection.seeds import Pooled, pool
+from lc_callback.milestones import RANK_KINDS, find_rank_turns
+from lc_callback.phases import PHASE_KINDS, find_phases
+from lc_callback.reporting.run_dir import read_run
+from lc_callback.timeline import Measure, Panel, Part, place
+from lc_callback.transitions import Curves, Transition, Turn, in_order, supported
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PATTERNS", "Comparison", "Found", "Group", "compare"]
+
+#: Names of folders that tell runs of one group apart.
+PATTERNS = ("seed*", "version_*", "run_*")
+_HEADER = ("group", "what", "curve", "runs", "median", "range", "mean curve")
+_MOST_THIN = 12  # runs that are drawn one by one behind their mean
+
+
+@dataclass(frozen=True)
+class Found:
+    """A kind of transition in the runs of a group.
+
+    Attributes:
+        kind, curve: which.
+        steps: of the runs in which it is firm, in their order.
+        n_runs: how many runs have the curve.
+        of_mean: the transition of the mean curve, if that shows it.
+    """
+
+    kind: str
+    curve: str
+    steps: tuple[int, ...]
+    n_runs: int
+    of_mean: Transition | None = None
+
+    @property
+    def median(self) -> float:
+        """Median step of the runs that show it; NaN if none does."""
+        return float(np.median(self.steps)) if self.steps else math.nan
+
+    @property
+    def share(self) -> str:
+        """Such as ``"4 of 5 runs"``."""
+        return f"{len(self.steps)} of {self.n_runs} runs"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are alike but for their seed.
+
+    Attributes:
+        name: of the group.
+        runs: their log directories.
+        pooled: mean and spread of each followed curve, by key.
+        found: the transitions, in the order of their steps.
+        curves: of each run, by key.
+    """
+
+    name: str
+    runs: tuple[Path, ...]
+    pooled: Mapping[str, Pooled]
+    found: tuple[Found, ...]
+    curves: Mapping[str, Sequence[tuple[Any, Any]]] = field(repr=False, default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, and what to show of them.
+
+    Attributes:
+        groups: in the order in which they were given.
+        panels: what is drawn, from above.
+    """
+
+    groups: tuple[Group, ...]
+    panels: tuple[Panel, ...] = field(repr=False, default=())
+
+    def table(self, form: str = "markdown") -> str:
+        """Where each transition is, in how many runs, and where in the mean curve.
+
+        Args:
+            form: ``"markdown"``, ``"csv"`` or ``"latex"`` (for the package booktabs).
+
+        Raises:
+            ValueError: for another form.
+        """
+        writers = {"markdown": _markdown, "csv": _csv, "latex": _latex}
+        if form not in writers:
+            raise ValueError(f"`form` must be one of {[*writers]}, but got {form!r}.")
+        return writers[form]([_HEADER, *(_cells(group, found) for group in self.groups for found in group.found)])
+
+    def plot(self, width: float | None = None) -> tuple[Figure, Any]:
+        """Draw the groups beside each other.
+
+        Args:
+            width: of the figure in inches; by default 5 for each group.
+
+        Returns:
+            The figure and its axes ``(n_panels, n_groups)``.
+        """
+        from matplotlib.figure import Figure
+
+        figure = Figure((width or 5.0 * len(self.groups), 2.4 * max(1, len(self.panels))), layout="constrained")
+        return figure, _draw(figure, self)
+
+    def save(self, path: Path | str, width: float | None = None) -> None:
+        """Write the picture, by the suffix of ``path``: PNG, PDF or SVG; or the table: CSV, Markdown or LaTeX.
+
+        Raises:
+            ValueError: if the suffix is another one.
+        """
+        path = Path(path)
+        forms = {".csv": "csv", ".md": "markdown", ".tex": "latex"}
+        suffix = path.suffix.lower()
+        if suffix in forms:
+            path.write_text(self.table(forms[suffix]), encoding="utf-8")
+        elif suffix in (".png", ".pdf", ".svg"):
+            self.plot(width)[0].savefig(path, dpi=150)
+        else:
+            raise ValueError(f"{path} must end with .png, .pdf, .svg, .csv, .md or .tex.")
+
+
+def compare(
+    runs: Sequence[Path | str] | Mapping[str, Sequence[Path | str]],
+    measures: Sequence[type[Measure]],
+    pattern: str | None = None,
+    detection: Mapping[str, float] | None = None,
+) -> Comparison:
+    """Compare runs from the files in their log directories.
+
+    Args:
+        runs: log directories, which are grouped by their names; or by the name of their group.
+        measures: the callbacks that may have written there.
+        pattern: of the names, or ends of names, that tell runs of one group apart, such as ``"seed_*"``.
+        detection: settings of the detectors, to find all transitions anew.
+
+    Raises:
+        ValueError: if there is no run, one is given twice, or one has no rows.
+    """
+    groups = _grouped(runs, pattern)
+    read = {path: read_run(path, measures, detection) for paths in groups.values() for path in paths}
+    _warn_of_radii(read)
+    kinds = {kind: measure for measure in measures for kind in measure.kinds}
+    made = [_group(name, [read[path] for path in paths], tuple(paths), kinds) for name, paths in groups.items()]
+    shown = {key for group in made for key in group.pooled}
+    panels: dict[str, Panel] = {}
+    for parts in read.values():
+        for panel in (panel for part in parts for panel in part.panels):
+            lines = {name: key for name, key in panel.lines.items() if key in shown}
+            if lines:
+                before = panels.get(panel.label, panel)
+                panels[panel.label] = replace(before, lines={**before.lines, **lines})
+    kept = [replace(p, lines={n: key for n, key in p.lines.items() if key in shown}) for p in panels.values()]
+    return Comparison(tuple(made), tuple(kept))
+
+
+# Groups
+
+
+def _grouped(runs: Any, pattern: str | None) -> dict[str, list[Path]]:
+    if isinstance(runs, Mapping):
+        groups = {str(name): [Path(path) for path in paths] for name, paths in runs.items()}
+    elif isinstance(runs, (str, Path)):
+        raise ValueError(f"`runs` must be a list of log directories, but got {str(runs)!r}.")
+    else:
+        paths = [Path(path) for path in runs]
+        names = [_group_of(path, (pattern,) if pattern else PATTERNS) for path in paths]
+        if pattern and not any(name != path for name, path in zip(names, paths, strict=True)):
+            raise ValueError(f"`pattern` {pattern!r} fits no name in {', '.join(map(str, paths))}.")
+        groups = {}
+        for short, path in zip(_shortened(names), paths, strict=True):
+            groups.setdefault(short, []).append(path)
+    every = [path.resolve() for paths in groups.values() for path in paths]
+    if not every or not all(groups.values()):
+        raise ValueError("`runs` must have at least one log directory in each group.")
+    twice = sorted({str(path) for path in every if every.count(path) > 1})
+    if twice:
+        raise ValueError(f"`runs` has {', '.join(twice)} twice.")
+    return groups
+
+
+def _group_of(path: Path, patterns: Sequence[str]) -> Path:
+    """The path without what tells runs of one group apart: a folder's name, or the end of one."""
+    kept = []
+    for part in path.parts:
+        if any(fnmatch.fnmatchcase(part, pattern) for pattern in patterns):
+            continue
+        for pattern in patterns:
+            end = re.search(rf"[-_.]?(?:{fnmatch.translate(pattern)})", part)
+            if end and end.start() > 0:
+                part = part[: end.start()]
+                break
+        kept.append(part)
+    return Path(*kept)
+
+
+def _shortened(names: Sequence[Path]) -> list[str]:
+    """Without the folders that all of them have."""
+    parts = [name.parts for name in names]
+    common = 0
+    while len({*parts}) > 1 and all(len(p) > common + 1 for p in parts) and len({p[common] for p in parts}) == 1:
+        common += 1
+    if len({*parts}) == 1:
+        common = max(0, len(parts[0]) - 1)
+    return ["/".join(p[common:]) or "runs" for p in parts]
+
+
+def _group(name: str, runs: Sequence[Sequence[Part]], paths: tuple[Path, ...], kinds: Mapping[str, Any]) -> Group:
+    curves: dict[str, list[tuple[Any, Any]]] = {}
+    in_runs: dict[tuple[str, str], list[int]] = {}
+    settled: dict[str, tuple[Part, str]] = {}  # of each curve a part that has it, and its key there without prefix
+    for parts in runs:
+        for part in parts:
+            seen = part.seen()
+            for key, (steps, values) in seen.curves.items():
+                curves.setdefault(part.prefix + key, []).append((steps, values))
+                settled.setdefault(part.prefix + key, (part, key))
+            for t in part.transitions:
+                at = in_runs.setdefault((t.kind, t.curve), [])
+                if t.is_firm:
+                    at.append(t.step)
+    pooled = {key: pool(own) for key, own in curves.items()}
+    of_mean = {(t.kind, t.curve): t for t in _of_means(pooled, settled)}
+    found = [
+        Found(kind, curve, tuple(in_runs.get((kind, curve), [])), len(curves[curve]), of_mean.get((kind, curve)))
+        for kind, curve in dict.fromkeys([*in_runs, *of_mean])
+        if kind in kinds and curve in curves
+    ]
+    found = [one for one in found if one.steps or (one.of_mean is not None and one.of_mean.is_firm)]
+    return Group(name, paths, pooled, tuple(sorted(found, key=_place_of)), curves)
+
+
+def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[Part, str]]) -> list[Transition]:
+    """The transitions of the mean curves."""
+    turns: list[tuple[str, Turn, int]] = []
+    prefixes = dict.fromkeys(part.prefix for part, _ in settled.values())
+    for prefix in prefixes:
+        groups: dict[str, dict[str, str]] = {}
+        for full, (part, key) in settled.items():
+            if part.prefix == prefix:
+                groups.setdefault(_measure_of(part), {})[key] = full
+        for keys in groups.values():
+            part = settled[next(iter(keys.values()))][0]
+            curves: Curves = {key: (pooled[full].steps, pooled[full].mean) for key, full in keys.items()}
+            shown = _shown(part, curves, {key: pooled[full] for key, full in keys.items()})
+            turns += [(prefix, turn, int(curves[turn.curve][0][-1])) for turn in supported(shown, curves)]
+    made = [
+        replace(turn.known_since(last, turn.certainty, provisional=False), curve=prefix + turn.curve)
+        for prefix, turn, last in turns
+    ]
+    return sorted(made, key=in_order)
+
+
+def _measure_of(part: Part) -> str:
+    return ",".join(sorted(part.settings)) + ",".join(sorted({key.split("/")[0] for key in part.followed}))
+
+
+def _shown(part: Part, curves: Curves, pooled: Mapping[str, Pooled]) -> list[Turn]:
+    """What the mean curves show; of phases and ranks with the noise that the runs' differences tell."""
+    if part.find is None:
+        return []
+    shown = part.find(curves)
+    known: dict[str, list[Turn]] = {}
+    for curve in {turn.curve for turn in shown}:
+        noise = pooled[curve].noise
+        own = {turn.kind for turn in shown if turn.curve == curve}
+        if noise is None:
+            continue
+        if own <= {*PHASE_KINDS}:
+            known[curve] = find_phases(*curves[curve], part.settings, curve, noise)
+        elif own <= {*RANK_KINDS}:
+            known[curve] = find_rank_turns(curve, *curves[curve], part.settings, noise)
+    return [turn for turn in shown if turn.curve not in known] + [turn for some in known.values() for turn in some]
+
+
+def _place_of(found: Found) -> float:
+    return found.median if found.steps else float(found.of_mean.step) if found.of_mean is not None else math.inf
+
+
+def _warn_of_radii(read: Mapping[Path, Sequence[Part]]) -> None:
+    """Local complexity is comparable at one radius only."""
+    radii: dict[str, dict[float, Path]] = {}
+    for path, parts in read.items():
+        for row in (row for part in parts for row in part.rows[:1]):
+            for key, value in row.items():
+                if key.rpartition("/")[2].startswith("lc_radius") or key.startswith("lc_radius"):
+                    radii.setdefault(key, {}).setdefault(float(f"{value:.6g}"), path)
+    for key, by_radius in radii.items():
+        if len(by_radius) > 1:
+            told = ", ".join(f"{radius:g} in {path}" for radius, path in by_radius.items())
+            warnings.warn(
+                f"`{key}` differs between the runs ({told}): local complexity is comparable at one radius only. Pass "
+                "`radius=` with one of these numbers to all of them.",
+                stacklevel=3,
+            )
+
+
+# Tables
+
+
+def _cells(group: Group, found: Found) -> tuple[str, ...]:
+    steps = found.steps
+    span = f"{min(steps):,} to {max(steps):,}" if len(steps) > 1 else ""
+    mean = ""
+    if found.of_mean is not None:
+        mean = place(found.of_mean) + ("" if found.of_mean.is_firm else ", tentative")
+    return (group.name, found.kind, found.curve, found.share, f"{found.median:,.0f}" if steps else "", span, mean)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    header, *others = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [header, ["---"] * 4 + ["---:"] * 3, *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[cell.replace(",", "") for cell in row] for row in rows])
+    return text.getvalue()
+
+
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def _latex(rows: Sequence[Sequence[str]]) -> str:
+    def escaped(cell: str) -> str:
+        return "".join(_SPECIAL.get(c, rf"\{c}" if c in "#$%&_{}" else c) for c in cell)
+
+    header, *others = (f"{' & '.join(map(escaped, row))} \\\\" for row in rows)
+    body = [r"\begin{tabular}{llllrrr}", r"\toprule", header, r"\midrule", *others, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(body) + "\n"
+
+
+# Picture
+
+
+def _draw(figure: Figure, comparison: Comparison) -> Any:
+    n = max(1, len(comparison.panels)), len(comparison.groups)
+    axes = figure.subplots(*n, sharex=True, sharey="row", squeeze=False)
+    last = max((float(p.steps[-1]) for group in comparison.groups for p in group.pooled.values()), default=1.0)
+    for i, panel in enumerate(comparison.panels):
+        for j, group in enumerate(comparison.groups):
+            _draw_panel(axes[i, j], panel, group)
+        axes[i, 0].set_ylabel(panel.label)
+    for j, group in enumerate(comparison.groups):
+        runs = "1 run" if len(group.runs) == 1 else f"{len(group.runs)} runs"
+        axes[0, j].set_title(f"{group.name} ({runs})", loc="left", parse_math=False)
+        axes[-1, j].set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes[-1, j].set_xlim(0, max(last, 2))
+        axes[-1, j].set_xlabel("optimizer steps")
+    return axes
+
+
+def _draw_panel(ax: Any, panel: Panel, group: Group) -> None:
+    for name, key in panel.lines.items():
+        if key not in group.pooled:
+            continue
+        mean, colour = group.pooled[key], panel.colour_of(key)
+        ax.plot(mean.steps, mean.mean, color=colour, label=name, zorder=3)
+        if len(group.runs) > 1:
+            low, high = mean.mean - mean.spread, mean.mean + mean.spread
+            ax.fill_between(mean.steps, low, high, color=colour, alpha=0.2, linewidth=0)
+            for steps, values in group.curves[key][:_MOST_THIN]:
+                ax.plot(steps, values, color=colour, alpha=0.3, linewidth=0.5, zorder=2)
+    for found in group.found:
+        colour = panel.colour_of(found.curve)
+        if found.curve not in panel.keys:
+            continue
+        of_mean = found.of_mean
+        at = of_mean.step if of_mean is not None else found.median
+        is_firm = of_mean is not None and of_mean.is_firm
+        ax.axvline(at, color=colour, linewidth=1.2 if is_firm else 2.6, linestyle="--", zorder=2.2)
+        if of_mean is not None and is_firm:
+            ax.axvspan(*of_mean.interval, color=colour, alpha=0.08, linewidth=0)
+        else:
+            ax.axvline(at, color="white", linewidth=1.2, zorder=2.3)  # hollow
+        text = f"{found.kind.replace('_', ' ')} ({found.share})"
+        ax.text(at, 0.98, text, rotation=90, va="top", ha="right", fontsize=6, transform=ax.get_xaxis_transform())
+    if panel.lines:
+        ax.legend(fontsize=7, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
