@@ -149,7 +149,7 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
         found.append(Turn(kind, rise.x, rise.value, rise.height, reason, curve, certainty, rise.low, rise.high, noise))
 
     def is_late(earlier: Rise, later: Rise) -> bool:
-        return later.x - earlier.x >= math.log10(settings["delay"]) + _A_ROW / 2
+        return later.x - earlier.x >= math.log10(settings["delay"]) + _A_ROW
 
     def risen(key: str, share: float) -> Rise | None:
         return rise_of(curves, key, share, settings["min_rise"])

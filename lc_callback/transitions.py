@@ -224,7 +224,7 @@ def dated(
     Args:
         seen: what was seen at each look, with the step of the look, in order.
         known: names of those that one look is enough for.
-        is_over: whether no other look is to come, so that what the last one shows is all there is to say.
+        is_over: whether no other look is to come, so that what the last one alone shows is said if it is firm.
     """
     transitions = []
     before = {turn.name for turn in seen[-2][1]} if len(seen) >= 2 else set()
@@ -235,7 +235,7 @@ def dated(
             if same is None:
                 break
             here.append((step, same))
-        if is_over or turn.name in before or turn.name in known:
+        if (is_over and turn.certainty == FIRM) or turn.name in before or turn.name in known:
             sure = _sure_after([look.certainty == FIRM for _, look in reversed(here)])
             is_firm = sure or turn.certainty == FIRM
             provisional = not sure if is_firm else len(here) < _CONFIRMING_LOOKS
@@ -262,7 +262,7 @@ class Detector:
 
     It looks when a row opens a new bin of :func:`lc_callback.piecewise.bins_of`, of which there are twenty to the
     decade of steps, and when the run is over (:meth:`finish`). What two looks in succession show is known, and
-    provisional until a third one confirms it. When the run is over, what the last row shows is known, too.
+    provisional until a third one confirms it. When the run is over, what the last row shows firmly is known, too.
 
     Args:
         find: what a set of rows shows, whatever came before.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from lc_callback.reporting.annotations import phase_spans
 from lc_callback.reporting.figure import draw, image, save
 from lc_callback.timeline import Panel, Part
 from lc_callback.transitions import Transition
@@ -641,3 +643,42 @@ def test_nothing_of_pyplot_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     pyplot.close(mine)
     image(full())
     assert pyplot.get_fignums() == []
+
+
+# How sure a marker is
+
+SURE = {
+    "firm": ({"earliest": 60, "latest": 90}, "1  first descent end: 70", True, False),
+    "provisional": ({"earliest": 60, "latest": 90, "provisional": True}, "1  first descent end: ~70", True, False),
+    "tentative": ({"earliest": 30, "latest": 90, "certainty": "tentative"}, "1  first descent end?: 70", False, True),
+    "neither": (
+        {"earliest": 30, "latest": 90, "certainty": "tentative", "provisional": True},
+        "1  first descent end?: ~70",
+        False,
+        True,
+    ),
+    "without an interval": ({}, "1  first descent end: 70", False, False),
+}
+
+
+@pytest.mark.parametrize(("grade", "entry", "has_band", "is_hollow"), SURE.values(), ids=SURE)
+def test_a_firm_marker_has_its_interval_and_a_tentative_one_is_hollow(
+    grade: dict[str, Any], entry: str, has_band: bool, is_hollow: bool
+) -> None:
+    values = {0: 5, 10: 4, 70: 1, 200: 3, 900: 4}
+    rows = [{"step": float(step), "lc/train": float(value)} for step, value in values.items()]
+    found = replace(transition("first_descent_end", 70, "lc/train"), **grade)
+    figure = Figure((10, 4))
+    (ax,) = draw(figure, [Part(rows, [Panel("LC", {"train": "lc/train"})], [found])])
+    bands = [patch.get_x() for patch in ax.patches if patch.get_gid() == "interval"]
+    assert bands == ([60] if has_band else [])
+    assert len([line for line in ax.lines if line.get_gid() == "hollow"]) == is_hollow
+    assert entry in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_phases_are_shaded_between_firm_transitions_only() -> None:
+    values = {0: 5, 10: 4, 70: 1, 200: 3, 900: 4}
+    rows = [{"step": float(step), "lc/train": float(value)} for step, value in values.items()]
+    found = transition("first_descent_end", 70, "lc/train")
+    assert phase_spans([found], rows) != []
+    assert phase_spans([replace(found, certainty="tentative")], rows) == []

@@ -85,7 +85,7 @@ def graded(
 
 def _is_at(turn: Turn, fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> bool:
     """Whether a fit has a turn sharply there, too, that goes on and that no burst of spikes has made."""
-    if abs(float(nodes[at]) - turn.x) > _NEAR or (fit.x > nodes[at]).sum() < _AFTER:
+    if abs(float(nodes[at]) - turn.x) > _NEAR or (fit.x > max(nodes[at], turn.x)).sum() < _AFTER:
         return False
     low, high = fit.region(nodes, at, _CUT)
     return high - low <= _SHARP and _is_wide(fit, nodes, values, at)

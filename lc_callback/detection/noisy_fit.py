@@ -187,7 +187,7 @@ def _cheapest(x: Floats, y: Floats) -> Floats:
     """The knots that the information criterion prefers."""
     n, rhos = len(x), np.array(_RHOS)
     search = HingeSearch(x, y, _RHOS)
-    floor = _FLOOR * float(np.ptp(y)) ** 2 * (1 - rhos) ** 2
+    floor = _FLOOR * (float(np.ptp(y)) ** 2 or 1.0) * (1 - rhos) ** 2  # all alike but for the outliers
     best, chosen = np.inf, np.empty(0)
     for squares, knots in search.fits():
         parameters = 2 * knots.shape[1] + 2

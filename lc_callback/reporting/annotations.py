@@ -213,11 +213,12 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
         if own:
             style = "-" if marker.is_phase else "--"
             line = ax.axvline(marker.step, color=colour, linewidth=1, linestyle=style, zorder=2.2)
-            if marker.found.is_firm:
-                ax.axvspan(*marker.found.interval, color=colour, alpha=_BAND, linewidth=0, zorder=0.5, gid="interval")
-            else:
+            earliest, latest = marker.found.interval
+            if not marker.found.is_firm:
                 line.set_linewidth(_HOLLOW)
                 ax.axvline(marker.step, color="white", linewidth=_HOLLOW - 1.4, zorder=2.3, gid="hollow")
+            elif earliest < latest:
+                ax.axvspan(earliest, latest, color=colour, alpha=_BAND, linewidth=0, zorder=0.5, gid="interval")
             line.set_label("\n".join(marker.lines))
             entries.append(line)
         else:

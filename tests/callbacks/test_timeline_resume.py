@@ -98,7 +98,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Path]:
         train(folder, callbacks)
     told = Told.by(callbacks, folder)
     whats = {event.what for events in told.events for event in events}
-    assert whats == {"found", "moved", "withdrawn", "updated"}  # or too little would be shown
+    assert whats == {"found", "confirmed", "withdrawn", "updated"}  # or too little would be shown
     return told, folder
 
 
@@ -176,7 +176,7 @@ def test_the_state_is_plain_and_small(whole: Any) -> None:
         assert state["events"]
         assert state["detector"]["seen"]
         known = {name: part for name, part in state.items() if name not in ("arrays", "extra")}
-        assert types(known) <= {dict, list, str, int, float, type(None)}
+        assert types(known) <= {dict, list, str, int, float, bool, type(None)}
         assert len(str(state["detector"])) < 40_000
 
 

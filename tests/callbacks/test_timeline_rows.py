@@ -147,11 +147,16 @@ def test_the_events_of_the_file_are_those_of_the_callback(kind: str, run: Run) -
 def test_a_line_of_the_file_names_when_what_and_why(run: Run) -> None:
     lines = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
     assert {tuple(line) for line in lines} == {
-        ("at", "what", "kind", "step", "detected_at", "value", "prominence", "reason", "curve")
+        (
+            *("at", "what", "kind", "step", "detected_at", "value", "prominence", "reason", "curve"),
+            *("certainty", "earliest", "latest", "noise", "provisional"),
+        )
     }
     assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
     descent = next(line for line in lines if line["kind"] == "first_descent_end")
     assert (descent["what"], descent["curve"], descent["step"]) == ("found", "lc/train", 4)
+    assert (descent["certainty"], descent["provisional"]) == ("firm", True)
+    assert descent["earliest"] <= 4 <= descent["latest"]
 
 
 @pytest.mark.parametrize("kind", MADE_UP)
@@ -169,9 +174,10 @@ def test_the_summary_has_all_transitions_and_leads(run: Run) -> None:
     (summary,) = texts(run.files, "timeline/summary").values()
     for callback in run.callbacks.values():
         for found in callback.transitions:
-            assert (
-                f"| {found.kind} | {found.curve} | {found.step:,} | {found.detected_at:,} | {found.reason} |" in summary
-            )
+            place = f"{'~' if found.provisional else ''}{found.step:,} ({found.earliest:,} to {found.latest:,})"
+            sure = found.doubts or "firm"
+            assert f"| {found.kind} | {found.curve} | {place} | {found.detected_at:,} | {sure} | " in summary
+            assert found.reason in summary
     assert "region migration began" in summary.split("\n\n")[-1]
     assert "before accuracy under attack (eps 0.1)" in summary
 
