@@ -280,7 +280,8 @@ def _interpolation(curves: Curves, level: float) -> list[Turn]:
     x, value = float(np.log10(steps[reached[0]] + 1)), float(values[reached[0]])
     reason = f"reached {value:.4g}, at least {level:g}"
     at = int(reached[0])
-    place = float(np.log10(steps[max(0, at - 1)] + 1)), min(x + _A_ROW, float(np.log10(steps[-1] + 1)))
+    before, first, last = (float(np.log10(steps[i] + 1)) for i in (max(0, at - 1), 0, -1))
+    place = max(before - _A_ROW, first), min(x + _A_ROW, last)
     certainty = FIRM if np.median(values[at:]) >= level else TENTATIVE
     return [Turn("interpolation", x, value, value - float(values[0]), reason, "clean_acc/train", certainty, *place)]
 

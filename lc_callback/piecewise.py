@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lc_callback.detection.hinges import HingeSearch, design
 
 __all__ = ["Fit", "bins_of", "fit"]
 
@@ -16,8 +16,6 @@ Floats = NDArray[np.float64]
 Knots = tuple[float, ...]
 
 _BINS = 20  # a decade of steps is seen in so many points at most
-_MOST_KNOTS = 5
-_SHORTEST = 0.15  # decades between two knots
 _PENALTY = 2.0  # factor on the penalty of the Bayesian information criterion
 _FEWEST = 8  # points, below which nothing is said
 _FLOOR = 1e-4  # of the range squared: residuals below are perfect
@@ -76,41 +74,50 @@ def fit(steps: Floats, values: Floats) -> Fit | None:
         return None
     scale, base = float(np.ptp(y)), float(y.min())
     unit, weights = (y - base) / scale, np.ones_like(y)
-    cost, knots = _cheapest(x, unit, weights)
-    while True:
-        trials = []
-        for i in _candidates(x, unit, weights):
-            without = weights.copy()
-            without[i] = 0
-            trials.append((*_cheapest(x, unit, without), i))
-        if not trials or min(trials)[0] >= cost:
+    ((cost, knots),) = _cheapest(x, unit, weights[None])
+    while spikes := _candidates(x, unit, weights):
+        without = np.repeat(weights[None], len(spikes), axis=0)
+        without[np.arange(len(spikes)), spikes] = 0
+        best, more_knots, spike = min((*found, i) for found, i in zip(_cheapest(x, unit, without), spikes, strict=True))
+        if best >= cost:
             break
-        cost, knots, spike = min(trials)
+        cost, knots = best, more_knots
         weights[spike] = 0
     coefficients, residuals = _solve(x, unit, weights, knots)
     nodes = np.array([x[0], *knots, x[-1]])
     kept = residuals[weights > 0]
     sigma = math.sqrt(float(kept @ kept) / max(1, len(kept) - 2 * len(knots) - 2))
-    return Fit(nodes, base + scale * (_design(nodes, knots) @ coefficients), scale * sigma)
+    return Fit(nodes, base + scale * (design(nodes, knots) @ coefficients), scale * sigma)
 
 
 def binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     """``log10(step + 1)`` and values, one point for each bin: means of the axis, medians of the values."""
     x = np.log10(steps + 1)
     starts = np.flatnonzero(np.diff(bins_of(steps), prepend=-1))
-    groups = np.split(np.arange(len(x)), starts[1:]) if len(x) else []
-    return np.array([x[g].mean() for g in groups]), np.array([np.median(values[g]) for g in groups])
+    if len(starts) == len(x):  # each row in a bin of its own
+        return x, np.asarray(values, np.float64)
+    ends = np.append(starts[1:], len(x))
+    medians = values[starts].astype(np.float64)
+    for i in np.flatnonzero(ends - starts > 1):
+        medians[i] = np.median(values[starts[i] : ends[i]])
+    return np.add.reduceat(x, starts) / (ends - starts), medians
 
 
-def _cheapest(x: Floats, y: Floats, weights: Floats) -> tuple[float, Knots]:
-    """Cost and knots of the fit that the information criterion prefers; points of weight 0 cost as parameters."""
-    n, spikes, spread = len(x), float((weights == 0).sum()), float(np.ptp(y[weights > 0])) or 1.0
-    costs = []
-    for k, (squares, knots) in _fits(x, y, weights).items():
-        parameters = 2 * k + 2 + 2 * spikes
-        misfit = n * math.log(squares / n + _FLOOR * spread**2)
-        costs.append((misfit + parameters * math.log(n) * _PENALTY, knots))
-    return min(costs)
+def _cheapest(x: Floats, y: Floats, weights: Floats) -> list[tuple[float, Knots]]:
+    """For each row of weights ``(R, N)``, cost and knots of the fit that the information criterion prefers.
+
+    Points of weight 0 cost as parameters.
+    """
+    n, search = len(x), HingeSearch.without(x, y, weights == 0)
+    spikes = (weights == 0).sum(1)
+    spreads = np.array([float(np.ptp(y[kept > 0])) or 1.0 for kept in weights])
+    best: list[tuple[float, Knots]] = [(math.inf, ())] * len(weights)
+    for squares, places in search.fits():
+        parameters = 2 * places.shape[1] + 2 + 2 * spikes
+        costs = n * np.log(squares / n + _FLOOR * spreads**2) + parameters * math.log(n) * _PENALTY
+        found = [(float(cost), tuple(search.grid[own].tolist())) for cost, own in zip(costs, places, strict=True)]
+        best = [min(pair) for pair in zip(best, found, strict=True)]
+    return best
 
 
 def _candidates(x: Floats, y: Floats, weights: Floats) -> list[int]:
@@ -124,73 +131,8 @@ def _candidates(x: Floats, y: Floats, weights: Floats) -> list[int]:
     return [int(middle[i]) for i in order[:4] if far[i]]
 
 
-def _design(x: Floats, knots: Sequence[float]) -> Floats:
-    hinges = np.maximum(x[:, None] - np.asarray(knots, np.float64), 0)
-    return np.concatenate([np.ones((len(x), 1)), x[:, None], hinges], axis=1)
-
-
-def _solve(x: Floats, y: Floats, weights: Floats, knots: Sequence[float]) -> tuple[Floats, Floats]:
+def _solve(x: Floats, y: Floats, weights: Floats, knots: Knots) -> tuple[Floats, Floats]:
     """Coefficients and residuals of the fit with these knots."""
-    design = _design(x, knots)
-    coefficients = np.linalg.lstsq(design * weights[:, None], y * weights, rcond=None)[0].astype(np.float64)
-    return coefficients, y - design @ coefficients
-
-
-def _fits(x: Floats, y: Floats, weights: Floats) -> dict[int, tuple[float, Knots]]:
-    """By number of knots, the least squares found and the knots: added one by one, then removed one by one."""
-    grid = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
-    grid = grid[(grid >= x[1]) & (grid <= x[-2])]
-    hinges = np.maximum(x[:, None] - grid, 0) * weights[:, None]
-    best: dict[int, tuple[float, Knots]] = {}
-
-    @cache
-    def squares(knots: Knots) -> float:
-        residuals = _solve(x, y, weights, knots)[1] * weights
-        return float(residuals @ residuals)
-
-    def note(knots: Knots) -> None:
-        found = squares(knots), knots
-        best[len(knots)] = min(found, best.get(len(knots), found))
-
-    @cache
-    def place(fixed: Knots) -> Knots:
-        """The best place for one more knot."""
-        free = (np.abs(grid[:, None] - np.array(fixed)) >= _SHORTEST).all(1)
-        if not free.any():
-            return fixed
-        q = np.linalg.qr(_design(x, fixed) * weights[:, None])[0]
-        gains = _gains(y * weights, q, hinges)
-        return tuple(sorted([*fixed, float(grid[np.argmax(np.where(free, gains, -1.0))])]))
-
-    def settle(knots: Knots) -> Knots:
-        """Each knot moved to its best place, until none moves."""
-        for _ in range(8):
-            before = knots
-            for i in range(len(knots)):
-                moved = place(knots[:i] + knots[i + 1 :])
-                knots = moved if len(moved) == len(knots) else knots
-            if knots == before:
-                break
-        return knots
-
-    knots: Knots = ()
-    note(knots)
-    for _ in range(_MOST_KNOTS):
-        more = place(knots)
-        if len(more) == len(knots):
-            break
-        knots = settle(more)
-        note(knots)
-    while len(knots) > 1:
-        fewer = [knots[:i] + knots[i + 1 :] for i in range(len(knots))]
-        knots = settle(min(fewer, key=squares))
-        note(knots)
-    return best
-
-
-def _gains(y: Floats, q: Floats, hinges: Floats) -> Floats:
-    """By how much one more column, each of ``hinges``, lowers the squares that the basis ``q`` leaves of ``y``."""
-    rest = y - q @ (q.T @ y)
-    shares = q.T @ hinges
-    norms = (hinges * hinges).sum(0) - (shares * shares).sum(0)
-    return np.where(norms > 1e-9, (rest @ hinges) ** 2 / np.maximum(norms, 1e-12), 0.0)
+    columns = design(x, knots)
+    coefficients = np.linalg.lstsq(columns * weights[:, None], y * weights, rcond=None)[0].astype(np.float64)
+    return coefficients, y - columns @ coefficients

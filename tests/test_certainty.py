@@ -216,7 +216,7 @@ def test_squares_of_the_search_are_those_of_least_squares(rho: float) -> None:
     rng = np.random.default_rng(3)
     x, scales = np.sort(rng.uniform(0, 4, 30)), rng.uniform(0.5, 2.0, 30)
     y = rng.normal(size=30)
-    search = HingeSearch(x, y, [0.0, rho], scales)
+    search = HingeSearch.in_noise(x, y, [0.0, rho], scales)
     for squares, knots in search.fits():
         columns = np.column_stack([np.ones(30), x, *(np.maximum(x - at, 0) for at in search.grid[knots[1]])])
         white, new = columns / scales[:, None], y / scales

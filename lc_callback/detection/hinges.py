@@ -1,4 +1,4 @@
-"""Least squares of continuous piecewise linear functions, for several kinds of noise at once."""
+"""Least squares of continuous piecewise linear functions, for several curves or kinds of noise at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 _MOST_KNOTS = 5
 _SHORTEST = 0.15  # decades between two knots
-_PASSES = 6  # in which each knot is moved to its best place, at most
+_PASSES = 8  # in which each knot is moved to its best place, at most
 _SINGULAR = 1e-9  # part of a column that the others must leave
 
 
@@ -25,33 +25,49 @@ def design(x: Floats, knots: Sequence[float] | Floats) -> Floats:
 
 
 class HingeSearch:
-    """The best places of 0 to 5 knots, where neighbouring points have a noise of a given autocorrelation.
+    """The best places of 0 to 5 knots, for several curves or kinds of noise at once.
 
-    Knots are added one by one, then removed one by one; after each change every knot is moved to its best place. All
-    autocorrelations go through this together. Only products of columns are needed, so a step costs a small system of
-    equations and no pass over the points.
+    Knots are added one by one, then removed one by one; after each change every knot is moved to its best place. Only
+    products of columns are needed, so a step costs a small system of equations and no pass over the points.
 
     Args:
         x: ``(N,)``, increasing.
-        y: ``(N,)``, of a range near 1.
-        rhos: ``(R,)``, autocorrelations of neighbouring points.
-        scales: ``(N,)``, standard deviation of each point but for a factor; by default all alike.
+        products: ``(R, P, P)``, of the columns of :meth:`columns`, for each case.
     """
 
-    def __init__(self, x: Floats, y: Floats, rhos: Sequence[float], scales: Floats | None = None) -> None:
-        grid = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
-        self.grid = grid[(grid >= x[1]) & (grid <= x[-2])]
-        columns = np.concatenate([design(x - x[0], self.grid - x[0]), y[:, None]], axis=1)
+    def __init__(self, x: Floats, products: Floats) -> None:
+        self.grid = _grid(x)
+        self._gram, self._moments, self._total = products[:, :-1, :-1], products[:, :-1, -1], products[:, -1, -1]
+        self._diagonal = np.einsum("rii->ri", self._gram)
+        self._singular = _SINGULAR * self._diagonal
+        self._lanes = np.arange(len(products))[:, None]
+        self._line = np.repeat([[0, 1]], len(products), axis=0)  # columns of a fit without knots
+        self._near = np.abs(self.grid[:, None] - self.grid) < _SHORTEST - 1e-12
+
+    @classmethod
+    def in_noise(cls, x: Floats, y: Floats, rhos: Sequence[float], scales: Floats | None = None) -> HingeSearch:
+        """For noise of several autocorrelations.
+
+        Args:
+            x: ``(N,)``, increasing.
+            y: ``(N,)``, of a range near 1.
+            rhos: ``(R,)``, autocorrelations of neighbouring points.
+            scales: ``(N,)``, standard deviation of each point but for a factor; by default all alike.
+        """
+        columns = _columns(x, y)
         if scales is not None:
             columns /= scales[:, None]
         own, inner = columns.T @ columns, columns[1:-1].T @ columns[1:-1]
         shifted = columns[1:].T @ columns[:-1]
         r = np.asarray(rhos, np.float64)[:, None, None]
-        products = own + r**2 * inner - r * (shifted + shifted.T)
-        self._gram, self._moments, self._total = products[:, :-1, :-1], products[:, :-1, -1], products[:, -1, -1]
-        self._diagonal = np.einsum("rii->ri", self._gram)
-        self._lanes = np.arange(len(r))[:, None]
-        self._near = np.abs(self.grid[:, None] - self.grid) < _SHORTEST - 1e-12
+        return cls(x, own + r**2 * inner - r * (shifted + shifted.T))
+
+    @classmethod
+    def without(cls, x: Floats, y: Floats, left_out: NDArray[np.bool_]) -> HingeSearch:
+        """For several choices ``(R, N)`` of points that are left out."""
+        columns = _columns(x, y)
+        whole = columns.T @ columns
+        return cls(x, np.stack([whole - columns[some].T @ columns[some] for some in left_out]))
 
     def fits(self) -> Iterator[tuple[Floats, Ints]]:
         """Squares ``(R,)`` and indices of knots in the grid ``(R, K)``, several times for each ``K``."""
@@ -61,7 +77,7 @@ class HingeSearch:
             more = self._placed(knots)
             if more is None:
                 break
-            knots = self._settled(np.concatenate([knots, more[:, None]], axis=1))
+            knots = self._settled(np.sort(np.concatenate([knots, more[:, None]], axis=1), axis=1))
             yield self._squares(knots), knots
         while knots.shape[1] > 1:
             fewer = np.stack([np.delete(knots, i, axis=1) for i in range(knots.shape[1])])
@@ -79,28 +95,28 @@ class HingeSearch:
         gains = self._gains(knots)
         return np.where(gains < 0, np.inf, self._squares(knots)[:, None] - gains)
 
-    def _project(self, knots: Ints) -> tuple[Floats, Floats, Floats]:
-        """Of the fit with these knots: rows of the products, the solution for each column, and the coefficients."""
-        fixed = np.concatenate([np.zeros_like(self._lanes), np.ones_like(self._lanes), knots + 2], axis=1)
-        rows = self._gram[self._lanes, fixed]
-        inner = np.take_along_axis(rows, fixed[:, None, :], axis=2)
-        moments = np.take_along_axis(self._moments, fixed, axis=1)
-        solved = np.linalg.solve(inner, np.concatenate([rows, moments[..., None]], axis=2))
-        return rows, solved[..., :-1], solved[..., -1]
+    def _fixed(self, knots: Ints) -> Ints:
+        """Indices of the columns of a fit with these knots."""
+        return np.concatenate([self._line, knots + 2], axis=1)
 
     def _squares(self, knots: Ints) -> Floats:
-        fixed = np.concatenate([np.zeros_like(self._lanes), np.ones_like(self._lanes), knots + 2], axis=1)
-        inner = self._gram[self._lanes[:, :, None], fixed[:, :, None], fixed[:, None, :]]
-        moments = np.take_along_axis(self._moments, fixed, axis=1)
-        coefficients = np.linalg.solve(inner, moments[..., None])[..., 0]
+        fixed, lanes = self._fixed(knots), self._lanes
+        inner, moments = (
+            self._gram[lanes[:, :, None], fixed[:, :, None], fixed[:, None, :]],
+            self._moments[lanes, fixed],
+        )
+        coefficients = (np.linalg.inv(inner) @ moments[..., None])[..., 0]
         return np.maximum(self._total - (moments * coefficients).sum(1), 0.0)
 
     def _gains(self, knots: Ints) -> Floats:
         """By how much one more knot lowers the squares, at each place of the grid; -1 where there is no room."""
-        rows, solved, coefficients = self._project(knots)
-        rest = self._moments - (rows * coefficients[..., None]).sum(1)
+        fixed, lanes = self._fixed(knots), self._lanes
+        rows = self._gram[lanes, fixed]
+        inverse = np.linalg.inv(rows[lanes[:, :, None], np.arange(fixed.shape[1])[:, None], fixed[:, None, :]])
+        solved = inverse @ rows
+        rest = self._moments - (self._moments[lanes, fixed][:, None, :] @ solved)[:, 0]
         norms = self._diagonal - (rows * solved).sum(1)
-        free = norms > _SINGULAR * self._diagonal
+        free = norms > self._singular
         gains: Floats = np.where(free, rest**2 / np.where(free, norms, 1.0), -1.0)[:, 2:]
         if knots.shape[1]:
             gains[self._near[knots].any(1)] = -1.0
@@ -114,14 +130,23 @@ class HingeSearch:
 
     def _settled(self, knots: Ints) -> Ints:
         """Each knot moved to its best place, until none moves."""
-        if knots.shape[1] < 2:
-            return knots
         for _ in range(_PASSES):
-            before = knots.copy()
+            before = knots
             for i in range(knots.shape[1]):
-                place = self._placed(np.delete(knots, i, axis=1))
+                others = knots[:, [j for j in range(knots.shape[1]) if j != i]]
+                place = self._placed(others)
                 if place is not None:
-                    knots[:, i] = place
+                    knots = np.sort(np.concatenate([others, place[:, None]], axis=1), axis=1)
             if (knots == before).all():
                 break
-        return np.sort(knots, axis=1)
+        return knots
+
+
+def _grid(x: Floats) -> Floats:
+    """Where knots may be: at the points and halfway between them."""
+    grid = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
+    return grid[(grid >= x[1]) & (grid <= x[-2])]
+
+
+def _columns(x: Floats, y: Floats) -> Floats:
+    return np.concatenate([design(x - x[0], _grid(x) - x[0]), y[:, None]], axis=1)

@@ -92,7 +92,7 @@ class NoisyFit:
 
     @cached_property
     def _search(self) -> HingeSearch:
-        return HingeSearch(self.x, self.inlying, [self.rho], self.scales)
+        return HingeSearch.in_noise(self.x, self.inlying, [self.rho], self.scales)
 
     def region(self, nodes: Floats, at: int, cut: float) -> tuple[float, float]:
         """From where to where a knot may lie: there the squares are at most ``cut`` variances above the least.
@@ -149,7 +149,7 @@ def fit_in_noise(steps: Floats, values: Floats, noise: Noise | None = None) -> N
 
 def _fit_in_known_noise(x: Floats, y: Floats, sigmas: Floats, rho: float) -> NoisyFit:
     """Knots by the information criterion for noise that is known; the mean of several runs has no outliers."""
-    n, search = len(x), HingeSearch(x, y, [rho], sigmas)
+    n, search = len(x), HingeSearch.in_noise(x, y, [rho], sigmas)
     best, knots = np.inf, np.empty(0)
     for squares, places in search.fits():
         cost = squares[0] / (1 - rho**2) + _PENALTY * (2 * places.shape[1] + 2) * math.log(n)
@@ -186,7 +186,7 @@ def _without_outliers(y: Floats) -> Floats:
 def _cheapest(x: Floats, y: Floats) -> Floats:
     """The knots that the information criterion prefers."""
     n, rhos = len(x), np.array(_RHOS)
-    search = HingeSearch(x, y, _RHOS)
+    search = HingeSearch.in_noise(x, y, _RHOS)
     floor = _FLOOR * (float(np.ptp(y)) ** 2 or 1.0) * (1 - rhos) ** 2  # all alike but for the outliers
     best, chosen = np.inf, np.empty(0)
     for squares, knots in search.fits():
