@@ -24,7 +24,6 @@ __all__ = [
     "Turn",
     "dated",
     "in_order",
-    "last_looks",
     "only_supported",
     "supported",
 ]
@@ -208,12 +207,6 @@ def only_supported(find: Find) -> Find:
 
 def _find_supported(find: Find, curves: Curves) -> list[Turn]:
     return supported(find(curves), curves)
-
-
-def last_looks(steps: Floats) -> tuple[int, ...]:
-    """How many rows the last two looks of a :class:`Detector` see, the very last included."""
-    opens = np.flatnonzero(np.diff(bins_of(steps), prepend=-1)) + 1
-    return tuple(int(n) for n in dict.fromkeys([*opens, len(steps)]))[-2:]
 
 
 def dated(
