@@ -118,8 +118,8 @@ def find_accuracy_milestones(curves: Curves, settings: Mapping[str, float]) -> l
 
     All on a logarithmic axis of steps, without lone outliers (running median of three rows). The level of a curve is
     its median over the last 0.2 decades, its rise that minus its lowest value before it first got there (at least four
-    standard deviations of its noise). *For good* means on the rising curve that is nearest to it: but for noise, and for
-    dips that have fewer rows than the height that they interrupt.
+    standard deviations of its noise). *For good* means on the rising curve that is nearest to it: but for noise, and
+    for dips that have fewer rows than the height that they interrupt.
 
     - ``interpolation``: ``clean_acc/train`` is at least ``interpolation`` in two rows; the first of these.
     - ``generalization``: ``clean_acc/test`` has made the share ``plateau`` of its rise for good, 0.3 decades ago or

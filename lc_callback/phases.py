@@ -67,7 +67,9 @@ def detect_phases(
       steepest slope of the migration, for at least 0.2 decades up to the end, and the curve does not fall significantly
       any more.
 
-    None of them is at a step before which the curve has fewer than four rows.
+    None of them is at a step before which the curve has fewer than four rows. Each says whether it is *firm*: whether
+    a second fit, which knows of autocorrelated and heavy-tailed noise, has it as well; between which steps it lies
+    (``interval``); and whether it is *provisional*, because fewer than three looks in succession showed it firm.
 
     Args:
         steps: increasing, from 0. More than twenty in a decade are seen as twenty.
