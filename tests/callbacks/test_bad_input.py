@@ -153,6 +153,8 @@ CONSTRUCTOR = [
     ({"on_transition": 1}, "`on_transition`", "got 1", "['checkpoint']"),
     ({"stop_after": "convergence"}, "`stop_after`", "got 'convergence'", "must be one of ['"),
     ({"stop_after": "rank_rise", "eps": 0.1}, "`stop_after`", "got 'rank_rise'", "'delayed_robustness'"),
+    ({"certainty": "sure"}, "`certainty`", "got 'sure'", "'firm' or 'tentative'"),
+    ({"certainty": None}, "`certainty`", "got None", "'firm' or 'tentative'"),
     ({"custom_scalars": "all"}, "`custom_scalars`", "got 'all'", FLAG),
 ]
 
