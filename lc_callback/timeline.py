@@ -17,7 +17,7 @@ import numpy as np
 
 from lc_callback.conclusions import Followed, curve_sentences, headline, phrase_of
 from lc_callback.files import LineFile
-from lc_callback.transitions import Curves, Find, PhaseEvent, Transition, Turn, in_order
+from lc_callback.transitions import FIRM, TENTATIVE, WHATS, Curves, Find, PhaseEvent, Transition, Turn, in_order
 
 __all__ = [
     "EventsFile",
@@ -365,7 +365,7 @@ def _check_event(event: PhaseEvent) -> None:
     """Raise a ValueError if what a file has is not what it should be."""
     found = event.transition
     kinds: dict[str, tuple[object, type | tuple[type, ...]]] = {
-        **{name: (getattr(found, name), str) for name in ("kind", "curve", "reason")},
+        **{name: (getattr(found, name), str) for name in ("kind", "curve", "reason", "noise")},
         **{name: (getattr(found, name), int) for name in ("step", "detected_at")},
         **{name: (getattr(found, name), (int, float)) for name in ("value", "prominence")},
         "at": (event.at, int),
@@ -373,8 +373,12 @@ def _check_event(event: PhaseEvent) -> None:
     for name, (value, kind) in kinds.items():
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{name!r} is {value!r}")
-    if found.step < 0 or event.what not in ("found", "moved", "updated", "withdrawn"):
+    if found.step < 0 or event.what not in WHATS:
         raise ValueError(f"{event.what!r} at step {found.step}")
+    if found.certainty not in (FIRM, TENTATIVE) or not isinstance(found.provisional, bool):
+        raise ValueError(f"certainty {found.certainty!r}, provisional {found.provisional!r}")
+    if any(end is not None and (isinstance(end, bool) or not isinstance(end, int)) for end in found.interval):
+        raise ValueError(f"interval {found.interval!r}")
 
 
 def final_transitions(events: Sequence[PhaseEvent]) -> list[Transition]:

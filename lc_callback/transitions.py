@@ -16,6 +16,7 @@ from lc_callback.piecewise import bins_of
 __all__ = [
     "FIRM",
     "TENTATIVE",
+    "WHATS",
     "Curves",
     "Detector",
     "Find",
@@ -32,6 +33,8 @@ Floats = NDArray[np.float64]
 
 #: What a transition can be: see :attr:`Transition.certainty`.
 FIRM, TENTATIVE = "firm", "tentative"
+#: What an event can be: see :attr:`PhaseEvent.what`.
+WHATS = ("found", "confirmed", "doubted", "moved", "updated", "withdrawn")
 #: Steps and values of each curve by key, without what is not finite.
 Curves = Mapping[str, tuple[Floats, Floats]]
 
