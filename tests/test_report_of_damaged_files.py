@@ -79,6 +79,9 @@ def test_rows_that_are_damaged_are_an_error_with_file_and_line(
 BAD_EVENTS: dict[str, tuple[str | bytes, str]] = {
     "no_json": (event() + "{'at': 3}\n", "line 2, is no event"),
     "half_a_line": (event()[:50] + "\n" + event(), "line 1, is no event"),
+    "no_certainty": (json.dumps({**EVENT, "certainty": "sure"}) + "\n", "line 1, is no event"),
+    "no_interval": (json.dumps({**EVENT, "earliest": "soon"}) + "\n", "line 1, is no event"),
+    "no_flag": (json.dumps({**EVENT, "provisional": 3}) + "\n", "line 1, is no event"),
     "a_list": ("[1]\n", "line 1, is no event"),
     "a_number": (event() * 2 + "3\n", "line 3, is no event"),
     "no_kind": (json.dumps({k: v for k, v in EVENT.items() if k != "kind"}) + "\n", "line 1, is no event"),
