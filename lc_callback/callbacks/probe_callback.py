@@ -424,8 +424,9 @@ class ProbeCallback(Callback):
         self._model = _model_name(pl_module, self.submodule, network.module)
         self._n_points = {split: len(probes) for split, probes in self._probes.items()}
         self._try_out(network, pl_module)
+        root = Path(trainer.log_dir or trainer.default_root_dir)  # in all processes: the Trainer broadcasts it
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._open_files(trainer)
+            self._open_files(trainer, root)
         peers = [callback for callback in trainer.callbacks if isinstance(callback, ProbeCallback)]
         self._run = None
         if peers[-1] is self:
@@ -447,8 +448,8 @@ class ProbeCallback(Callback):
             for peer in peers:
                 peer._cost = cost
 
-    def _open_files(self, trainer: Any) -> None:
-        folder = self._folder = Path(trainer.log_dir or trainer.default_root_dir) / folder_of(self)
+    def _open_files(self, trainer: Any, root: Path) -> None:
+        folder = self._folder = root / folder_of(self)
         self._row_report = RowReport(self, folder)
         csv = self._csv = self._guarded("opening its CSV file", lambda: CsvFile(folder, self.history))
         if csv is None:
