@@ -48,6 +48,10 @@ class NeuralCollapse:
     nc4: float
     n_classes: int
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value:.4g}" for name, value in vars(self).items())
+        return f"NeuralCollapse({values})"
+
 
 @dataclass(frozen=True, eq=False)
 class LastFeatures:
@@ -107,7 +111,7 @@ def neural_collapse(
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
         >>> x = torch.tensor([[2.0, 0.0], [2.0, 0.0], [-2.0, 0.0], [-2.0, 0.0]])
         >>> neural_collapse(net, x, torch.tensor([0, 0, 1, 1]))
-        NeuralCollapse(nc1=0.0, nc2_norms=0.0, nc2_angles=0.0, nc2_simplex=0.0, nc3=0.0, nc4=1.0, n_classes=2)
+        NeuralCollapse(nc1=0, nc2_norms=0, nc2_angles=0, nc2_simplex=0, nc3=0, nc4=1, n_classes=2)
     """
     last = last_features(model, inputs, layer=layer, forward_fn=forward_fn, chunk_size=chunk_size)
     classes = check_targets(targets, None)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import Calls
 from test_local_complexity import mlp
 from test_local_complexity import points as draw
 from torch import nn
@@ -144,7 +145,7 @@ def test_several_radii_are_separate_calls():
 
 @pytest.mark.parametrize(("chunk_size", "largest"), [(1, 8), (17, 16), (1000, 40)])
 def test_chunks_hold_whole_frames_and_change_nothing(chunk_size, largest):
-    batches = []
+    batches = Calls()
 
     def forward(model, x):
         batches.append(len(x))
