@@ -417,7 +417,8 @@ def _verdict(seen: Followed, key: str, course: Course) -> str:
         return ""
     if key.startswith("lc/") and course.legs:
         if course.legs[-1].rises:
-            return ", and has not fallen: no migration yet"
+            fell_between = sum(leg.rises for leg in course.legs) > 1
+            return "" if fell_between else ", and has not fallen: no migration yet"
         return "" if len(course.legs) > 1 else ", and has not risen: no ascent yet"
     if key == _TRAIN and not any(turn.kind == "interpolation" for turn in seen.turns):
         return f": not interpolated, which takes {_setting(seen, 'interpolation'):g}"

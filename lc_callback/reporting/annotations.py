@@ -223,7 +223,8 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
             entries.append(line)
         else:
             ax.axvline(marker.step, color="black", linewidth=0.7, alpha=0.4, zorder=1)
-        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "linewidth": 0.8}
+        frame = 0.8 if marker.found.is_firm else 0.0
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": colour, "linewidth": frame}
         ax.text(
             place,
             _NUMBERS_AT,
@@ -233,7 +234,7 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
             va="center",
             fontsize=size,
             color="black" if own else "0.5",
-            bbox=box if own and marker.found.is_firm else None,
+            bbox=box if own else None,
             zorder=5,
             gid="number",
         )

@@ -205,7 +205,12 @@ class _Block:
         farthest = ", the farthest with its value" if len(steps) > N_TOLD else ""
         thin = "; thin: to rows at which one layer spikes" if is_spiky(self._part, self._cut) else ""
         cut = f"Arrow: a row beyond the axis{farthest}{thin}."
-        return " ".join(filter(None, [self._panel.caption, cut if self._cut else ""]))
+        own = [marker.found for marker in self._markers if marker.is_of(self._part, self._panel)]
+        doubts = [
+            "Tinted: where a marker is with 95\u00a0%." if any(t.is_firm and len({*t.interval}) > 1 for t in own) else "",
+            "Hollow, with a question mark: noise alone might look like this." if not all(t.is_firm for t in own) else "",
+        ]
+        return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", *doubts]))
 
     def _axis_of_values(self, ax: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
