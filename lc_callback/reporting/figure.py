@@ -207,7 +207,7 @@ class _Block:
         cut = f"Arrow: a row beyond the axis{farthest}{thin}."
         own = [marker.found for marker in self._markers if marker.is_of(self._part, self._panel)]
         doubts = [
-            "Tinted: where a marker is with 95\u00a0%." if any(t.is_firm and len({*t.interval}) > 1 for t in own) else "",
+            "Tinted: 95\u00a0% interval of a marker." if any(t.is_firm and len({*t.interval}) > 1 for t in own) else "",
             "Hollow, with a question mark: noise alone might look like this." if not all(t.is_firm for t in own) else "",
         ]
         return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", *doubts]))
