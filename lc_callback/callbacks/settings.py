@@ -19,7 +19,7 @@ __all__ = ["changed_settings", "changes_in_words", "in_text", "recorded"]
 _NOT_MEASURED = frozenset(
     {
         *("schedule", "every_n_train_steps", "every_n_epochs", "max_overhead", "raise_on_error", "log_key_prefix"),
-        *("detection", "on_transition", "stop_after", "custom_scalars", "histogram", "chunk_size"),
+        *("detection", "on_transition", "stop_after", "certainty", "custom_scalars", "histogram", "chunk_size"),
         *("train_probes", "test_probes"),
     }
 )

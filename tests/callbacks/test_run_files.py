@@ -120,10 +120,11 @@ APART = {
 
 @pytest.mark.parametrize("name", APART)
 def test_callbacks_apart_have_a_file_each(name: str, tmp_path: Path) -> None:
-    callbacks = APART[name]()
-    fit(tmp_path, *callbacks, steps=3)
-    assert [*steps_on_disk(tmp_path).values()] == [[0, 1, 2, 3]] * len(callbacks)
-    assert [path.name for path in tmp_path.parent.glob("*c_lc*")] == []  # nothing beside the folder
+    callbacks, folder = APART[name](), tmp_path / "run"
+    folder.mkdir()
+    fit(folder, *callbacks, steps=3)
+    assert [*steps_on_disk(folder).values()] == [[0, 1, 2, 3]] * len(callbacks)
+    assert [*tmp_path.iterdir()] == [folder]  # nothing beside the folder
 
 
 def test_two_runs_that_go_on_together_in_one_folder_have_a_file_each(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ NOT_MEASURED: dict[str, tuple[Any, Any]] = {
     "detection": (None, {}),
     "on_transition": (None, ["checkpoint"]),
     "stop_after": (None, None),
+    "certainty": ("firm", "tentative"),
     "custom_scalars": (False, True),
     "histogram": (False, True),
     "chunk_size": (None, 7),
