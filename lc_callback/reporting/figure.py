@@ -206,11 +206,11 @@ class _Block:
         thin = "; thin: to rows at which one layer spikes" if is_spiky(self._part, self._cut) else ""
         cut = f"Arrow: a row beyond the axis{farthest}{thin}."
         own = [marker.found for marker in self._markers if marker.is_of(self._part, self._panel)]
-        doubts = [
-            "Tinted: 95\u00a0% interval of a marker." if any(t.is_firm and len({*t.interval}) > 1 for t in own) else "",
-            "Hollow, with a question mark: noise alone might look like this." if not all(t.is_firm for t in own) else "",
-        ]
-        return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", *doubts]))
+        has_interval = any(found.is_firm and len({*found.interval}) > 1 for found in own)
+        tinted = "Tinted: 95\u00a0% interval of a marker." if has_interval else ""
+        all_firm = all(found.is_firm for found in own)
+        hollow = "" if all_firm else "Hollow, with a question mark: noise alone might look like this."
+        return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", tinted, hollow]))
 
     def _axis_of_values(self, ax: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
