@@ -60,7 +60,7 @@ from lc_callback.isolation import untouched
 from lc_callback.outliers import layers_of_outliers, shares_in_columns
 from lc_callback.probes import Probes, draw_probes, random_probes
 from lc_callback.reporting.figure import WIDTH, draw
-from lc_callback.reporting.loggers import log_text
+from lc_callback.reporting.loggers import log_text, say
 from lc_callback.schedule import Schedule
 from lc_callback.signature import Signature, call_in_words
 from lc_callback.timeline import Panel, Part
@@ -1101,7 +1101,7 @@ class ProbeCallback(Callback):
             used = self._guarded("naming its settings", lambda: self._call(self.settings_used()))
             self._untold_setup = f"{used or self._name}\n{text}"
             if trainer.state.fn != "fit":  # a fit has one text of all callbacks
-                rank_zero_info(self.take_setup())
+                say(self.take_setup())
             failed = f"did not take the row of step {step}"
             log_text(
                 trainer,

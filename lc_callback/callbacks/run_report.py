@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.files import ROOM_FOR_PICTURES, check_room, safe_name
 from lc_callback.reporting.figure import image, write_bytes
-from lc_callback.reporting.loggers import log_image, log_layout, log_text
+from lc_callback.reporting.loggers import log_image, log_layout, log_text, say
 from lc_callback.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
 from lc_callback.transitions import TENTATIVE, PhaseEvent, Transition
 
@@ -71,7 +71,7 @@ class RunReport:
         step, file = trainer.global_step, self._file
         setups = [text for text in (callback.take_setup() for callback in self._callbacks) if text]
         if setups:
-            rank_zero_info("\n\n".join(["Measured in this run:", *setups]))
+            say("\n\n".join(["Measured in this run:", *setups]))
         if not self._has_layout and any(len(callback.history) for callback in self._callbacks):
             self._has_layout = True
             self._guarded("the layout of the custom scalars", lambda: self._log_layout(trainer))
@@ -101,7 +101,7 @@ class RunReport:
         known = [found for part in parts for found in part.transitions]
         marks = [f"{marked(found)} at step {place(found)} ({found.curve}): {found.reason}" for found in known]
         for line in filter(None, [first, *marks, *others, *remarks]):
-            rank_zero_info(line)
+            say(line)
 
     def _parts(self) -> list[Part]:
         ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))
@@ -149,7 +149,7 @@ class RunReport:
         for path in (f"{folder.rstrip('/')}/{name}" for name in names):
             self._guarded(f"saving {path}", partial(_save, trainer, path))
         if reasons and not last:
-            rank_zero_info(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
+            say(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
             trainer.should_stop = True
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lc_callback.files import ROOM_FOR_LINES, ROOM_FOR_PICTURES, check_room
 from lc_callback.isolation import fixed_rng
 from lc_callback.reporting.adapters import Adapter, adapter_of
 
-__all__ = ["log_histogram", "log_image", "log_layout", "log_row", "log_text"]
+__all__ = ["log_histogram", "log_image", "log_layout", "log_row", "log_text", "say"]
 
 Failed = Callable[[str, Exception], None]
 
@@ -31,9 +32,19 @@ def log_row(trainer: Any, row: Mapping[str, float], step: int, on_failure: Faile
 
 
 def log_text(trainer: Any, tag: str, markdown: str, step: int, on_failure: Failed) -> None:
-    """Write a text to every logger that takes texts. Halves of characters, which no file can hold, are replaced."""
-    whole = markdown.encode(errors="replace").decode()
-    _to_each(trainer, lambda adapter: adapter.text(tag, whole, step), on_failure, ROOM_FOR_LINES)
+    """Write a text to every logger that takes texts."""
+    text = _whole(markdown)
+    _to_each(trainer, lambda adapter: adapter.text(tag, text, step), on_failure, ROOM_FOR_LINES)
+
+
+def say(text: str) -> None:
+    """Print a text on the console of the first process, as Lightning does."""
+    rank_zero_info(_whole(text))
+
+
+def _whole(text: str) -> str:
+    """Without halves of characters, which no file and no console can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def log_histogram(trainer: Any, tag: str, values: Tensor, step: int, on_failure: Failed) -> None:

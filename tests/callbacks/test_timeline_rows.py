@@ -492,7 +492,7 @@ def test_plot_of_several_panels_returns_a_list(no_window: Any, tmp_path: Path) -
 
 def test_a_last_remark_is_on_the_console_and_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("lc_callback.callbacks.run_report.rank_zero_info", said.append)
+    monkeypatch.setattr("lc_callback.callbacks.run_report.say", said.append)
     monkeypatch.setattr(PGDRobustnessCallback, "remark", lambda self: "it rose, but late")
     trainer = fit(tmp_path, *all_three(), logger=TensorBoardLogger(tmp_path), max_steps=3)
     assert said[-1:] == ["it rose, but late"]
