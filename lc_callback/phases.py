@@ -38,6 +38,7 @@ PHASE_KINDS = ("first_descent_end", "ascent_start", "migration_start", "migratio
 PHASE_SETTINGS = {"min_prominence": 0.15, "noise_factor": 3.0, "min_change": 0.05, "flatness": 0.25}
 
 _LONG_ENOUGH = 0.2  # decades that a curve must stay flat
+_LEVEL = 0.01  # of the fall from the highest maximum: what is no lower is its plateau
 
 
 def detect_phases(
@@ -226,6 +227,9 @@ def _read(nodes: Floats, v: Floats, moved: Moved, flatness: float) -> dict[str, 
         found["ascent_start"] = ascent
     start = first or 0
     top = start + int(np.argmax(v[start:]))
+    level = v[top] - _LEVEL * (v[top] - v[top:].min())
+    while top + 1 < len(v) and v[top + 1] >= level:  # it is left for good where the plateau ends
+        top += 1
     before = start + int(np.argmin(v[start : top + 1]))
     if v[-1] >= v[top] or v[before] >= v[top] or not (moved(top, len(v) - 1) and moved(before, top)):
         return found

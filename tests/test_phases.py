@@ -379,3 +379,16 @@ def test_the_ascent_starts_where_the_curve_leaves_its_floor(slow: float, fast: f
     (found,) = [turn for turn in detect_phases(steps, values) if turn.kind == "ascent_start"]
     significant_at_once = 1.2 * slow >= 0.15 * (values.max() - values.min())
     assert abs(np.log10(found.step + 1) - (2.5 if significant_at_once else 3.9)) < 0.15
+
+
+@pytest.mark.parametrize("slant", [-0.6, 0.0, 0.6])
+@pytest.mark.parametrize("begin", [0.5, 1.5])
+def test_a_migration_starts_where_a_plateau_ends(slant: float, begin: float) -> None:
+    """Which end of it is the higher one by a little does not matter."""
+    x = np.linspace(0.3, 4.4, 83)
+    values = np.interp(x, [0.3, begin, 3.0, 4.2], [60.0, 100.0, 100.0 + slant, 20.0])
+    values = values + 0.3 * np.random.default_rng(0).standard_normal(len(x))
+    steps = np.unique(np.round(10**x - 1)).astype(int)
+    at = [int(np.argmin(np.abs(np.round(10**x - 1) - step))) for step in steps]
+    found = {turn.kind: turn.step for turn in detect_phases(steps.tolist(), values[at].tolist())}
+    assert abs(np.log10(found["migration_start"] + 1) - 3.0) < 0.15
