@@ -127,6 +127,8 @@ def _compare(args: argparse.Namespace) -> None:
     for path in args.output:
         comparison.save(path, args.width)
     print(f"{comparison.table()}\nwritten: {', '.join(map(str, args.output))}")
+    if len(args.runs) > 1 and all(len(group.runs) == 1 for group in comparison.groups):
+        print("Each group has one run. To pool runs, say with `--pattern` what tells them apart, such as '*_s*'.")
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -214,7 +214,7 @@ def _interpolated_since(seen: Followed) -> int | None:
 def _not_generalised(seen: Followed) -> str:
     fitted = _fitted(seen)
     course = course_of(*seen.curves[_TEST], _accuracy_settings(seen))
-    last = f"{number(course.last)} at the last row"
+    last = f"{number(_last(seen, _TEST))} at the last row"
     early = seen.early_kind("generalization")
     if early is not None:
         reached = f"test accuracy had made {_share(seen)} of its rise by step {early.step:,}"
@@ -239,7 +239,8 @@ def _not_generalised(seen: Followed) -> str:
     if not (train.legs or course.legs):
         return f"accuracy does not move: train accuracy stays {train.between}, test accuracy {course.between}"
     if course.last >= _ALREADY * train.last:
-        return f"test accuracy keeps up with train accuracy ({number(course.last)} and {number(train.last)}), {fitted}"
+        ends = " and ".join(number(_last(seen, key)) for key in (_TEST, _TRAIN))
+        return f"test accuracy keeps up with train accuracy ({ends}), {fitted}"
     return f"it has not generalised so far: {fitted}, {moved}"
 
 
@@ -259,9 +260,9 @@ def _fitted(seen: Followed) -> str:
         why = "which only the last rows show" if new.is_firm else "but noise leaves doubt"
         return f"the training points seem to be interpolated at step {new.step:,}, {why}"
     else:
-        return f"the training points are not interpolated ({number(last)} at the last row)"
+        return f"the training points are not interpolated ({number(_last(seen, _TRAIN))} at the last row)"
     is_lost = last < 0.9 * _setting(seen, "interpolation")
-    return f"{said}, but are no longer ({number(last)} at the last row)" if is_lost else said
+    return f"{said}, but are no longer ({number(_last(seen, _TRAIN))} at the last row)" if is_lost else said
 
 
 def _is_fitted(seen: Followed) -> bool:
@@ -289,7 +290,7 @@ def _robustness(seen: Followed) -> str:
         if loss is not None:
             peak = loss_of(seen.curves, key, _setting(seen, "min_rise"))
             since = f"{number(peak.peak)} at step {peak.peak_step:,}" if peak is not None else number(course.high)
-            lost.append(f"from {since} to {number(course.last)} (eps {eps})")
+            lost.append(f"from {since} to {number(_last(seen, key))} (eps {eps})")
         elif onset is not None:
             last = float(seen.curves[key][1][-1])
             fell = course.high - last > _FALLEN
@@ -345,7 +346,7 @@ def _unmarked(courses: Mapping[str, Course]) -> str:
     """What accuracies under attack do that have no marker; of many, where they are."""
     if len(courses) <= _MOST_EPS:
         return _and([f"{c.brief() if c.legs else f'stays {c.between}'} (eps {eps})" for eps, c in courses.items()])
-    return f"is {_range({eps: course.last for eps, course in courses.items()})} at the last row"
+    return f"is {_range({eps: course.end for eps, course in courses.items()})} at the last row"
 
 
 def _range(values: Mapping[str, float]) -> str:
@@ -446,6 +447,11 @@ def _early(seen: Followed, key: str) -> str:
 
 
 # Words
+
+
+def _last(seen: Followed, key: str) -> float:
+    """The value of the last row."""
+    return float(seen.curves[key][1][-1])
 
 
 def _label(key: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lc_callback.outliers import lone_rows
 from lc_callback.phases import PHASE_SETTINGS, first_steep, movements, significant
 from lc_callback.piecewise import fit
 
@@ -58,6 +59,7 @@ class Course:
         rows: how many it has.
         low, high: its extremes without lone rows.
         first, last: its values at both ends, each the median of three rows.
+        end: the value of the last row.
         lone: step and value of the lone row farthest outside the extremes, if there is one.
         least: what a change must be to count.
         has_folds: whether a rise of it is given as a multiple, too; else as two values only.
@@ -69,6 +71,7 @@ class Course:
     high: float
     first: float
     last: float
+    end: float
     lone: tuple[int, float] | None = None
     least: float = 0.0
     has_folds: bool = True
@@ -133,14 +136,15 @@ def course_of(steps: Floats, values: Floats, settings: Mapping[str, float]) -> C
     """
     is_accuracy = "min_rise" in settings
     if len(values) < FEWEST:
-        return Course((), len(values), values.min(), values.max(), values[0], values[-1], has_folds=not is_accuracy)
+        ends = values[0], values[-1], values[-1]
+        return Course((), len(values), values.min(), values.max(), *ends, has_folds=not is_accuracy)
     middle = np.array([np.median(values[max(0, i - 1) : i + 2]) for i in range(len(values))])
     low, high = float(middle.min()), float(middle.max())
     least = settings["min_rise"] if is_accuracy else _FLAT * max(abs(low), abs(high))
     outside = np.maximum(values - high, low - values)
     far = int(outside.argmax())
     lone = (int(steps[far]), float(values[far])) if outside[far] > max(least, high - low) else None
-    ends = float(np.median(values[:3])), float(np.median(values[-3:]))
+    ends = float(np.median(values[:3])), float(np.median(values[-3:])), float(values[-1])
     legs = _legs(steps, values, settings)
     return Course(legs, len(values), low, high, *ends, lone=lone, least=least, has_folds=not is_accuracy)
 
@@ -149,18 +153,28 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
     found = fit(steps, values)
     if found is None:
         return ()
-    v, at = found.values.clip(values.min(), values.max()), np.round(10**found.nodes - 1).astype(int)
+    rows = _nearest_rows(found.nodes, steps, values)
+    v, at = values[rows], steps[rows].astype(int)
     if "min_rise" in settings:
         tolerance = max(settings["min_rise"], PHASE_SETTINGS["noise_factor"] * found.sigma)
     else:
         tolerance = significant(found, {**PHASE_SETTINGS, **settings})
-        v = v.round() if (values == values.round()).all() else v  # ranks
     flatness = settings.get("flatness", PHASE_SETTINGS["flatness"])
     legs = []
     for i, j in movements(found.values, tolerance):
         begin = i + first_steep(found.slopes[i:j], flatness)
-        legs.append(Leg(float(v[i]), float(v[j]), int(at[begin]), int(at[j]), begin == i))
+        is_as_seen = (v[j] > v[i]) == (found.values[j] > found.values[i])
+        start, end = (v[i], v[j]) if is_as_seen else found.values[[i, j]]
+        legs.append(Leg(float(start), float(end), int(at[begin]), int(at[j]), begin == i))
     return tuple(legs)
+
+
+def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.int64]:
+    """The rows nearest to where the fit bends, so that sentences give values that were seen; no lone ones."""
+    x, lone = np.log10(steps + 1), lone_rows(values.tolist())
+    away = np.abs(x[None, :] - nodes[:, None])
+    away[:, lone] = np.inf
+    return np.asarray(away.argmin(1))
 
 
 def number(value: float) -> str:

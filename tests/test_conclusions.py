@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -212,7 +213,7 @@ FOLLOWED = {
     ),
     "train accuracy": (
         {TRAIN: at((1, 0.1), (2, 0.9))},
-        "Train accuracy rose from 0.1 at step 9 to 0.9 at step 100: not ",
+        "Train accuracy rose from 0.133 at step 10 to 0.9 at step 100: not ",
     ),
     "test accuracy": (
         FITTED | {TEST: at((0.5, 0.1), (1.5, 0.45))},
@@ -359,5 +360,24 @@ def test_spikes_that_are_not_far_belong_to_the_course() -> None:
 
 def test_the_effective_rank_is_said_beside_the_numerical_rank() -> None:
     said = noted(at((0, 64)), {}, at((1, 50), (3, 20)), RANK)
-    assert all("the rank of `net.3` is flat: at 64 (its effective rank fell from 50" in s.lower() for s in said)
+    expected = "the rank of `net.3` is flat: at 64 (its effective rank fell from 49.4 at step 10 to 20"
+    assert all(expected in sentence.lower() for sentence in said)
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_values_and_steps_in_sentences_are_those_of_rows(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    curve = at((0, 12.0), (1, 4.0), (2.5, 16.0), (4, 3.0)) * np.exp(0.08 * rng.standard_normal(len(STEPS)))
+    rows = {int(step): f"{value:.3g}" for step, value in zip(STEPS, curve, strict=True)}
+    (sentence,) = [text for text in said({LC: curve}) if "ocal complexity at the train points" in text]
+    named = re.findall(r"([\d.]+) at step ([\d,]+\d)", sentence)
+    assert len(named) >= 2
+    for value, step in named:
+        assert rows.get(int(step.replace(",", ""))) == value, sentence
+
+
+def test_the_last_row_is_the_last_row() -> None:
+    train = at((0.5, 0.1), (2, 0.9))
+    train[-1] = 0.8
+    assert "are not interpolated (0.8 at the last row)" in said({TRAIN: train})[0]

@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.functional import local_complexity
+from lc_callback.functional.local_complexity import check_arguments, check_method
 
 __all__ = ["LocalComplexity"]
 
@@ -37,7 +38,7 @@ class LocalComplexity(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: in ``update()``, for what the function refuses.
+        ValueError: for an argument out of range; in ``update()``, for a model or points that the function refuses.
 
     Example::
 
@@ -74,6 +75,8 @@ class LocalComplexity(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_arguments(radius, n_directions, layers, at, chunk_size)
+        check_method(method, ("vertices", "linear"), layers, max_pool, False)
         self.radius = radius
         self._options: dict[str, Any] = {
             "n_directions": n_directions,

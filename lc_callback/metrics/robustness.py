@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lc_callback.functional import robust_accuracy
+from lc_callback.functional.robustness import check_arguments
 
 __all__ = ["RobustAccuracy"]
 
@@ -37,7 +38,7 @@ class RobustAccuracy(Metric):
         kwargs: of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: in ``update()``, for what the function refuses.
+        ValueError: for an argument out of range; in ``update()``, for a model or points that the function refuses.
 
     Example::
 
@@ -79,6 +80,7 @@ class RobustAccuracy(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
         self.eps = [eps] if isinstance(eps, (int, float)) else list(eps)
         self._options: dict[str, Any] = {
             "eps": self.eps,

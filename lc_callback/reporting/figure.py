@@ -210,7 +210,8 @@ class _Block:
         tinted = "Tinted: 95\u00a0% interval of a marker." if has_interval else ""
         all_firm = all(found.is_firm for found in own)
         hollow = "" if all_firm else "Hollow, with a question mark: noise alone might look like this."
-        return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", tinted, hollow]))
+        later = "~: later rows may still move it." if any(found.provisional for found in own) else ""
+        return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", tinted, hollow, later]))
 
     def _axis_of_values(self, ax: Axes) -> None:
         from matplotlib.ticker import MaxNLocator

@@ -178,9 +178,12 @@ def test_an_infinite_logit_makes_accuracies_nan() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LocalComplexity(-1.0).update(net(), data()[0]), "radius"),
-        (lambda: LocalComplexity(0.1, method="linea").update(net(), data()[0]), "method"),
-        (lambda: RobustAccuracy(-1.0).update(net(), *data()), "eps"),
+        (lambda: LocalComplexity(-1.0), "radius"),
+        (lambda: LocalComplexity("auto"), "radius"),
+        (lambda: LocalComplexity(0.1, method="linea"), "method"),
+        (lambda: RobustAccuracy(-1.0), "eps"),
+        (lambda: RobustAccuracy(0.1, attack="PDG"), "did you mean 'PGD'"),
+        (lambda: RobustAccuracy(0.1, bounds=(1, 0)), "bounds"),
         (lambda: FeatureRank(matrix="other"), "matrix"),
         (lambda: NeuralCollapse(layer="x").update(net(), *data()), "layer"),
         (lambda: NeuralCollapse().update(net(), data()[0], torch.arange(3)), "one target for each of 37 points"),
