@@ -127,7 +127,7 @@ class PhaseDetector:
         >>> for k in range(10, 36):
         ...     events += detector.update(round(10 ** (k / 10)), abs(k - 20))
         >>> [(event.what, event.transition.kind, event.transition.step) for event in events]
-        [('found', 'first_descent_end', 100)]
+        [('found', 'first_descent_end', 100), ('confirmed', 'first_descent_end', 100)]
     """
 
     def __init__(self, **settings: float) -> None:

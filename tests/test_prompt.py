@@ -222,7 +222,7 @@ def test_an_error_knows_what_was_meant(name: str) -> None:
 def console(monkeypatch: Any) -> list[str]:
     said: list[str] = []
     for module in ("probe_callback", "run_report"):
-        monkeypatch.setattr(importlib.import_module(f"lc_callback.callbacks.{module}"), "rank_zero_info", said.append)
+        monkeypatch.setattr(importlib.import_module(f"lc_callback.callbacks.{module}"), "say", said.append)
     return said
 
 

@@ -161,6 +161,7 @@ SHARED = f"""
   detection: {{}}
   on_transition: [checkpoint]
   stop_after: null
+  certainty: tentative
   custom_scalars: true
   max_overhead: 1000.0
   schedule: [0, 2, 5]
