@@ -71,7 +71,7 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _DROPPED = 18  # bits of a critical radius as float32, which leaves 32 bins for a factor of two, of 3 % at most
 _BINS = 2 ** (31 - _DROPPED)
 _INFINITE = 0x7F800000 >> _DROPPED  # and behind that there are those that are no number
-_Z99 = 2.5758293035489004
+Z99 = 2.5758293035489004
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class LocalComplexity:
     def ci99(self) -> Any:
         """Half the width of the 99 % interval of ``mean`` over the points (normal approximation)."""
         sem = self.sem
-        return sem * _Z99
+        return sem * Z99
 
     @property
     def layer_means(self) -> list[Any]:

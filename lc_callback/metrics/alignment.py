@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lc_callback.functional import centroid_alignment
+from lc_callback.metrics.measure import Measure
 
 __all__ = ["CentroidAlignment"]
 
 
-class CentroidAlignment(Metric):
+class CentroidAlignment(Measure):
     """Mean cosine between a point and the summed rows of the Jacobian there.
 
     See :func:`lc_callback.functional.centroid_alignment` for the definition and its source. ``compute()`` returns a
@@ -39,8 +39,6 @@ class CentroidAlignment(Metric):
         0.5
     """
 
-    is_differentiable = False
-    full_state_update = False
     plot_lower_bound, plot_upper_bound = -1.0, 1.0
     cosines: Tensor
     n_cosines: Tensor
@@ -67,7 +65,3 @@ class CentroidAlignment(Metric):
     def compute(self) -> Tensor:
         """The mean over all points."""
         return self.cosines / self.n_cosines
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
-        return self._plot(val, ax)

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.functional.feature_rank import FeatureCovariance, check_options
 from lc_callback.functional.features import Features
+from lc_callback.metrics.measure import Measure
 
 __all__ = ["FeatureRank"]
 
 
-class FeatureRank(Metric):
+class FeatureRank(Measure):
     """Numerical, effective and stable rank of each hidden layer's features (*Deep Grokking*, 2024, page 3).
 
     See :func:`lc_callback.functional.feature_ranks` for the definitions. ``compute()`` returns float64 tensors ``()``
@@ -58,8 +58,6 @@ class FeatureRank(Metric):
         2
     """
 
-    is_differentiable = False
-    full_state_update = False
     plot_lower_bound = 0.0
     moments: list[Tensor]
 
@@ -119,7 +117,3 @@ class FeatureRank(Metric):
                     value = float(getattr(found, kind))
                     values[f"{kind}/{name}"] = torch.tensor(value, dtype=torch.float64, device=self.device)
         return values
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
-        return self._plot(val, ax)

@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.functional import local_complexity
-from lc_callback.functional.local_complexity import check_arguments, check_method
+from lc_callback.functional.local_complexity import Z99, check_arguments, check_method
+from lc_callback.metrics.measure import Measure
 
 __all__ = ["LocalComplexity"]
 
-_Z99 = 2.5758293035489  # of the normal distribution
 
-
-class LocalComplexity(Metric):
+class LocalComplexity(Measure):
     """Mean number of units that switch inside a small neighbourhood of a point.
 
     See :func:`lc_callback.functional.local_complexity` for the definition and its source. ``compute()`` returns a
@@ -55,8 +53,6 @@ class LocalComplexity(Metric):
         tensor(1., dtype=torch.float64)
     """
 
-    is_differentiable = False
-    full_state_update = False
     plot_lower_bound = 0.0
     switching: list[Tensor]
 
@@ -102,7 +98,7 @@ class LocalComplexity(Metric):
     def half_width(self) -> Tensor:
         """Half the width of the 99 % interval of that mean over the points, of the points of this process."""
         points = self._points()
-        return self._of_radii(_Z99 * points.std(0) / len(points) ** 0.5)
+        return self._of_radii(Z99 * points.std(0) / len(points) ** 0.5)
 
     def _points(self) -> Tensor:
         if not len(self.switching):
@@ -111,7 +107,3 @@ class LocalComplexity(Metric):
 
     def _of_radii(self, values: Tensor) -> Tensor:
         return values[0] if isinstance(self.radius, (int, float)) else values
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
-        return self._plot(val, ax)

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.functional.neural_collapse import last_features, neural_collapse_of
 from lc_callback.functional.targets import check_targets
+from lc_callback.metrics.measure import Measure
 
 __all__ = ["NeuralCollapse"]
 
 
-class NeuralCollapse(Metric):
+class NeuralCollapse(Measure):
     """NC1 to NC4 of the last features (Papyan, Han, Donoho 2020); see :func:`lc_callback.functional.neural_collapse`.
 
     ``compute()`` returns float64 tensors ``()`` by ``"nc1"``, ``"nc2_norms"``, ``"nc2_angles"``, ``"nc2_simplex"``,
@@ -46,8 +46,6 @@ class NeuralCollapse(Metric):
         {'nc1': 0.0, 'nc3': 0.0, 'nc4': 1.0}
     """
 
-    is_differentiable = False
-    full_state_update = False
     plot_lower_bound = 0.0
     features: list[Tensor]
     classes: list[Tensor]
@@ -86,7 +84,3 @@ class NeuralCollapse(Metric):
             for name, value in found.items()
             if name != "n_classes"
         }
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
-        return self._plot(val, ax)

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lc_callback.functional import robust_accuracy
+from lc_callback.functional.names import number_names
 from lc_callback.functional.robustness import check_arguments
+from lc_callback.metrics.measure import Measure
 
 __all__ = ["RobustAccuracy"]
 
 
-class RobustAccuracy(Metric):
+class RobustAccuracy(Measure):
     """Share of points that a classifier gets right, as they are and under attack.
 
     See :func:`lc_callback.functional.robust_accuracy` for the attack and the logits that it sees. ``compute()`` returns
@@ -54,9 +55,7 @@ class RobustAccuracy(Metric):
         {'clean_acc': 0.75, 'robust_acc_eps0.5': 0.5}
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     n_right: Tensor
     n_robust: Tensor
@@ -110,9 +109,11 @@ class RobustAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The shares of all points."""
-        robust = dict(zip((f"robust_acc_eps{eps:g}" for eps in self.eps), self.n_robust / self.n_attacked, strict=True))
+        robust = dict(
+            zip(
+                (f"robust_acc_eps{name}" for name in number_names(self.eps)),
+                self.n_robust / self.n_attacked,
+                strict=True,
+            )
+        )
         return {"clean_acc": self.n_right / self.n_attacked, **robust}
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
-        return self._plot(val, ax)
