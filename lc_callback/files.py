@@ -99,6 +99,7 @@ class LineFile:
         self.path = self._next()
         #: Whether the file is this run's, and not only its name.
         self.is_owned = False
+        self._torn = False
         while is_ours is not None and os.path.lexists(self.path):
             why = _why_not(self.path, is_ours)
             if not why:
@@ -117,12 +118,17 @@ class LineFile:
         with beside(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             file.write(text)
 
-    def append(self, text: str) -> None:
-        """Write lines to its end. May only be called while :meth:`is_whole`."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(text)
+    def append(self, text: str, whole: Callable[[], str], *, anew: bool = False) -> None:
+        """Write lines to its end; or ``whole()``, with these lines, if its end is not known to be good, or ``anew``."""
+        anew, self._torn = anew or self._torn or not self._is_whole(), True  # unless this succeeds, the next is whole
+        if anew:
+            self.write(whole())
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(text)
+        self._torn = False
 
-    def is_whole(self) -> bool:
+    def _is_whole(self) -> bool:
         """Whether the file is still there, under its own name."""
         return self.is_owned and self.path.is_file() and not self.path.is_symlink()
 

@@ -145,10 +145,9 @@ class CsvFile:
 
     def __init__(self, folder: Path, history: History) -> None:
         self._columns = ["step", *history.keys]
-        self._torn = False
         self._file = LineFile(folder, "history.csv", partial(_begins_with, history.rows) if len(history) else None)
         if len(history):
-            self._rewrite(history)
+            self._file.write(self._whole(history))
 
     @property
     def path(self) -> Path:
@@ -163,16 +162,11 @@ class CsvFile:
     def append(self, history: History) -> None:
         """Write the last row of ``history``."""
         columns = ["step", *history.keys]
-        whole = self._torn or columns != self._columns or not self._file.is_whole()
-        self._columns, self._torn = columns, True  # unless this write succeeds, the next one writes all rows
-        if whole:
-            self._rewrite(history)
-        else:
-            self._file.append(self._text([history.rows[-1]]))
-        self._torn = False
+        anew, self._columns = columns != self._columns, columns
+        self._file.append(self._text([history.rows[-1]]), partial(self._whole, history), anew=anew)
 
-    def _rewrite(self, history: History) -> None:
-        self._file.write(self._lines([self._columns]) + self._text(history.rows))
+    def _whole(self, history: History) -> str:
+        return self._lines([self._columns]) + self._text(history.rows)
 
     def _text(self, rows: list[Row]) -> str:
         return self._lines([[repr(row[c]) if c in row else "" for c in self._columns] for row in rows])

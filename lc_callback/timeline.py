@@ -299,10 +299,10 @@ class EventsFile:
     """
 
     def __init__(self, folder: Path, events: Sequence[PhaseEvent], resumed: bool, step: int = 0) -> None:
-        self._events, self._torn = list(events), False
+        self._events = list(events)
         self._file = LineFile(folder, "events.jsonl", partial(_is_of_run, self._events, step) if resumed else None)
         if self._events or self._file.is_owned:
-            self._rewrite()
+            self._file.write(_lines(self._events))
 
     @property
     def path(self) -> Path:
@@ -317,15 +317,7 @@ class EventsFile:
     def append(self, events: Sequence[PhaseEvent]) -> None:
         """Write these events."""
         self._events += events
-        whole, self._torn = self._torn or not self._file.is_whole(), True  # unless this succeeds, the next writes all
-        if whole:
-            self._rewrite()
-        else:
-            self._file.append(_lines(events))
-        self._torn = False
-
-    def _rewrite(self) -> None:
-        self._file.write(_lines(self._events))
+        self._file.append(_lines(events), lambda: _lines(self._events))
 
 
 def _is_of_run(events: Sequence[PhaseEvent], step: int, text: str) -> bool:
