@@ -118,14 +118,14 @@ class LineFile:
         with beside(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             file.write(text)
 
-    def append(self, text: str, whole: Callable[[], str], *, anew: bool = False) -> None:
-        """Write lines to its end; or ``whole()``, with these lines, if its end is not known to be good, or ``anew``."""
+    def append(self, lines: Callable[[], str], whole: Callable[[], str], *, anew: bool = False) -> None:
+        """Write ``lines()`` to its end; or ``whole()``, with these, if its end is not known to be good, or ``anew``."""
         anew, self._torn = anew or self._torn or not self._is_whole(), True  # unless this succeeds, the next is whole
         if anew:
             self.write(whole())
         else:
             with self.path.open("a", newline="", encoding="utf-8") as file:
-                file.write(text)
+                file.write(lines())
         self._torn = False
 
     def _is_whole(self) -> bool:

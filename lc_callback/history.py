@@ -163,7 +163,7 @@ class CsvFile:
         """Write the last row of ``history``."""
         columns = ["step", *history.keys]
         anew, self._columns = columns != self._columns, columns
-        self._file.append(self._text([history.rows[-1]]), partial(self._whole, history), anew=anew)
+        self._file.append(partial(self._text, history.rows[-1:]), partial(self._whole, history), anew=anew)
 
     def _whole(self, history: History) -> str:
         return self._lines([self._columns]) + self._text(history.rows)

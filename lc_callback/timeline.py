@@ -317,7 +317,7 @@ class EventsFile:
     def append(self, events: Sequence[PhaseEvent]) -> None:
         """Write these events."""
         self._events += events
-        self._file.append(_lines(events), lambda: _lines(self._events))
+        self._file.append(partial(_lines, events), lambda: _lines(self._events))
 
 
 def _is_of_run(events: Sequence[PhaseEvent], step: int, text: str) -> bool:
