@@ -20,7 +20,8 @@ from sklearn.datasets import load_digits
 from timing import alternating
 from torch import Tensor, nn
 
-from lc_callback.functional import attacks, robust_accuracy
+from lc_callback.engine.adversarial import attacks
+from lc_callback.functional import robust_accuracy
 
 EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
 

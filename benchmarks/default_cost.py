@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy
-from lc_callback.schedule import is_log_step
+from lc_callback.run.schedule import is_log_step
 
 BATCH, EPOCHS, SAMPLES = 128, 100, 50_000
 N_STEPS = EPOCHS * -(-SAMPLES // BATCH)

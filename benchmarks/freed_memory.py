@@ -19,8 +19,8 @@ from models import PreActResNet18, mlp
 from timing import ratio, seconds
 from torch import nn
 
-from lc_callback import isolation
 from lc_callback.functional import local_complexity, robust_accuracy
+from lc_callback.isolation import context
 
 MEASURES = ("LC by vertices", "LC, linear", "accuracy under PGD")
 
@@ -62,7 +62,7 @@ def compare(network: str, batch: int, measure: str, threads: int, repeats: int) 
 def work(pipe: Connection, network: str, batch: int, measure: str, threads: int, helped: bool) -> None:
     """Two steps and a measurement whenever asked; answers its seconds, and the MB that were fetched."""
     if not helped:
-        isolation._keep_what_is_freed = lambda: None  # type: ignore[assignment]
+        context._keep_what_is_freed = lambda: None  # type: ignore[assignment]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     net, shape, points = (

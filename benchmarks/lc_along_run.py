@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lc_callback import detect_phases
 from lc_callback.functional import cross_polytope_frame, local_complexity
-from lc_callback.schedule import is_log_step
+from lc_callback.run.schedule import is_log_step
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from digits_grokking import DigitsMLP, batches, digits

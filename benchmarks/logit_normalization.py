@@ -21,7 +21,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lc_callback.functional import attacks, robust_accuracy, robustness
+from lc_callback.engine.adversarial import attacks
+from lc_callback.functional import robust_accuracy, robustness
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

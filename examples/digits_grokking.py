@@ -32,7 +32,7 @@ from lc_callback import (
     PGDRobustnessCallback,
     SplinePartitionCallback,
 )
-from lc_callback.history import History
+from lc_callback.run.history import History
 
 EPS = [0.03, 0.1]
 

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lc_callback.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accuracy_milestones, find_rank_turns
-from lc_callback.phases import detect_phases
+from lc_callback.detection.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accuracy_milestones, find_rank_turns
+from lc_callback.detection.phases import detect_phases
+from lc_callback.detection.transitions import Transition, Turn
 from lc_callback.reporting.figure import save
-from lc_callback.timeline import Panel, Part, read_rows
-from lc_callback.transitions import Transition, Turn
+from lc_callback.run.timeline import Panel, Part, read_rows
 
 EXAMPLES = Path(__file__).parent
 RESULTS = EXAMPLES.parent / "docs" / "results"

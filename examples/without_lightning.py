@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 
 from lc_callback.metrics import FeatureRank, LocalComplexity, NeuralCollapse, RobustAccuracy
-from lc_callback.schedule import is_log_step
+from lc_callback.run.schedule import is_log_step
 
 
 def metrics() -> MetricCollection:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
     from lc_callback.callbacks.partition import SplinePartitionCallback
     from lc_callback.callbacks.robustness import PGDRobustnessCallback
-    from lc_callback.phases import PhaseDetector, Transition, detect_phases
+    from lc_callback.detection.phases import PhaseDetector, Transition, detect_phases
 
 __version__ = "0.1.0"
 
@@ -33,10 +33,10 @@ _HOMES = {
     "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
     "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
     "SplinePartitionCallback": "lc_callback.callbacks.partition",
-    "PhaseDetector": "lc_callback.phases",
+    "PhaseDetector": "lc_callback.detection.phases",
     "compare_runs": "lc_callback.callbacks.comparison",
-    "Transition": "lc_callback.phases",
-    "detect_phases": "lc_callback.phases",
+    "Transition": "lc_callback.detection.phases",
+    "detect_phases": "lc_callback.detection.phases",
 }
 
 

@@ -20,7 +20,7 @@ from lc_callback.callbacks.comparison import compare_runs
 from lc_callback.callbacks.offline import measure_checkpoints
 from lc_callback.reporting.figure import WIDTH, save
 from lc_callback.reporting.run_dir import read_run
-from lc_callback.timeline import run_summary
+from lc_callback.run.timeline import run_summary
 
 __all__ = ["main"]
 

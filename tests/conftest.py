@@ -32,7 +32,7 @@ def seed_of_the_tests():
 def clock_of_the_tests(monkeypatch):
     """What the callbacks take for the time; a test that is about time sets a clock of its own."""
     clock = TickingClock()
-    for module in ("probe_callback", "partition", "run_report"):
+    for module in ("base", "partition", "run_report"):
         monkeypatch.setattr(f"lc_callback.callbacks.{module}.time", clock)
 
 
@@ -41,4 +41,4 @@ def undrawn(monkeypatch):
     """No slice is drawn, and slow is no fault."""
     picture = np.zeros((8, 80, 3), np.uint8)
     monkeypatch.setattr("lc_callback.callbacks.partition.draw_slices", lambda slices: picture)
-    monkeypatch.setattr("lc_callback.callbacks.probe_callback.SECONDS_TO_SAY", math.inf)
+    monkeypatch.setattr("lc_callback.callbacks.base.SECONDS_TO_SAY", math.inf)

@@ -13,8 +13,8 @@ from helpers import Classifier, loader, make_trainer, points
 
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.callbacks import run_report
-from lc_callback.timeline import read_events
-from lc_callback.transitions import PhaseEvent
+from lc_callback.detection.transitions import PhaseEvent
+from lc_callback.run.timeline import read_events
 
 STEPS = 100  # of a run that has all transitions
 Curve = Callable[[int], float]

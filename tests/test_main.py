@@ -22,7 +22,7 @@ import lc_callback
 from lc_callback import LocalComplexityCallback
 from lc_callback.__main__ import main
 from lc_callback.callbacks import ProbeCallback
-from lc_callback.timeline import final_transitions, read_events, summary
+from lc_callback.run.timeline import final_transitions, read_events, summary
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -17,11 +17,11 @@ from torch import nn
 import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
 from lc_callback import functional as F
-from lc_callback.functional.suggestions import did_you_mean
-from lc_callback.history import History
-from lc_callback.phases import PHASE_SETTINGS, check_phase_settings
-from lc_callback.probes import Probes
-from lc_callback.transitions import Transition
+from lc_callback.detection.phases import PHASE_SETTINGS, check_phase_settings
+from lc_callback.detection.transitions import Transition
+from lc_callback.run.history import History
+from lc_callback.run.probes import Probes
+from lc_callback.suggestions import did_you_mean
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -221,7 +221,7 @@ def test_an_error_knows_what_was_meant(name: str) -> None:
 
 def console(monkeypatch: Any) -> list[str]:
     said: list[str] = []
-    for module in ("probe_callback", "run_report"):
+    for module in ("base", "run_report"):
         monkeypatch.setattr(importlib.import_module(f"lc_callback.callbacks.{module}"), "say", said.append)
     return said
 

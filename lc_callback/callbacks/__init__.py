@@ -1,9 +1,9 @@
 """The Lightning callbacks: each its arguments and its measure, on the life cycle of :class:`ProbeCallback`."""
 
+from lc_callback.callbacks.base import Network, ProbeCallback
 from lc_callback.callbacks.feature_rank import FeatureRankCallback
 from lc_callback.callbacks.local_complexity import LocalComplexityCallback
 from lc_callback.callbacks.partition import SplinePartitionCallback
-from lc_callback.callbacks.probe_callback import Network, ProbeCallback
 from lc_callback.callbacks.robustness import PGDRobustnessCallback
 
 __all__ = [

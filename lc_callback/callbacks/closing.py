@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lc_callback.callbacks._compat import WEIGHT_AVERAGING_EPOCH, Callback
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
+    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["ClosingRows"]
 

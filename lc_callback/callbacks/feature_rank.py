@@ -11,21 +11,21 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.callbacks.base import Network, ProbeCallback
+from lc_callback.checks import positive_integer
+from lc_callback.detection.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
+from lc_callback.detection.phases import check_phase_settings
+from lc_callback.detection.transitions import Curves, Turn
+from lc_callback.engine.network.features import Features
+from lc_callback.engine.network.recorder import check_layers
 from lc_callback.functional.alignment import centroid_alignment
-from lc_callback.functional.checks import positive_integer
 from lc_callback.functional.feature_rank import FeatureRank, check_options, coarse_tolerance, ranks_of
-from lc_callback.functional.features import Features
-from lc_callback.functional.knots import check_layers
 from lc_callback.functional.linear_probe import linear_probe
-from lc_callback.functional.names import distinct
-from lc_callback.functional.suggestions import did_you_mean
 from lc_callback.functional.weight_norm import weight_norms
-from lc_callback.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
-from lc_callback.phases import check_phase_settings
-from lc_callback.probes import Probes
-from lc_callback.timeline import Panel, spaced
-from lc_callback.transitions import Curves, Turn
+from lc_callback.names import distinct
+from lc_callback.run.probes import Probes
+from lc_callback.run.timeline import Panel, spaced
+from lc_callback.suggestions import did_you_mean
 
 __all__ = ["FeatureRankCallback"]
 
@@ -54,9 +54,9 @@ class FeatureRankCallback(ProbeCallback):
     - ``rank/seconds``: what the row cost.
     - ``rank/events``: a text for each transition that is found, moved or withdrawn.
 
-    Transitions of the rank of the last layer (:func:`lc_callback.milestones.find_rank_turns`): ``rank_descent``,
-    ``rank_rise``, ``second_rank_descent``. They are in ``callback.transitions``, in ``events.jsonl`` in the log
-    directory, and in the picture ``timeline``.
+    Transitions of the rank of the last layer (:func:`lc_callback.detection.milestones.find_rank_turns`):
+    ``rank_descent``, ``rank_rise``, ``second_rank_descent``. They are in ``callback.transitions``, in ``events.jsonl``
+    in the log directory, and in the picture ``timeline``.
 
     ``trainer.validate()`` and ``trainer.test()`` have no train points unless ``train_probes=`` gives them: then the
     test points are measured, and logged as ``rank_test/<layer>`` and so on.

@@ -7,23 +7,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.callbacks.base import Network, ProbeCallback
 from lc_callback.callbacks.trained_space import TrainedSpace
-from lc_callback.functional.checks import positive_integer
+from lc_callback.checks import positive_integer
+from lc_callback.detection.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
+from lc_callback.detection.transitions import Curves, Turn
+from lc_callback.engine.network.space import input_spread, spread_behind
 from lc_callback.functional.local_complexity import (
     LocalComplexity,
     check_arguments,
     check_method,
     joined,
 )
-from lc_callback.functional.names import number_names
 from lc_callback.functional.point_sets import local_complexity_of_sets
 from lc_callback.functional.radius import count_units, find_radius
-from lc_callback.functional.space import input_spread, spread_behind
-from lc_callback.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
-from lc_callback.probes import Probes
-from lc_callback.timeline import Panel
-from lc_callback.transitions import Curves, Turn
+from lc_callback.names import number_names
+from lc_callback.run.probes import Probes
+from lc_callback.run.timeline import Panel
 
 __all__ = ["LocalComplexityCallback"]
 

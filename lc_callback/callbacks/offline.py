@@ -10,8 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lc_callback.callbacks.base import ProbeCallback
 from lc_callback.callbacks.checkpoints import load_module, steps_of
-from lc_callback.callbacks.probe_callback import ProbeCallback
 
 __all__ = ["measure_checkpoints"]
 

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
-    from lc_callback.schedule import Schedule
+    from lc_callback.callbacks.base import ProbeCallback
+    from lc_callback.run.schedule import Schedule
 
 __all__ = ["Forecast", "RunCost", "check_max_overhead", "ends_with", "forecast_text", "is_kept", "wait_for_device"]
 

@@ -17,15 +17,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lc_callback.callbacks.probe_callback import Network, ProbeCallback
-from lc_callback.functional.checks import positive_integer
+from lc_callback.callbacks.base import Network, ProbeCallback
+from lc_callback.checks import positive_integer
+from lc_callback.engine.slices.window import SHARES, TooManyRegions, expected_regions
 from lc_callback.functional.partition import Slice, SlicePartition, WindowRule, cut_slice, toward_boundary
-from lc_callback.functional.slice_window import SHARES, TooManyRegions, expected_regions
-from lc_callback.probes import Probes
 from lc_callback.reporting.film import draw_slices, film
 from lc_callback.reporting.loggers import log_image
-from lc_callback.schedule import Schedule
-from lc_callback.timeline import Panel
+from lc_callback.run.probes import Probes
+from lc_callback.run.schedule import Schedule
+from lc_callback.run.timeline import Panel
 
 __all__ = ["SplinePartitionCallback"]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lc_callback.files import safe_name
+from lc_callback.run.files import safe_name
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
+    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["folder_of", "refuse_one_folder", "refuse_one_key", "refuse_twins"]
 

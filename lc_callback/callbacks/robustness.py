@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lc_callback.callbacks.probe_callback import Network, ProbeCallback
+from lc_callback.callbacks.base import Network, ProbeCallback
 from lc_callback.callbacks.trained_space import TrainedSpace
-from lc_callback.functional.names import number_names
+from lc_callback.detection.milestones import (
+    ACCURACY_KINDS,
+    ACCURACY_SETTINGS,
+    attacked_keys,
+    check_accuracy_settings,
+    find_accuracy_milestones,
+)
+from lc_callback.detection.transitions import Curves, Turn
+from lc_callback.engine.network.space import input_points, input_spread, spread_behind
 from lc_callback.functional.robustness import (
     RobustAccuracy,
     attacked_accuracy,
@@ -20,17 +28,9 @@ from lc_callback.functional.robustness import (
     find_bounds,
     usable_spread,
 )
-from lc_callback.functional.space import input_points, input_spread, spread_behind
-from lc_callback.milestones import (
-    ACCURACY_KINDS,
-    ACCURACY_SETTINGS,
-    attacked_keys,
-    check_accuracy_settings,
-    find_accuracy_milestones,
-)
-from lc_callback.probes import Probes
-from lc_callback.timeline import Panel, spaced
-from lc_callback.transitions import Curves, Turn
+from lc_callback.names import number_names
+from lc_callback.run.probes import Probes
+from lc_callback.run.timeline import Panel, spaced
 
 __all__ = ["PGDRobustnessCallback"]
 
@@ -56,10 +56,10 @@ class PGDRobustnessCallback(ProbeCallback):
     - ``robust_acc/seconds``: what the row cost.
     - ``robust_acc/events``: a text for each transition that is found, moved or withdrawn.
 
-    Transitions (:func:`lc_callback.milestones.find_accuracy_milestones`): ``interpolation``, ``generalization``,
-    ``delayed_generalization``, ``multi_stage_generalization``, and for each eps ``robustness_onset`` and
-    ``delayed_robustness``. They are in ``callback.transitions``, in ``events.jsonl`` in the log directory, and in the
-    picture ``timeline``.
+    Transitions (:func:`lc_callback.detection.milestones.find_accuracy_milestones`): ``interpolation``,
+    ``generalization``, ``delayed_generalization``, ``multi_stage_generalization``, and for each eps
+    ``robustness_onset`` and ``delayed_robustness``. They are in ``callback.transitions``, in ``events.jsonl`` in the
+    log directory, and in the picture ``timeline``.
 
     Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so
     ``ModelCheckpoint(monitor="robust_acc/test_eps0.03", mode="max")`` works), to ``callback.history``, into
@@ -102,7 +102,7 @@ class PGDRobustnessCallback(ProbeCallback):
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
         detection: settings of the detector by name, of
-            :func:`lc_callback.milestones.find_accuracy_milestones`: ``{"interpolation": 0.95}``.
+            :func:`lc_callback.detection.milestones.find_accuracy_milestones`: ``{"interpolation": 0.95}``.
         on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
         stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
         certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lc_callback.files import ROOM_FOR_PICTURES, free_bytes, safe_name
 from lc_callback.reporting.figure import write_png
 from lc_callback.reporting.loggers import log_histogram, log_image, log_row
+from lc_callback.run.files import ROOM_FOR_PICTURES, free_bytes, safe_name
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
+    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["RowReport"]
 

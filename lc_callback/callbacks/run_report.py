@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lc_callback.files import ROOM_FOR_PICTURES, check_room, safe_name
+from lc_callback.detection.transitions import TENTATIVE, PhaseEvent, Transition
 from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text, say
-from lc_callback.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
-from lc_callback.transitions import TENTATIVE, PhaseEvent, Transition
+from lc_callback.run.files import ROOM_FOR_PICTURES, check_room, safe_name
+from lc_callback.run.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
+    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["RunReport"]
 

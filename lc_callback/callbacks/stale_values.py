@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.callbacks._compat import EARLY_STOPPING, MODEL_CHECKPOINT
-from lc_callback.schedule import Schedule
+from lc_callback.run.schedule import Schedule
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
+    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["monitors_of", "warn_of_stale_values"]
 

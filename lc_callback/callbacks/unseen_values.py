@@ -9,7 +9,7 @@ import torch
 from lc_callback.callbacks.stale_values import monitors_of
 
 if TYPE_CHECKING:
-    from lc_callback.callbacks.probe_callback import ProbeCallback
+    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["stand_in"]
 

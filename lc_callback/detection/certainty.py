@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lc_callback.detection.noisy_fit import Noise, NoisyFit, fit_in_noise
-from lc_callback.piecewise import Fit
-from lc_callback.transitions import FIRM, TENTATIVE, Turn
+from lc_callback.detection.piecewise import Fit
+from lc_callback.detection.transitions import FIRM, TENTATIVE, Turn
 
 __all__ = ["Moved", "Read", "graded"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lc_callback.detection.hinges import HingeSearch, design
-from lc_callback.piecewise import binned
+from lc_callback.detection.piecewise import binned
 
 __all__ = ["Noise", "NoisyFit", "fit_in_noise"]
 

@@ -1,10 +1,10 @@
 """The measures as plain functions of a torch module: no Lightning, no trainer, no state."""
 
+from lc_callback.engine.network.frame import cross_polytope_frame
 from lc_callback.functional.alignment import CentroidAlignment, centroid_alignment
 from lc_callback.functional.complexity_map import LocalComplexityMap, local_complexity_map
 from lc_callback.functional.deformation import FrameDeformation, frame_deformation
 from lc_callback.functional.feature_rank import FeatureCovariance, FeatureRank, feature_rank, feature_ranks
-from lc_callback.functional.frame import cross_polytope_frame
 from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.local_complexity import LocalComplexity, local_complexity
 from lc_callback.functional.neural_collapse import NeuralCollapse, neural_collapse

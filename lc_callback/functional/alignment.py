@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.points import main_output
-from lc_callback.functional.space import Space, compute_dtype
+from lc_callback.checks import positive_integer
+from lc_callback.engine.network.points import main_output
+from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.isolation import untouched
 
 __all__ = ["CentroidAlignment", "centroid_alignment"]

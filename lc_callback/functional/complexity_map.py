@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lc_callback.functional.checks import positive_integer
+from lc_callback.checks import positive_integer
+from lc_callback.engine.network.operations import Knot
 from lc_callback.functional.local_complexity import Counter, check_arguments
-from lc_callback.functional.operations import Knot
 from lc_callback.functional.partition import Extent, Plane, extent_text
-from lc_callback.functional.suggestions import did_you_mean
+from lc_callback.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

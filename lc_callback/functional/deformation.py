@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_callback.functional.layers import Layers
+from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.operations import Knot
 from lc_callback.functional.local_complexity import check_arguments, default_chunk, frame_directions
-from lc_callback.functional.operations import Knot
 from lc_callback.isolation import untouched
 
 __all__ = ["FrameDeformation", "frame_deformation"]

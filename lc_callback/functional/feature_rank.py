@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_callback.functional.features import Features
-from lc_callback.functional.suggestions import did_you_mean
+from lc_callback.engine.network.features import Features
+from lc_callback.suggestions import did_you_mean
 
 __all__ = [
     "FeatureCovariance",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.features import Features
+from lc_callback.engine.network.features import Features
 from lc_callback.functional.targets import check_targets
 
 __all__ = ["linear_probe"]

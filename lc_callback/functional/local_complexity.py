@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.bracket import UpperBound
-from lc_callback.functional.checks import is_out_of_memory, positive_integer
-from lc_callback.functional.forward_mode import Dual, NoRule, differentiate
-from lc_callback.functional.frame import cross_polytope_frame
-from lc_callback.functional.knots import (
+from lc_callback.checks import is_out_of_memory, positive_integer
+from lc_callback.engine.counting.zonotope import UpperBound
+from lc_callback.engine.network.frame import cross_polytope_frame
+from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.points import Points, ends_of
+from lc_callback.engine.network.recorder import (
     Recorder,
     check_layers,
     memory_order,
@@ -29,15 +31,13 @@ from lc_callback.functional.knots import (
     surely_finite,
     viewed,
 )
-from lc_callback.functional.layers import Layers
-from lc_callback.functional.operations import Knot
-from lc_callback.functional.points import Points, ends_of
-from lc_callback.functional.prefix import output_of
-from lc_callback.functional.space import compute_dtype
-from lc_callback.functional.suggestions import did_you_mean
-from lc_callback.functional.tangents import AffineRecorder, execute_affine, is_hidden
-from lc_callback.functional.tape import Tape
+from lc_callback.engine.network.space import compute_dtype
+from lc_callback.engine.replay.affine_piece import AffineRecorder, execute_affine, is_hidden
+from lc_callback.engine.replay.derivative_rules import Dual, NoRule, differentiate
+from lc_callback.engine.replay.prefix import output_of
+from lc_callback.engine.replay.program import Tape
 from lc_callback.isolation import untouched
+from lc_callback.suggestions import did_you_mean
 
 __all__ = [
     "Counter",

@@ -13,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lc_callback.functional.affine_check import check_affine
-from lc_callback.functional.checks import positive_integer
-from lc_callback.functional.layers import Layers
-from lc_callback.functional.operations import Knot
-from lc_callback.functional.points import main_output
-from lc_callback.functional.slice_window import (
+from lc_callback.checks import positive_integer
+from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.points import main_output
+from lc_callback.engine.network.space import Space
+from lc_callback.engine.slices.affine_check import check_affine
+from lc_callback.engine.slices.subdivision import Subdivision, Table
+from lc_callback.engine.slices.vertex_values import UnitValues, VertexRows, WinnerValues
+from lc_callback.engine.slices.window import (
     SHARES,
     Extent,
     TooManyRegions,
@@ -26,10 +30,6 @@ from lc_callback.functional.slice_window import (
     fitting_share,
     shrunk,
 )
-from lc_callback.functional.space import Space
-from lc_callback.functional.subdivision import Subdivision, Table
-from lc_callback.functional.vertex_values import UnitValues, VertexRows, WinnerValues
-from lc_callback.functional.winners import WINNERS
 from lc_callback.isolation import untouched
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ def slice_partition(
     average pooling need nothing of their own; max-pooling is cut where its winner changes.
 
     Computed in float64 with the model in eval mode, which is left exactly as it was. Ties are those of
-    :class:`lc_callback.functional.subdivision.Subdivision`: a vertex within ``1e-13`` of a unit's largest value in the
-    window is on its zero line.
+    :class:`lc_callback.engine.slices.subdivision.Subdivision`: a vertex within ``1e-13`` of a unit's largest value in
+    the window is on its zero line.
 
     Args:
         model: any torch module of ReLU, LeakyReLU, PReLU, ReLU6, Hardtanh, abs, clamp, maximum or max-pooling and what

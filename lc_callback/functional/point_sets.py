@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lc_callback.engine.network.points import Points
 from lc_callback.functional.local_complexity import LocalComplexity, TraceEachSet, counter_of, share_of
-from lc_callback.functional.points import Points
 
 __all__ = ["local_complexity_of_sets"]
 

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lc_callback.functional.knots import permuted
+from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.recorder import permuted
+from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.local_complexity import (
     Counter,
     HasJumps,
@@ -21,8 +23,6 @@ from lc_callback.functional.local_complexity import (
     critical_radii,
     share_of,
 )
-from lc_callback.functional.operations import Knot
-from lc_callback.functional.space import Space, compute_dtype
 from lc_callback.isolation import untouched
 
 __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]

@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.attacks import Attack, Box, check_attack, lowered_confidence
-from lc_callback.functional.checks import is_out_of_memory, positive_integer
-from lc_callback.functional.knots import memory_of
-from lc_callback.functional.pgd import Descent, pgd_until_fallen
-from lc_callback.functional.points import main_output
-from lc_callback.functional.probabilities import (
+from lc_callback.checks import is_out_of_memory, positive_integer
+from lc_callback.engine.adversarial.attacks import Attack, Box, check_attack, lowered_confidence
+from lc_callback.engine.adversarial.pgd import Descent, pgd_until_fallen
+from lc_callback.engine.adversarial.probabilities import (
     BeforeSquashing,
     kind_of_probabilities,
     logits_from,
     same_probabilities,
     share_rounded,
 )
-from lc_callback.functional.space import Space, compute_dtype
-from lc_callback.functional.suggestions import did_you_mean
+from lc_callback.engine.network.points import main_output
+from lc_callback.engine.network.recorder import memory_of
+from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.targets import check_targets
 from lc_callback.isolation import untouched
+from lc_callback.suggestions import did_you_mean
 
 __all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy", "usable_spread"]
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from lc_callback.functional.knots import module_paths
-from lc_callback.functional.names import distinct
+from lc_callback.engine.network.recorder import module_paths
+from lc_callback.names import distinct
 
 __all__ = ["weight_norms"]
 

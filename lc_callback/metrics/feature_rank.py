@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.utilities import dim_zero_cat
 
+from lc_callback.engine.network.features import Features
 from lc_callback.functional.feature_rank import FeatureCovariance, check_options
-from lc_callback.functional.features import Features
 from lc_callback.metrics.measure import Measure
 
 __all__ = ["FeatureRank"]

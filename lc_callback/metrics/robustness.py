@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.functional import robust_accuracy
-from lc_callback.functional.names import number_names
 from lc_callback.functional.robustness import check_arguments
 from lc_callback.metrics.measure import Measure
+from lc_callback.names import number_names
 
 __all__ = ["RobustAccuracy"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_callback.outliers import lone_rows
+from lc_callback.detection.outliers import lone_rows
+from lc_callback.detection.transitions import Transition, in_order
 from lc_callback.reporting.layout import Layout, extent, spread_out
-from lc_callback.timeline import Panel, Part
-from lc_callback.transitions import Transition, in_order
+from lc_callback.run.timeline import Panel, Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lc_callback.detection.milestones import RANK_KINDS, find_rank_turns
+from lc_callback.detection.phases import PHASE_KINDS, find_phases
 from lc_callback.detection.seeds import Pooled, pool
-from lc_callback.milestones import RANK_KINDS, find_rank_turns
-from lc_callback.phases import PHASE_KINDS, find_phases
+from lc_callback.detection.transitions import Curves, Transition, Turn, in_order, supported
 from lc_callback.reporting.run_dir import read_run
-from lc_callback.timeline import Measure, Panel, Part, place
-from lc_callback.transitions import Curves, Transition, Turn, in_order, supported
+from lc_callback.run.timeline import Measure, Panel, Part, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

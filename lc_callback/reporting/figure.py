@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lc_callback.files import beside
 from lc_callback.reporting.annotations import (
     N_TOLD,
     Marker,
@@ -27,7 +26,8 @@ from lc_callback.reporting.annotations import (
 )
 from lc_callback.reporting.layout import Layout, elided, extent, wrapped
 from lc_callback.reporting.notes import Notes
-from lc_callback.timeline import Panel, Part
+from lc_callback.run.files import beside
+from lc_callback.run.timeline import Panel, Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lc_callback.files import beside
 from lc_callback.functional.partition import SlicePartition
 from lc_callback.reporting.figure import pixels_of
+from lc_callback.run.files import beside
 
 __all__ = ["draw_slices", "film"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lc_callback.files import ROOM_FOR_LINES, ROOM_FOR_PICTURES, check_room
 from lc_callback.isolation import fixed_rng
 from lc_callback.reporting.adapters import Adapter, adapter_of
+from lc_callback.run.files import ROOM_FOR_LINES, ROOM_FOR_PICTURES, check_room
 
 __all__ = ["log_histogram", "log_image", "log_layout", "log_row", "log_text", "say"]
 

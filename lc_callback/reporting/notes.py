@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lc_callback.outliers import layers_of_outliers, shares_in_columns
-from lc_callback.timeline import Panel, Part
+from lc_callback.detection.outliers import layers_of_outliers, shares_in_columns
+from lc_callback.run.timeline import Panel, Part
 
 __all__ = ["Notes"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lc_callback.functional.suggestions import did_you_mean
+from lc_callback.detection.transitions import Curves, Detector, Transition, in_order, only_supported
 from lc_callback.reporting.notes import Notes
-from lc_callback.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
-from lc_callback.transitions import Curves, Detector, Transition, in_order, only_supported
+from lc_callback.run.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
+from lc_callback.suggestions import did_you_mean
 
 __all__ = ["read_run"]
 

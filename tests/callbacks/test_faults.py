@@ -29,7 +29,7 @@ from torch import nn
 
 from lc_callback import LocalComplexityCallback
 from lc_callback.callbacks import partition
-from lc_callback.history import CsvFile
+from lc_callback.run.history import CsvFile
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lc_callback.__main__ import main
-from lc_callback.files import safe_name
 from lc_callback.functional import weight_norms
-from lc_callback.functional.names import clean, distinct, number_names
-from lc_callback.timeline import read_rows
+from lc_callback.names import clean, distinct, number_names
+from lc_callback.run.files import safe_name
+from lc_callback.run.timeline import read_rows
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 

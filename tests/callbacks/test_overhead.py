@@ -17,9 +17,9 @@ from lc_callback import (
     PGDRobustnessCallback,
     SplinePartitionCallback,
 )
-from lc_callback.callbacks import ProbeCallback, probe_callback
+from lc_callback.callbacks import ProbeCallback, base
 from lc_callback.callbacks.overhead import Forecast, forecast_text, is_kept, third_of_decade
-from lc_callback.schedule import Schedule, is_log_step
+from lc_callback.run.schedule import Schedule, is_log_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # without a logger, and much of the training
 
@@ -134,7 +134,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: Any) -> Clock:
     found = Clock()
-    monkeypatch.setattr(probe_callback, "time", found)
+    monkeypatch.setattr(base, "time", found)
     return found
 
 

@@ -20,10 +20,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from made_up import leave_out_pictures
 from torch import nn
 
-from lc_callback import files
 from lc_callback.callbacks import ProbeCallback
 from lc_callback.callbacks.guard import in_words, no_warning_is_an_error, plain_state
-from lc_callback.timeline import read_rows
+from lc_callback.run import files
+from lc_callback.run.timeline import read_rows
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 

@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 from lc_callback import SplinePartitionCallback
 from lc_callback.callbacks.partition import _different, _nearest, _within
 from lc_callback.functional import slice_partition
-from lc_callback.probes import Probes
+from lc_callback.run.probes import Probes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KEYS = ["partition/n_regions", "partition/n_regions_near_probes", "partition/n_regions_near_boundary"]

@@ -14,7 +14,7 @@ from helpers import CLASSES, DIM, Classifier, loader, make_trainer, our_warnings
 from torch import nn
 
 from lc_callback import SplinePartitionCallback
-from lc_callback.functional.slice_window import SHARES
+from lc_callback.engine.slices.window import SHARES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 INFO = "lightning.pytorch.utilities.rank_zero"
@@ -124,7 +124,7 @@ def test_the_cost_is_told_before_the_first_row(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_long_row_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lc_callback.callbacks.probe_callback._PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr("lc_callback.callbacks.base._PROGRESS_EVERY", 0.0)
     said: list[str] = []
     monkeypatch.setattr(Classifier, "print", lambda self, text: said.append(text), raising=False)
     fit(tmp_path, limited(schedule=[0]))

@@ -26,7 +26,7 @@ from torch import distributed, nn
 
 import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
-from lc_callback.callbacks import probe_callback
+from lc_callback.callbacks import base
 from lc_callback.callbacks.processes import Processes
 from lc_callback.functional import local_complexity
 from lc_callback.functional.local_complexity import Counter
@@ -217,7 +217,7 @@ class Clock:
 
 def left_out(folder: Path, own: dict[str, Any]) -> Any:
     """Only the clock of the first rank says that rows take long; those of the others, that they take nothing."""
-    clock, module = Clock(), probe_callback.time
+    clock, module = Clock(), base.time
 
     class Slow(LocalComplexityCallback):
         def measure(self, *args: Any) -> Any:
@@ -231,11 +231,11 @@ def left_out(folder: Path, own: dict[str, Any]) -> Any:
 
     limited = {"schedule": None, "every_n_train_steps": 1, "max_overhead": 0.1}
     callbacks = lc(Slow, **limited), SlowRank(n_probes=N_PROBES, **limited)
-    probe_callback.time = clock
+    base.time = clock
     try:
         fit(folder, own, *callbacks, max_steps=12)
     finally:
-        probe_callback.time = module
+        base.time = module
     return [callback.history.steps for callback in callbacks]
 
 

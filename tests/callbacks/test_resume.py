@@ -47,7 +47,7 @@ ZONES = {
     "measurement": ("local_complexity.py", "knots.py", "layers.py", "isolation.py", "points.py", "batch_axis.py"),
     "attack": ("robustness.py", "attacks.py", "pgd.py", "space.py"),
     "features": ("feature_rank.py", "features.py", "alignment.py", "linear_probe.py", "weight_norm.py"),
-    "row": ("history.py", "files.py", "probe_callback.py", "loggers.py"),
+    "row": ("history.py", "files.py", "base.py", "loggers.py"),
     "checkpoint": ("model_checkpoint.py", "checkpoint_connector.py", "cloud_io.py"),
 }
 

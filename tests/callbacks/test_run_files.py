@@ -17,7 +17,7 @@ from made_up import THREE_PHASES, events_file, kinds, leave_out_pictures, made_u
 from made_up import fit as fit_made_up
 
 from lc_callback.callbacks import ProbeCallback
-from lc_callback.timeline import read_events
+from lc_callback.run.timeline import read_events
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 

@@ -38,8 +38,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from lc_callback import LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.callbacks import run_report
-from lc_callback.schedule import is_log_step
-from lc_callback.timeline import describe, final_transitions
+from lc_callback.run.schedule import is_log_step
+from lc_callback.run.timeline import describe, final_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

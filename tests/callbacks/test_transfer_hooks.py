@@ -7,8 +7,8 @@ from helpers import DIM, KINDS, Classifier, loader, make_trainer, points, tiny
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
-from lc_callback.probes import draw_probes
-from lc_callback.signature import Signature
+from lc_callback.engine.network.signature import Signature
+from lc_callback.run.probes import draw_probes
 
 
 class Kept:

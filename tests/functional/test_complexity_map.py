@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Calls
-from test_local_complexity import looked_at, mlp
-from test_local_complexity import points as draw
+from networks import draw, looked_at, mlp
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity, local_complexity_map, slice_partition

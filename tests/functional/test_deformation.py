@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Calls
-from test_local_complexity import mlp
-from test_local_complexity import points as draw
+from networks import draw, mlp
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, frame_deformation

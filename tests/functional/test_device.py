@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_tape import COUNTERS, NETS, measured
+from networks import COUNTERS, NETS, measured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -10,21 +10,11 @@ import torch.nn.functional as F
 from helpers import Calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import draw, looked_at, mlp
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity
 from lc_callback.functional.local_complexity import default_chunk
-
-
-def mlp(*widths, act=nn.ReLU, seed=0):
-    torch.manual_seed(seed)
-    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), act())]
-    return nn.Sequential(*layers[:-1]).double()
-
-
-def points(n, *shape, seed=0):
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # The twin: NumPy only
 
@@ -142,7 +132,7 @@ def test_a_linear_network_without_biases_switches_everywhere_at_the_origin():
 
 @pytest.mark.parametrize("radius", [0.01, 0.3, 2.0])
 def test_the_first_layer_is_exact(radius):
-    net, x = mlp(9, 200, 2), points(6, 9)
+    net, x = mlp(9, 200, 2), draw(6, 9)
     frame = cross_polytope_frame(9, 4, seed=2, dtype=torch.float64).numpy()
     w, b = (p.detach().numpy() for p in net[0].parameters())
     expected = abs(x.numpy() @ w.T + b) < radius * abs(w @ frame.T).max(1)
@@ -152,7 +142,7 @@ def test_the_first_layer_is_exact(radius):
 
 
 def test_more_directions_of_a_nested_frame_never_lower_a_count():
-    net, x = mlp(12, 20, 20, 20, 2), points(5, 12)
+    net, x = mlp(12, 20, 20, 20, 2), draw(5, 12)
     counts = [local_complexity(net, x, radius=0.3, n_directions=p, seed=4).counts for p in range(1, 13)]
     assert all((more >= fewer).all() for fewer, more in itertools.pairwise(counts))
     assert counts[-1].sum() > counts[0].sum()
@@ -161,7 +151,7 @@ def test_more_directions_of_a_nested_frame_never_lower_a_count():
 def test_knots_out_of_reach_count_zero():
     net = mlp(3, 5, 1)
     nn.init.constant_(net[0].bias, 100.0)
-    assert local_complexity(net, points(4, 3), radius=0.1, n_directions=3).total.tolist() == [0, 0, 0, 0]
+    assert local_complexity(net, draw(4, 3), radius=0.1, n_directions=3).total.tolist() == [0, 0, 0, 0]
 
 
 def test_zero_is_not_above_the_knot():
@@ -177,7 +167,7 @@ def test_zero_is_not_above_the_knot():
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 7, 19, 20, 21, 40, 1000])
 def test_chunk_size_changes_no_count(chunk_size):
-    net, x = mlp(10, 16, 16, 2), points(7, 10)
+    net, x = mlp(10, 16, 16, 2), draw(7, 10)
     whole = local_complexity(net, x, radius=0.4, n_directions=10, chunk_size=10**6)
     assert torch.equal(
         local_complexity(net, x, radius=0.4, n_directions=10, chunk_size=chunk_size).counts, whole.counts
@@ -185,21 +175,15 @@ def test_chunk_size_changes_no_count(chunk_size):
     assert whole.counts.sum() > 20
 
 
-def looked_at(x):
-    """A value that reaches Python: so the model has to run each time."""
-    float(x.sum())
-    return x
-
-
 def test_no_forward_pass_is_larger_than_the_chunk():
     sizes = Calls()
     net = mlp(6, 8, 1).insert(2, nn.Identity())
     net[2].forward = lambda x: sizes.append(len(x)) or looked_at(x)
-    local_complexity(net, points(5, 6), n_directions=6, chunk_size=30)
+    local_complexity(net, draw(5, 6), n_directions=6, chunk_size=30)
     assert max(sizes) == 24
     assert sizes[-3:] == [24, 24, 12]
     sizes.clear()
-    local_complexity(net, points(2, 6), n_directions=6, chunk_size=5)
+    local_complexity(net, draw(2, 6), n_directions=6, chunk_size=5)
     assert max(sizes) == 5
     assert sizes[-6:] == [5, 5, 2, 5, 5, 2]
 
@@ -222,7 +206,7 @@ def test_more_than_255_vertices_are_counted_right():
 
 
 def test_several_radii_are_separate_calls():
-    net, x = mlp(5, 12, 12, 2), points(6, 5)
+    net, x = mlp(5, 12, 12, 2), draw(6, 5)
     radii = [0.01, 0.2, 3]
     together = local_complexity(net, x, radius=radii, n_directions=5)
     apart = [local_complexity(net, x, radius=radius, n_directions=5) for radius in radii]
@@ -236,7 +220,7 @@ def test_several_radii_are_separate_calls():
 
 
 def test_statistics_are_those_of_numpy():
-    lc = local_complexity(mlp(5, 30, 12, 2), points(8, 5), radius=0.5, n_directions=5)
+    lc = local_complexity(mlp(5, 30, 12, 2), draw(8, 5), radius=0.5, n_directions=5)
     total = lc.counts.numpy().sum(1)
     assert lc.counts.dtype == torch.int64
     assert lc.total.tolist() == total.tolist()
@@ -248,11 +232,11 @@ def test_statistics_are_those_of_numpy():
     assert lc.layer_means == pytest.approx(lc.counts.numpy().mean(0).tolist())
     assert lc.layer_names == ["1", "3"]
     assert lc.layer_sizes == [30, 12]
-    assert math.isnan(local_complexity(mlp(5, 3, 2), points(1, 5), n_directions=5).sem)
+    assert math.isnan(local_complexity(mlp(5, 3, 2), draw(1, 5), n_directions=5).sem)
 
 
 def test_directions_are_used_as_given():
-    net, x = mlp(6, 40, 2), points(5, 2, 3)
+    net, x = mlp(6, 40, 2), draw(5, 2, 3)
     net = nn.Sequential(nn.Flatten(), *net)
     given_directions = torch.tensor([[3.0, 0, 0, 0, 0, 0], [1.0, 1, 0, 0, 0, 0]])  # neither unit nor orthogonal
     lc = local_complexity(net, x, radius=0.2, directions=given_directions)
@@ -264,7 +248,7 @@ def test_directions_are_used_as_given():
 
 
 def test_directions_of_the_default_frame_are_the_default():
-    net, x = mlp(6, 40, 2), points(5, 6)
+    net, x = mlp(6, 40, 2), draw(5, 6)
     frame = cross_polytope_frame(6, 3, seed=9, dtype=torch.float64)
     given_frame = local_complexity(net, x, radius=0.5, directions=frame)
     assert torch.equal(given_frame.counts, local_complexity(net, x, radius=0.5, n_directions=3, seed=9).counts)
@@ -276,7 +260,7 @@ def test_directions_of_the_default_frame_are_the_default():
 )
 def test_wrong_directions_are_named(directions):
     with pytest.raises(ValueError, match="`directions` must be"):
-        local_complexity(mlp(6, 4, 2), points(2, 6), directions=directions)
+        local_complexity(mlp(6, 4, 2), draw(2, 6), directions=directions)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +276,7 @@ def test_wrong_directions_are_named(directions):
 )
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=f"`{argument}"):
-        local_complexity(mlp(3, 4, 2), points(2, 3), **{"n_directions": 3, argument: value})
+        local_complexity(mlp(3, 4, 2), draw(2, 3), **{"n_directions": 3, argument: value})
 
 
 @pytest.mark.parametrize(
@@ -305,14 +289,14 @@ def test_wrong_inputs_are_named(inputs):
 
 def test_a_function_is_no_model():
     with pytest.raises(ValueError, match=r"`model` must be a torch\.nn\.Module, but got function"):
-        local_complexity(lambda x: x, points(2, 3))
+        local_complexity(lambda x: x, draw(2, 3))
 
 
 def test_progress_reaches_the_end():
     calls = []
     local_complexity(
         mlp(3, 4, 2),
-        points(5, 3),
+        draw(5, 3),
         radius=[0.1, 1],
         n_directions=3,
         chunk_size=12,
@@ -325,7 +309,7 @@ def test_progress_reaches_the_end():
 
 
 def test_at_a_hidden_layer_is_the_rest_of_the_network_at_its_output():
-    net, x = mlp(5, 8, 7, 6, 2), points(4, 5)
+    net, x = mlp(5, 8, 7, 6, 2), draw(4, 5)
     lc = local_complexity(net, x, radius=0.3, n_directions=6, at="2")
     rest = local_complexity(net[3:], net[:3](x).detach(), radius=0.3, n_directions=6)
     assert torch.equal(lc.counts, rest.counts)
@@ -389,7 +373,7 @@ def test_at_a_module_whose_output_is_not_batch_first_is_named():
             return torch.relu(self.swap(x.transpose(0, 1)))
 
     with pytest.raises(ValueError, match=r"`at='swap'` must name a module whose output has the batch first"):
-        local_complexity(TimeFirst(), points(2, 5, 3), n_directions=3, at="swap")
+        local_complexity(TimeFirst(), draw(2, 5, 3), n_directions=3, at="swap")
 
 
 # Other ways to write the same network
@@ -421,7 +405,7 @@ class Functional(nn.Module):
     ],
 )
 def test_however_the_relu_is_written_the_count_is_the_same(relu):
-    net, x = mlp(6, 9, 8, 7, 2), points(5, 6)
+    net, x = mlp(6, 9, 8, 7, 2), draw(5, 6)
     explicit = local_complexity(net, x, radius=0.5, n_directions=6)
     other = local_complexity(Functional(net, relu), x, radius=0.5, n_directions=6)
     assert torch.equal(other.counts, explicit.counts)
@@ -431,13 +415,13 @@ def test_however_the_relu_is_written_the_count_is_the_same(relu):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 def test_a_scripted_network_is_counted():
-    net, x = mlp(6, 9, 8, 2), points(5, 6)
+    net, x = mlp(6, 9, 8, 2), draw(5, 6)
     scripted = local_complexity(torch.jit.script(net), x, radius=0.5, n_directions=6)
     assert torch.equal(scripted.counts, local_complexity(net, x, radius=0.5, n_directions=6).counts)
 
 
 def test_a_compiled_network_or_part_is_counted_under_its_own_names():
-    net, x = mlp(6, 9, 8, 2), points(5, 6)
+    net, x = mlp(6, 9, 8, 2), draw(5, 6)
     eager = local_complexity(net, x, radius=0.5, n_directions=6)
     compiled = torch.compile(net, backend="eager")
     compiled(x)  # code that is there must not be used
@@ -453,18 +437,18 @@ def test_a_compiled_network_or_part_is_counted_under_its_own_names():
 def test_every_unit_of_a_feature_map_counts():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 2)).double()
-    net(points(8, 2, 5, 5))  # running statistics
-    lc = local_complexity(net, points(4, 2, 5, 5), radius=0.5, n_directions=10)
+    net(draw(8, 2, 5, 5))  # running statistics
+    lc = local_complexity(net, draw(4, 2, 5, 5), radius=0.5, n_directions=10)
     assert lc.layer_sizes == [27]
     folded = copy.deepcopy(net).eval()
-    assert torch.equal(lc.counts, local_complexity(folded, points(4, 2, 5, 5), radius=0.5, n_directions=10).counts)
+    assert torch.equal(lc.counts, local_complexity(folded, draw(4, 2, 5, 5), radius=0.5, n_directions=10).counts)
     assert lc.counts.sum() > 4
 
 
 def test_max_pool_counts_changed_winners():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()).double()
-    x, radius = points(5, 1, 6, 6), 0.4
+    x, radius = draw(5, 1, 6, 6), 0.4
     frame = cross_polytope_frame((1, 6, 6), 8, dtype=torch.float64).numpy()
     lc = local_complexity(net, x, radius=radius, n_directions=8, max_pool=True)
     w, b = (p.detach().numpy() for p in net[0].parameters())
@@ -485,7 +469,7 @@ def test_max_pool_counts_changed_winners():
 def test_an_lstm_is_one_layer_of_all_its_gates():
     torch.manual_seed(0)
     lstm = nn.LSTM(2, 4, batch_first=True).double()
-    x, radius = points(5, 3, 2), 0.5
+    x, radius = draw(5, 3, 2), 0.5
     lc = local_complexity(Last(lstm), x, radius=radius, n_directions=6)
     assert lc.layer_names == ["rnn"]
     assert lc.layer_sizes == [3 * 5 * 4]  # steps, three sigmoids and two tanh, hidden units
@@ -521,7 +505,7 @@ class Last(nn.Module):
 @pytest.mark.parametrize(("kind", "per_unit"), [(nn.LSTM, 5), (nn.GRU, 3), (nn.RNN, 1)])
 def test_recurrent_modules_are_one_layer(kind, per_unit):
     torch.manual_seed(0)
-    lc = local_complexity(Last(kind(2, 4, num_layers=2, batch_first=True).double()), points(2, 3, 2), n_directions=6)
+    lc = local_complexity(Last(kind(2, 4, num_layers=2, batch_first=True).double()), draw(2, 3, 2), n_directions=6)
     assert lc.layer_names == ["rnn"]
     assert lc.layer_sizes == [2 * 3 * 4 * per_unit]
 
@@ -529,7 +513,7 @@ def test_recurrent_modules_are_one_layer(kind, per_unit):
 def test_a_transformer_layer_does_not_hide_behind_its_fused_kernel():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double()
-    x = points(4, 3, 8)
+    x = draw(4, 3, 8)
     for net in (layer.train(), layer.eval(), nn.TransformerEncoder(layer, 1).eval()):
         lc = local_complexity(net, x, radius=0.5, n_directions=10)
         linear = local_complexity(net, x, radius=0.5, n_directions=10, layers=["*linear1"])
@@ -551,7 +535,7 @@ def test_a_tuple_is_one_product_space_of_positional_arguments():
         def forward(self, image, vector, flag):
             return self.net(torch.cat([image.flatten(1), vector], 1) * (1 - flag[:, None]))
 
-    net, image, vector = mlp(6, 30, 2), points(5, 2, 2), points(5, 2, seed=1)
+    net, image, vector = mlp(6, 30, 2), draw(5, 2, 2), draw(5, 2, seed=1)
     flag = torch.tensor([0, 0, 0, 0, 1])
     lc = local_complexity(Two(net), (image, vector, flag), radius=0.5, n_directions=6)
     joined = torch.cat([image.flatten(1), vector], 1)
@@ -573,7 +557,7 @@ def test_a_dict_is_keywords_and_forward_fn_says_how_to_call():
         def features(self, x):
             return self.net[:2](x)
 
-    net, x = mlp(4, 20, 20, 2), points(5, 4)
+    net, x = mlp(4, 20, 20, 2), draw(5, 4)
     plain = local_complexity(net, x, radius=0.5, n_directions=4)
     assert torch.equal(local_complexity(Named(net), {"x": x}, radius=0.5, n_directions=4).counts, plain.counts)
     scaled = local_complexity(Named(net), {"x": x, "scale": 0.5}, radius=0.5, n_directions=4)
@@ -599,7 +583,7 @@ def test_inference_mode_around_the_call_changes_nothing():
             self.calls += 1  # a clone made in inference mode could not be written to
             return self.net(x)
 
-    model, x = Counting(mlp(4, 20, 2)), points(5, 4)
+    model, x = Counting(mlp(4, 20, 2)), draw(5, 4)
     outside = local_complexity(model, x, radius=0.5, n_directions=4)
     with torch.inference_mode():
         inside = local_complexity(model, x.clone(), radius=0.5, n_directions=4)
@@ -616,7 +600,7 @@ def test_inference_mode_around_the_call_changes_nothing():
 def test_half_precision_parameters_are_measured_as_a_float32_copy_and_restored(dtype):
     net = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 2)).to(dtype)
     before = {name: (id(tensor), tensor.clone()) for name, tensor in [*net.named_parameters(), *net.named_buffers()]}
-    x = points(5, 6).to(dtype)
+    x = draw(5, 6).to(dtype)
     lc = local_complexity(net, x, radius=0.5, n_directions=6)
     wide = local_complexity(copy.deepcopy(net).float(), x.float(), radius=0.5, n_directions=6)
     assert lc.dtype == torch.float32
@@ -630,7 +614,7 @@ def test_half_precision_parameters_are_measured_as_a_float32_copy_and_restored(d
 def test_a_half_precision_lstm_is_restored():
     lstm = Last(nn.LSTM(2, 4, batch_first=True)).bfloat16()
     weights = [id(weight) for weight in lstm.rnn._flat_weights]
-    x = points(3, 3, 2)
+    x = draw(3, 3, 2)
     lc = local_complexity(lstm, x, radius=0.5, n_directions=6)
     assert torch.equal(lc.counts, local_complexity(copy.deepcopy(lstm).float(), x, radius=0.5, n_directions=6).counts)
     assert [id(weight) for weight in lstm.rnn._flat_weights] == weights
@@ -638,7 +622,7 @@ def test_a_half_precision_lstm_is_restored():
 
 
 def test_the_widest_parameter_decides():
-    net, x = mlp(3, 4, 2).float(), points(2, 3)
+    net, x = mlp(3, 4, 2).float(), draw(2, 3)
     assert local_complexity(net, x, n_directions=3).dtype == torch.float32
     net[2].double()
     assert local_complexity(net, x.float(), n_directions=3).dtype == torch.float64
@@ -674,7 +658,7 @@ def reduced():
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_reduced_matmul_precision_is_off_inside_and_restored(precision):
-    net, x, inside = mlp(6, 9, 2).float(), points(5, 6), Calls()
+    net, x, inside = mlp(6, 9, 2).float(), draw(5, 6), Calls()
     plain = local_complexity(net, x, radius=0.5, n_directions=6)
     spied = nn.Sequential(nn.Identity(), *net)
     spied[0].forward = lambda x: inside.append(reduced()) or x
@@ -693,7 +677,7 @@ def test_reduced_matmul_precision_is_off_inside_and_restored(precision):
 def test_autocast_around_the_call_changes_no_count():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(50, 80), nn.ReLU(), nn.Linear(80, 80), nn.ReLU(), nn.Linear(80, 2))
-    x = points(10, 50).float()
+    x = draw(10, 50).float()
     plain = local_complexity(net, x, radius=0.005, n_directions=10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = local_complexity(net, x, radius=0.005, n_directions=10)
@@ -713,7 +697,7 @@ def test_a_cast_inside_the_forward_is_refused():
                 return torch.relu(self.linear(x))
 
     with pytest.raises(ValueError, match=r"the pre-activation of 'relu' is computed in torch.bfloat16, too coarse"):
-        local_complexity(Cast(), points(2, 4), n_directions=4)
+        local_complexity(Cast(), draw(2, 4), n_directions=4)
 
 
 # What goes wrong later
@@ -721,7 +705,7 @@ def test_a_cast_inside_the_forward_is_refused():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_that_are_not_finite_are_no_counts(value):
-    net, x = mlp(4, 8, 8, 2), points(3, 4)
+    net, x = mlp(4, 8, 8, 2), draw(3, 4)
     with torch.no_grad():
         net[2].weight[0, 0] = value
         net[0].bias[0] = 10.0  # the unit that meets it is on
@@ -735,7 +719,7 @@ def test_values_that_are_not_finite_are_no_counts(value):
 
 
 def test_one_broken_point_leaves_the_others():
-    x = points(4, 3)
+    x = draw(4, 3)
     x[2, 1] = math.nan
     net = mlp(3, 8, 2)
     lc = local_complexity(net, x, radius=0.5, n_directions=3, chunk_size=4)
@@ -764,7 +748,7 @@ class Small(nn.Module):
 )
 @pytest.mark.parametrize("most", [3, 8, 13])
 def test_out_of_memory_halves_the_chunk_and_changes_no_count(error, most):
-    net, x = mlp(6, 9, 9, 2), points(5, 6)
+    net, x = mlp(6, 9, 9, 2), draw(5, 6)
     small = Small(net, range(most + 1), error)
     calls = []
     lc = local_complexity(
@@ -779,14 +763,14 @@ def test_out_of_memory_halves_the_chunk_and_changes_no_count(error, most):
 def test_out_of_memory_with_one_sample_ends_the_search():
     small = Small(mlp(6, 9, 2), (2, 3), torch.OutOfMemoryError("full"))
     with pytest.raises(torch.OutOfMemoryError):
-        local_complexity(small, points(2, 6), n_directions=6, chunk_size=1)
+        local_complexity(small, draw(2, 6), n_directions=6, chunk_size=1)
     assert [*small.sizes] == [2, 3, 1]
 
 
 def test_another_error_is_not_tried_again():
     small = Small(mlp(6, 9, 2), (2, 3), RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        local_complexity(small, points(2, 6), n_directions=6)
+        local_complexity(small, draw(2, 6), n_directions=6)
     assert [size for size in small.sizes if size not in (2, 3)] == [24]
 
 
@@ -849,11 +833,11 @@ def test_the_model_is_given_back_as_it_was():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.ReLU(), nn.Linear(6, 1)).double()
     net[1].eval()
-    net(points(8, 4)).sum().backward()
+    net(draw(8, 4)).sum().backward()
     state = copy.deepcopy(net.state_dict())
     grads = [p.grad.clone() for p in net.parameters()]
     rng = torch.get_rng_state()
-    local_complexity(net, points(5, 4), radius=0.5, n_directions=4)
+    local_complexity(net, draw(5, 4), radius=0.5, n_directions=4)
     assert [m.training for m in net.modules()] == [True, True, False, True, True, True]
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert all(torch.equal(p.grad, grad) for p, grad in zip(net.parameters(), grads, strict=True))
@@ -881,7 +865,7 @@ class ByName(nn.Module):
 @pytest.mark.parametrize("chunk_size", [None, 1, 7, 30])
 def test_each_point_keeps_its_name(method, chunk_size):
     torch.manual_seed(0)
-    net, x = ByName().double(), points(9, 4)
+    net, x = ByName().double(), draw(9, 4)
     names, classes = [f"image-{i * i + i // 2}" for i in range(9)], ["cat", "dog"]
     setting = {"radius": 0.1, "n_directions": 4, "method": method, "chunk_size": chunk_size}
     together = local_complexity(net, (x, names, classes), **setting)

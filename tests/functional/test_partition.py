@@ -11,47 +11,26 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from networks import (
+    KINDS,
+    Abs,
+    Call,
+    Clamp,
+    Larger,
+    batchnorm,
+    conv,
+    dense,
+    made,
+    others,
+    overlapping,
+    seq,
+)
 from torch import nn
 
 from lc_callback.functional import cross_polytope_frame, local_complexity, partition, slice_partition
 
 WINDOW = (-4.0, 4.0, -4.0, 4.0)
 TRIANGLE = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64)
-
-
-class Residual(nn.Module):
-    def __init__(self, *layers):
-        super().__init__()
-        self.body = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return x + self.body(x)
-
-
-class Abs(nn.Module):
-    def forward(self, x):
-        return x.abs()
-
-
-class Clamp(nn.Module):
-    def forward(self, x):
-        return x.clamp(-0.5, 1.0)
-
-
-class Larger(nn.Module):
-    def forward(self, x):
-        return torch.maximum(*x.chunk(2, 1))
-
-
-class Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 # Where each module bends, written down without the library.
@@ -111,67 +90,6 @@ def jacobians(net, x):
     output = net(x)
     rows = [torch.autograd.grad(output[:, c].sum(), x, retain_graph=True)[0] for c in range(output.shape[1])]
     return torch.stack([row.flatten(1) for row in rows], 1).numpy()
-
-
-def seq(*layers):
-    return nn.Sequential(*layers)
-
-
-def dense():
-    return seq(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), (
-        3,
-    )
-
-
-def conv():
-    first = (nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2))
-    return seq(*first, nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)), (1, 4, 4)
-
-
-def residual():
-    first = Residual(nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
-    return seq(nn.Linear(3, 5), first, Residual(nn.ReLU(), nn.Linear(5, 5)), nn.Linear(5, 3)), (3,)
-
-
-def batchnorm():
-    first = (nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
-    last = (nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
-    return seq(*first, *last), (1, 4, 4)
-
-
-def maxpool():
-    first = (nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 2))
-    return seq(*first, nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)), (1, 4, 4)
-
-
-def overlapping():
-    first = (nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.ReLU(), nn.Flatten())
-    return seq(*first, nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), (1, 4, 4)
-
-
-def others():
-    first = (nn.Linear(3, 6), nn.PReLU(init=0.3), nn.Linear(6, 4), nn.LeakyReLU(-0.5), nn.Linear(4, 4), nn.ReLU6())
-    last = (nn.Linear(4, 4), nn.Hardtanh(), nn.Linear(4, 4), Abs(), nn.Linear(4, 4), Clamp(), nn.Linear(4, 6))
-    return seq(*first, *last, Larger(), nn.Linear(3, 3)), (3,)
-
-
-KINDS = [dense, conv, residual, batchnorm, maxpool, overlapping, others]
-
-
-def made(kind, seed):
-    """A network in eval mode and three points, float64."""
-    torch.manual_seed(seed)
-    net, shape = kind()
-    for parameter in net.parameters():
-        if parameter.numel() > 1:
-            parameter.data *= 1.6
-    for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.3, 2)
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias)
-    return net.double().eval(), torch.randn(3, *shape).double()
 
 
 def grid(extent, n):

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from test_tape import NETS
+from networks import NETS
 from torch import nn
 from torch.utils._pytree import tree_leaves
 

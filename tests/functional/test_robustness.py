@@ -17,8 +17,8 @@ from helpers import Calls
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from lc_callback.engine.adversarial.attacks import _NoiseOfTheCPU, lowered_confidence
 from lc_callback.functional import robust_accuracy
-from lc_callback.functional.attacks import _NoiseOfTheCPU, lowered_confidence
 from lc_callback.functional.robustness import find_bounds
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in SparseFool

@@ -1,0 +1,1 @@
+"""A network as a function of points: seen, repeated, counted, sliced and attacked."""

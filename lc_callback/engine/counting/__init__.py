@@ -1,0 +1,1 @@
+"""From pre-activations to counts of the units that switch."""

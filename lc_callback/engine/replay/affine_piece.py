@@ -1,0 +1,156 @@
+"""Following the affine piece of a network at some points, instead of the network itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lc_callback.engine.network.batch_axis import BatchAxis
+from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero_below, knots_of, slope_of
+from lc_callback.engine.network.recorder import Recorder
+
+__all__ = [
+    "AffineRecorder",
+    "Pieces",
+    "execute_affine",
+    "is_hidden",
+    "past_kink",
+    "relu_slope",
+]
+
+
+class Pieces(Protocol):
+    """What an :class:`AffineRecorder` has to know of the forward pass that it records.
+
+    Attributes:
+        here: where the samples are in the operand of the non-linearity that comes next; ``None`` leaves it as it is.
+        block: the number of samples of each point, of which the first is the point itself, and of points.
+    """
+
+    here: BatchAxis | None
+    block: tuple[int, int]
+
+
+class AffineRecorder(Recorder):
+    """A recorder that continues each kink beyond itself, on the side on which the first sample of a point is.
+
+    So the samples of a point see one affine map, that of the network at the point. What bends smoothly is left as it
+    is: for small steps it is near to its derivative.
+    """
+
+    def __init__(self, pieces: Pieces, *arguments: Any, **recording: Any) -> None:
+        super().__init__(*arguments, **recording)
+        self._pieces, pieces.here = pieces, None
+
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        return execute_affine(self._pieces, op, func, args, kwargs)
+
+    def _executed(self, op: str, result: Any, followed: bool) -> None:
+        self._pieces.here = None  # what comes next is no non-linearity until it is handed over
+
+
+def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """Execute an operation as an :class:`AffineRecorder` does."""
+    here, block = pieces.here, pieces.block
+    if is_a(op, Kind.MAX_POOLING) and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
+        values, winners = func(*args, **kwargs)
+        flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
+        chosen = chosen[:1].expand(chosen.shape)
+        return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
+    if here is None or not has_slope(op):
+        return func(*args, **kwargs)
+    if is_a(op, Kind.EXTREME):
+        args = torch.broadcast_tensors(*args)
+    x = args[0]
+    in_place = func._schema.is_mutable
+
+    def by_point(tensor: Tensor) -> Tensor:
+        return here.to_front(tensor, math.prod(block)).unflatten(0, block)
+
+    z = by_point(x)
+    if op == "relu":
+        slope = relu_slope(z[:1], is_hidden(z[:1], lambda: (z - z[:1]).abs_().amax(0, keepdim=True), 2))
+        if in_place:
+            z.mul_(slope)
+            return x
+        result = torch.empty_like(x)
+        torch.mul(z, slope, out=by_point(result))
+        return result
+    slope = by_point(slope_of(op, args, kwargs).to(x.dtype).expand(x.shape))[:1]
+    at_point = by_point(func(x.clone() if in_place else x, *args[1:], **kwargs))[:1]
+    if is_a(op, Kind.EXTREME):
+        y = by_point(args[1])
+        new = slope * z + (1 - slope) * y
+        beyond = torch.where(slope == 1, y - z, z - y)  # of the operand that has lost
+        new += beyond * faint(beyond[:1], 2).where(at_point == 0, 0)
+    else:
+        at_point, slope = past_kink(op, args, kwargs, at_point, slope, by_point)
+        new = at_point + slope * (z - z[:1])
+    result = x if in_place else torch.empty_like(x)
+    by_point(result).copy_(new)
+    return result
+
+
+def relu_slope(z: Tensor, hidden: Tensor | None) -> Tensor:
+    """The slope of ReLU at ``z``, where ``hidden`` says which units are 0 because of others, see :func:`is_hidden`.
+
+    What is inactive goes on by as good as nothing instead of nothing, see :func:`faint`: a unit behind it that is 0
+    for no other reason switches where this one does. Behind what becomes active it falls below zero, if it was above
+    by as good as nothing: it is 0, and does not switch.
+    """
+    slope = torch.ge(z, 0, out=torch.empty_like(z)).clamp_(min=_faint(z.dtype))
+    return slope if hidden is None else torch.where(hidden, (z <= 0).to(z.dtype), slope)
+
+
+def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) -> Tensor | None:
+    """Which units are 0, and stay there, because units before them are inactive; ``None`` for none.
+
+    Args:
+        z: the values.
+        reach: how far each gets along the directions, or what finds it if it has to be known.
+        axes: how many of the first axes are those of the points.
+    """
+    if not callable(reach):  # by which few units look hidden that are not
+        if z.device.type == "cpu" and reach.numel():  # a GPU would wait
+            least, most = map(float, torch.aminmax(reach))
+            if least > 8 * torch.finfo(z.dtype).eps * most and most < math.inf:
+                return None
+        return (z.abs() <= negligible(z, axes)) & (reach <= negligible(reach, axes))
+    near = z.abs() <= negligible(z, axes)
+    if z.device.type == "cpu" and not near.any():
+        return None
+    found = reach()
+    return near & (found <= negligible(found, axes))
+
+
+def past_kink(
+    op: str, args: Any, kwargs: Any, at_point: Tensor, slope: Tensor, view: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Result and slope of an operation at the points, with what is 0 and flat as by :func:`relu_slope`."""
+    if not is_zero_below(op):
+        return at_point, slope
+    z, knot = knots_of(op, args, kwargs)[0]
+    axes, z = (1, z) if view is None else (2, view(z)[:1])
+    beyond = z - (knot or 0.0)
+    some = faint(beyond, axes).where((slope == 0) & (at_point == 0), 0).to(slope.dtype)
+    return at_point + (beyond * some).nan_to_num(0.0, 0.0, 0.0), slope + some
+
+
+def faint(beyond: Tensor, axes: int) -> Tensor:
+    """The slope beyond a kink where the network is flat: as good as nothing, and 1 for what is as good as nothing."""
+    return torch.where(beyond.abs() <= negligible(beyond, axes), 1.0, _faint(beyond.dtype)).to(beyond.dtype)
+
+
+def negligible(z: Tensor, axes: int) -> Tensor:
+    """What is as good as nothing beside the largest value of a point, of shape ``(*points, 1, ...)``."""
+    size = z.abs().flatten(axes).amax(-1) if z.ndim > axes else z.abs()
+    size = (8 * torch.finfo(z.dtype).eps * size).nan_to_num(0.0, 0.0, 0.0)
+    return size.view(*size.shape, *[1] * (z.ndim - axes))
+
+
+def _faint(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 128

@@ -1,0 +1,113 @@
+"""Whether a network is affine in the regions that were found, and, if not, which of its modules bends there."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lc_callback.engine.network.recorder import module_paths
+from lc_callback.engine.slices.subdivision import Subdivision
+
+__all__ = ["check_affine"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_CHECKED = 256  # regions
+_AFFINE = 1e-6  # of the output's largest value: what float32 inside the model may be off
+_ROUNDING = 1e-11  # of it: what float64 may be
+_SMALLER, _BENDS = 4, 8.0  # regions so many times smaller are more than so many times nearer to affine: 16, if it bends
+_ENOUGH = 2  # values to tell that by
+
+
+class Sliced(Protocol):
+    """What was cut, and the network that cut it."""
+
+    model: nn.Module
+    cells: Subdivision
+
+    def outputs(self, at: Floats | None = None) -> Floats:
+        """The output ``(K, C)`` at plane coordinates ``(K, 2)``."""
+        ...
+
+    def run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
+        """Likewise, by one forward pass of the model as it is."""
+        ...
+
+
+def check_affine(sliced: Sliced, outputs: Floats, offsets: Ints, loop: Ints) -> None:
+    """Raise an error that names the first module that bends, if the network bends inside the largest regions.
+
+    Bending is told from rounding by its size or, in small windows, by how it shrinks: with the square of a region.
+
+    Args:
+        sliced: the slice.
+        outputs: ``(V, C)``, of the network at the vertices.
+        offsets: ``(R + 1,)``, where each region begins in
+        loop: the vertices of each region.
+
+    Raises:
+        ValueError: if it bends, or if its output is not finite.
+    """
+    if not np.isfinite(outputs).all():
+        raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
+    weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
+    weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
+    corners = sliced.cells.vertices[loop]
+    mean = np.add.reduceat(weights * outputs[loop], offsets[:-1])
+    centres = np.add.reduceat(weights * corners, offsets[:-1])
+    low, high = np.minimum.reduceat(corners, offsets[:-1]), np.maximum.reduceat(corners, offsets[:-1])
+    some = np.argsort(-(high - low).max(1))[:_CHECKED] if len(mean) > _CHECKED else np.arange(len(mean))
+    at_centres = sliced.outputs(centres[some])
+    difference = np.abs(at_centres - mean[some])
+    scale = max(1e-300, float(np.abs(outputs).max()))
+    worst = int(some[difference.max(1).argmax()])
+    if difference.max() <= _AFFINE * scale:
+        if difference.max() <= _ROUNDING * scale or difference.size < _ENOUGH:
+            return
+        places = np.concatenate([np.arange(offsets[region], offsets[region + 1]) for region in some])
+        middle = np.repeat(centres[some], np.diff(offsets)[some], axis=0)
+        nearer = sliced.outputs(middle + (corners[places] - middle) / _SMALLER)
+        starts = np.concatenate([[0], np.diff(offsets)[some].cumsum()[:-1]])
+        smaller = np.abs(at_centres - np.add.reduceat(weights[places] * nearer, starts))
+        if np.linalg.norm(difference) <= _BENDS * np.linalg.norm(smaller):
+            return
+    own = slice(offsets[worst], offsets[worst + 1])
+    raise ValueError(
+        f"the network is not affine between its non-linearities (by {difference.max():.2g} in the middle of a region): "
+        "something else in it bends, such as a softmax, a LayerNorm, a product or a comparison"
+        f"{_first_that_bends(sliced, corners[own], weights[own], centres[worst])}. See `local_complexity_map` for a "
+        "picture of any model."
+    )
+
+
+def _first_that_bends(sliced: Sliced, corners: Floats, weights: Floats, centre: Floats) -> str:
+    """The first module to return what is not affine in a region, as the end of a sentence."""
+    seen: list[tuple[nn.Module, float]] = []
+    share = torch.as_tensor(weights[:, 0])
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and output.ndim and len(output) == len(share) + 1:
+            values = output.detach().double().cpu().flatten(1)
+            off = (values[-1] - share @ values[:-1]).abs().max() / values.abs().max().clamp_min(1e-300)
+            seen.append((module, float(off)))
+
+    paths = module_paths(sliced.model)
+    modules = [module for module in sliced.model.modules() if id(module) in paths]
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        sliced.run_whole(np.concatenate([corners, centre[None]]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    most = max((off for _, off in seen), default=0.0)
+    for module, off in seen:  # a module returns before the one that holds it
+        if off > max(_ROUNDING, most * 1e-3):
+            path = paths[id(module)]
+            named = f"{path!r} ({type(module).__name__})" if path else f"the forward of {type(module).__name__}"
+            return f", first {named}"
+    return ""

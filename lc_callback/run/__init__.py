@@ -1,0 +1,1 @@
+"""What belongs to one run: points, schedule, rows, transitions, files and sentences."""
