@@ -62,8 +62,8 @@ from lc_callback.detection.transitions import (
     Turn,
     only_supported,
 )
+from lc_callback.engine.network.modules import find_module
 from lc_callback.engine.network.points import call_model
-from lc_callback.engine.network.recorder import find_module
 from lc_callback.engine.network.signature import Signature, call_in_words
 from lc_callback.isolation import untouched
 from lc_callback.names import clean, distinct

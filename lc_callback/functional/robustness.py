@@ -25,8 +25,8 @@ from lc_callback.engine.adversarial.probabilities import (
     same_probabilities,
     share_rounded,
 )
+from lc_callback.engine.network.layout import memory_of
 from lc_callback.engine.network.points import main_output
-from lc_callback.engine.network.recorder import memory_of
 from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.targets import check_targets
 from lc_callback.isolation import untouched
