@@ -176,6 +176,9 @@ class Tracer(Recorder):
         self.links = {position for memory, (position, _) in self._squashed.items() if memory in returned}
         self._squashed.clear()
 
+    def let_go(self) -> None:
+        """Release what is needed only until the next pass."""
+
 
 def _is_coarser(one: torch.dtype, other: torch.dtype) -> bool:
     return one.is_floating_point and torch.finfo(one).eps > torch.finfo(other).eps

@@ -18,14 +18,27 @@ from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.recorder import Site, is_nonlinear
 from lc_callback.engine.network.tracer import Tracer
 
-__all__ = ["EMIT", "MOVE", "NotRepeatable", "OperationRecorder", "Recording", "Size", "Slot", "Step", "leaves", "place"]
-
-# What gives values to the model's Python code, or has a shape that depends on them.
-_UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+__all__ = [
+    "EMIT",
+    "MOVE",
+    "NotRepeatable",
+    "OperationRecorder",
+    "Recording",
+    "Size",
+    "Slot",
+    "Step",
+    "TwoPasses",
+    "leaves",
+    "place",
+]
 
 
 class NotRepeatable(Exception):  # noqa: N818 (no error: the model runs as it is)
     """What was executed depends on more than the samples."""
+
+
+class _DiffersError(Exception):
+    """An argument differs between two passes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class Step:
     func: Any
     args: Any
     kwargs: Any
+    path: str = ""  # of the module that executed it
     outputs: list[int] = field(default_factory=list)  # -1: no tensor
     position: int = -1  # of what is handed over
     dead_after: list[int] = field(default_factory=list)  # tensors that nothing reads later
@@ -72,6 +86,11 @@ MOVE, EMIT = "(move)", "(emit)"
 _PLAIN = {int, float, bool, type(None)}
 
 
+def in_words(step: Step) -> str:
+    """An operation and where it runs."""
+    return f"`{step.op}`" + (f" in {step.path!r}" if step.path else "")
+
+
 class OperationRecorder(Tracer):
     """A tracer that also writes down each operation.
 
@@ -80,7 +99,8 @@ class OperationRecorder(Tracer):
         arguments: as for :class:`Tracer`, and so is ``recording``.
 
     Attributes:
-        steps: the operations; ``None`` if not all that the model does can be told from them.
+        steps: the operations; ``None`` if not all that the model does can be told from them, and
+        why_not: the reason.
         tensors: by number; kept alive until :meth:`let_go`, so that no memory is used twice.
         sizes: of the tensors, in bytes.
         inputs: how many of them are the model's inputs.
@@ -91,6 +111,7 @@ class OperationRecorder(Tracer):
     def __init__(self, inputs: Any, *arguments: Any, **recording: Any) -> None:
         super().__init__(*arguments, **recording)
         self.steps: list[Step] | None = []
+        self.why_not = ""
         self.tensors: list[Tensor] = []
         self.sizes: list[int] = []
         self.returned: dict[nn.Module, tuple[int, int]] = {}
@@ -108,7 +129,7 @@ class OperationRecorder(Tracer):
         with _disable_current_modes():  # what moves the samples is no part of the model
             moved = move(output)
         if self.steps is not None:
-            step = Step(MOVE, None, [self._spec(output)], {}, [self._number(moved)])
+            step = Step(MOVE, None, [self._spec(output)], {}, outputs=[self._number(moved)])
             self.steps.append(step)
         return moved
 
@@ -120,11 +141,12 @@ class OperationRecorder(Tracer):
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         self._bent = self._bent or is_nonlinear(op)
-        repeatable = func.namespace == "aten" and not _UNREPEATABLE & set(func.tags)
-        if self.steps is None or not repeatable:
-            self.steps = None
+        path = self._stack[-1].path
+        if self.steps is not None and (reason := _why_unrepeatable(func)):
+            self.steps, self.why_not = None, f"`{op}`" + (f" in {path!r}" if path else "") + reason
+        if self.steps is None:
             return super()._execute(op, func, args, kwargs)
-        step = Step(op, func, self._spec(args), self._spec(kwargs), position=self._met)
+        step = Step(op, func, self._spec(args), self._spec(kwargs), path, position=self._met)
         self._met = -1
         result = super()._execute(op, func, args, kwargs)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
@@ -153,7 +175,7 @@ class OperationRecorder(Tracer):
         return self._numbers[key]
 
     def let_go(self) -> None:
-        """Of the tensors. What was written down can still be compared with another pass."""
+        """Release the tensors. What was recorded can still be compared with another pass."""
         self.tensors.clear()
 
     def _spec(self, value: Any) -> Any:
@@ -165,6 +187,35 @@ class OperationRecorder(Tracer):
         if isinstance(value, (list, tuple)):
             return [item if type(item) in _PLAIN else self._spec(item) for item in value]
         return {name: self._spec(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _why_unrepeatable(func: Any) -> str:
+    """Why an operation cannot be repeated, as the end of a sentence; empty if it can."""
+    if func.namespace != "aten":
+        return f" is an operation of {func.namespace!r}, not of torch itself"
+    if torch.Tag.data_dependent_output in func.tags:
+        return " gives values to the model's Python code"
+    return " returns a shape that depends on values" if torch.Tag.dynamic_output_shape in func.tags else ""
+
+
+class TwoPasses:
+    """Makes what observes the two passes by which a model is traced, and records its operations."""
+
+    def __init__(self) -> None:
+        self._passes: list[OperationRecorder] = []
+
+    def __call__(self, inputs: Any, *arguments: Any, **options: Any) -> OperationRecorder:
+        """As :class:`OperationRecorder`."""
+        self._passes.append(OperationRecorder(inputs, *arguments, **options))
+        return self._passes[-1]
+
+    def recording(self) -> Recording:
+        """What was executed.
+
+        Raises:
+            NotRepeatable: as of :class:`Recording`.
+        """
+        return Recording(*self._passes)
 
 
 class Recording:
@@ -189,9 +240,9 @@ class Recording:
 
     def __init__(self, two: OperationRecorder, three: OperationRecorder) -> None:
         if two.steps is None or three.steps is None:
-            raise NotRepeatable
+            raise NotRepeatable(two.why_not or three.why_not)
         if len(two.steps) != len(three.steps) or len(two.sizes) != len(three.sizes):
-            raise NotRepeatable
+            raise NotRepeatable("it executes more or fewer operations for two samples than for three")
         self.tensors, self.inputs, self.returned = three.tensors, three.inputs, three.returned
         self.memory = [memory_of(tensor) for tensor in three.tensors]
         self.growth = [larger - smaller for larger, smaller in zip(three.sizes, two.sizes, strict=True)]
@@ -200,8 +251,12 @@ class Recording:
         written = {memory for step in three.steps for memory in self.writes(step)}
         for one, other in zip(two.steps, three.steps, strict=True):
             if (one.op, one.func, one.outputs, one.position) != (other.op, other.func, other.outputs, other.position):
-                raise NotRepeatable
-            step = replace(other, args=_merged(one.args, other.args), kwargs=_merged(one.kwargs, other.kwargs))
+                raise NotRepeatable(f"it executes {in_words(one)} for two samples, {in_words(other)} for three")
+            try:
+                args, kwargs = _merged(one.args, other.args), _merged(one.kwargs, other.kwargs)
+            except _DiffersError:
+                raise NotRepeatable(f"what {in_words(one)} gets depends on more than the samples") from None
+            step = replace(other, args=args, kwargs=kwargs)
             self.steps.append(None if self._fold(step, written) else step)
 
     def writes(self, step: Step) -> list[int]:
@@ -214,7 +269,7 @@ class Recording:
                 value = step.args[place] if place < len(step.args) else step.kwargs.get(argument.name)
                 for leaf in leaves(value):
                     if isinstance(leaf, Tensor):
-                        raise NotRepeatable
+                        raise NotRepeatable(f"{in_words(step)} writes to a tensor that outlasts the forward pass")
                     if isinstance(leaf, Slot):
                         found.append(self.memory[leaf.index])
         return found
@@ -239,9 +294,9 @@ def _merged(two: Any, three: Any) -> Any:
     if isinstance(two, Tensor) and isinstance(three, Tensor):
         if two is three or (two.shape == three.shape and two.dtype == three.dtype and torch.equal(two, three)):
             return three
-        raise NotRepeatable
+        raise _DiffersError
     if type(two) is not type(three):
-        raise NotRepeatable
+        raise _DiffersError
     if isinstance(two, list) and len(two) == len(three):
         return [_merged(*pair) for pair in zip(two, three, strict=True)]
     if isinstance(two, dict) and two.keys() == three.keys():
@@ -250,7 +305,7 @@ def _merged(two: Any, three: Any) -> Any:
         return three
     if type(two) is int and 3 * two == 2 * three:
         return Size(three - two)
-    raise NotRepeatable
+    raise _DiffersError
 
 
 def leaves(spec: Any) -> list[Any]:
