@@ -116,17 +116,17 @@ class TracedLayers:
     ) -> None:
         self.space, self.outputs_of, self.max_pool, self.results = space, outputs_of, max_pool, results
         self._hint = hint
-        of_two, before = self._traced(2, tracer)
-        of_three, after = self._traced(3, tracer)
+        of_two, before, _ = self._traced(2, tracer)
+        of_three, after, unused = self._traced(3, tracer)
         self.reads_values = after.reads_values
-        self.decides = bool(_of_samples(before.choices, after.choices))
-        self.jumps = _of_samples(before.jumps, after.jumps)
-        self.coarsest: torch.dtype = max(
-            [space.dtype, *_of_samples(before.casts, after.casts)], key=lambda each: float(torch.finfo(each).eps)
-        )
+        two, three = before.decisions, after.decisions
+        self.decides = bool(_of_samples(two.choices, three.choices))
+        self.jumps = _of_samples(two.jumps, three.jumps)
+        self.uncounted = _of_samples(two.maxima, three.maxima)
+        casts = _of_samples(two.casts, three.casts)
+        self.coarsest: torch.dtype = max([space.dtype, *casts], key=lambda each: float(torch.finfo(each).eps))
         growth = zip(after.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
-        self.bytes_per_sample: int = max((three - two for three, two in growth), default=0)
-        self.uncounted = _of_samples(before.maxima, after.maxima)
+        self.bytes_per_sample: int = max((larger - smaller for larger, smaller in growth), default=0)
         self.never_above = after.never_above
         self._check_rows(before.masked_rows.layers ^ after.masked_rows.layers)
         if len(of_two) != len(of_three):
@@ -136,21 +136,20 @@ class TracedLayers:
             )
         self.sites = [site for site, _ in of_two]
         self.channels = [site.channels for site in self.sites]
-        unused = after.links | after.guards | after.decisions
         self.axes = [
-            None if position in unused else self._batch_axis(site, two[0][0], three[0][0])
-            for position, ((site, two), (_, three)) in enumerate(zip(of_two, of_three, strict=True))
+            None if position in unused else self._batch_axis(site, fewer[0][0], more[0][0])
+            for position, ((site, fewer), (_, more)) in enumerate(zip(of_two, of_three, strict=True))
         ]
         self.layer_of, bases = self._layers()
         if not bases and required:
             raise ValueError(self._nothing_found())
         self.names = _numbered(bases)
         self.sizes = [0] * len(bases)
-        for layer, (_, two) in zip(self.layer_of, of_two, strict=True):
+        for layer, (_, knots) in zip(self.layer_of, of_two, strict=True):
             if layer >= 0:
-                self.sizes[layer] += two[0][0].numel() // 2
+                self.sizes[layer] += knots[0][0].numel() // 2
 
-    def _traced(self, n: int, make: MakeTracer) -> tuple[list[tuple[Site, list[Knot]]], Tracer]:
+    def _traced(self, n: int, make: MakeTracer) -> tuple[list[tuple[Site, list[Knot]]], Tracer, set[int]]:
         seen: list[tuple[Site, list[Knot]]] = []
 
         def keep(site: Site, knots: list[Knot]) -> None:
@@ -168,10 +167,10 @@ class TracedLayers:
         tracer.watch([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
         with tracer:
             output = space.run(inputs)
-        tracer.find_links(output)
+        unused = tracer.unused(output)
         if n == 2:
             tracer.let_go()
-        return seen, tracer
+        return seen, tracer, unused
 
     def _nudges(self, n: int) -> Tensor:
         space = self.space

@@ -178,7 +178,7 @@ def _module_and_call(model: nn.Module, at: str) -> tuple[nn.Module, int]:
 
 
 def _drop(site: Any, knots: Any) -> None:
-    """A sink for runs in which nothing is counted."""
+    """Consumes what is not looked at."""
 
 
 def _keep(seen: list[Tensor], output: Tensor) -> Tensor:
