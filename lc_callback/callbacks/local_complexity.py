@@ -132,56 +132,22 @@ class LocalComplexityCallback(ProbeCallback):
     late_keys = ("lc/phase",)
     detection_settings = PHASE_SETTINGS
     shares_points = True
+    without = ("target_fn",)
 
     def __init__(
         self,
         radius: float | list[float] | str = "auto",
         n_directions: int = 25,
         n_probes: int | str = "auto",
-        schedule: str | list[int] | Callable[[int], bool] | None = None,
-        every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
         layers: list[str | type] | None = None,
         at: str | None = None,
-        train_probes: Any = None,
-        test_probes: Any = None,
-        random_probes: bool = True,
-        seed: int = 0,
         max_pool: bool = False,
         per_layer: bool = False,
         chunk_size: int | None = None,
-        submodule: str | None = None,
-        forward_fn: str | Callable[..., Any] | None = None,
-        log_key_prefix: str = "",
-        raise_on_error: bool = False,
-        detection: dict[str, float] | None = None,
-        on_transition: list[str] | None = None,
-        stop_after: str | None = None,
-        certainty: str = "firm",
-        custom_scalars: bool = False,
         method: str = "auto",
-        max_overhead: float | None = None,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            n_probes=n_probes,
-            train_probes=train_probes,
-            test_probes=test_probes,
-            random_probes=random_probes,
-            schedule=schedule,
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            seed=seed,
-            submodule=submodule,
-            forward_fn=forward_fn,
-            log_key_prefix=log_key_prefix,
-            raise_on_error=raise_on_error,
-            detection=detection,
-            on_transition=on_transition,
-            stop_after=stop_after,
-            certainty=certainty,
-            custom_scalars=custom_scalars,
-            max_overhead=max_overhead,
-        )
+        super().__init__(n_probes=n_probes, target_fn=None, **arguments)
         if isinstance(radius, str) and radius != "auto":
             possible = "'auto', a positive number or a non-empty list of different ones"
             raise ValueError(f"`radius` must be {possible}, not {radius!r}.")
@@ -254,7 +220,7 @@ class LocalComplexityCallback(ProbeCallback):
             f"{split}: {len(points)} points ({points.source})" for split, points in probes.items()
         )
         if self.radius == "auto" and self._auto_radius is None:
-            self._auto_radius, self._reason = self._processes.decide(partial(self._find_radius, network, points.inputs))
+            self._auto_radius, self._reason = self.decide(partial(self._find_radius, network, points.inputs))
 
     def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str]:
         found = find_radius(
@@ -296,9 +262,9 @@ class LocalComplexityCallback(ProbeCallback):
 
     def _spread_now(self, network: Network) -> float | None:
         """The spread of all train points behind the module whose output is perturbed; ``None`` if there is none."""
-        points = self._probes.get("train")
+        points = self.all_probes.get("train")
         if self.radius != "auto":
-            return self._space.look(self._name, network, points, self.at)
+            return self._space.look(self.peer.name, network, points, self.at)
         found = points and spread_behind(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
         if not found:
             return None

@@ -127,6 +127,7 @@ class PGDRobustnessCallback(ProbeCallback):
     """
 
     group = "robust_acc"
+    without = ("random_probes",)
     kinds = ACCURACY_KINDS
     detection_settings = ACCURACY_SETTINGS
 
@@ -142,46 +143,10 @@ class PGDRobustnessCallback(ProbeCallback):
         raw: bool = False,
         at: str | None = None,
         n_probes: int = 256,
-        schedule: str | list[int] | Callable[[int], bool] | None = None,
-        every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        train_probes: Any = None,
-        test_probes: Any = None,
-        seed: int = 0,
         chunk_size: int | None = None,
-        submodule: str | None = None,
-        forward_fn: str | Callable[..., Any] | None = None,
-        target_fn: str | Callable[..., Any] | None = None,
-        log_key_prefix: str = "",
-        raise_on_error: bool = False,
-        detection: dict[str, float] | None = None,
-        on_transition: list[str] | None = None,
-        stop_after: str | None = None,
-        certainty: str = "firm",
-        custom_scalars: bool = False,
-        max_overhead: float | None = None,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            n_probes=n_probes,
-            train_probes=train_probes,
-            test_probes=test_probes,
-            random_probes=False,
-            schedule=schedule,
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            seed=seed,
-            submodule=submodule,
-            forward_fn=forward_fn,
-            target_fn=target_fn,
-            log_key_prefix=log_key_prefix,
-            raise_on_error=raise_on_error,
-            detection=detection,
-            on_transition=on_transition,
-            stop_after=stop_after,
-            certainty=certainty,
-            custom_scalars=custom_scalars,
-            max_overhead=max_overhead,
-        )
+        super().__init__(n_probes=n_probes, random_probes=False, **arguments)
         self._radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
         if not isinstance(raw, bool):
             raise ValueError(f"`raw` must be True or False, but got {raw!r}.")
@@ -271,7 +236,7 @@ class PGDRobustnessCallback(ProbeCallback):
     def _warn_of_outputs(self) -> None:
         if self._note and not self._has_warned:
             self._has_warned = True
-            rank_zero_warn(f"{self._name}: {self._note}")
+            rank_zero_warn(f"{self.peer.name}: {self._note}")
 
     def _warn_of_wide_eps(self) -> None:
         """Say so if the attack may turn any point into any other of the domain."""
@@ -281,8 +246,8 @@ class PGDRobustnessCallback(ProbeCallback):
         width, most = float((high - low).max()), max(self._radii)
         if most * self._unit >= width:
             rank_zero_warn(
-                f"{self._name}: `eps={most:g}` reaches all of the domain, which is {width / self._unit:.3g} wide: any "
-                "point may become any other. If it is meant in steps of 8-bit images, pass it divided by 255."
+                f"{self.peer.name}: `eps={most:g}` reaches all of the domain, which is {width / self._unit:.3g} wide: "
+                "any point may become any other. If it is meant in steps of 8-bit images, pass it divided by 255."
             )
 
     def _spread_of_row(self, network: Network) -> float | None:
@@ -290,10 +255,10 @@ class PGDRobustnessCallback(ProbeCallback):
         if not self._behind:
             return None
         # Of all points, also where a measurement is tried out with a few.
-        train = self._probes.get("train")
+        train = self.all_probes.get("train")
         if self.eps_unit == "input" and train is not None:
-            return self._space.look(self._name, network, train, self.at)
-        points = train or next(iter(self._probes.values()))
+            return self._space.look(self.peer.name, network, train, self.at)
+        points = train or next(iter(self.all_probes.values()))
         found = spread_behind(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
         assert found is not None
         if self.eps_unit != "input":
@@ -355,7 +320,7 @@ class PGDRobustnessCallback(ProbeCallback):
 
     def caption(self, panel: Panel) -> str:
         """The points, the attack, and the unit of eps."""
-        if not self._n_points:
+        if self.points_of("train") is None:
             return panel.caption
         inside = self.at is not None or self._domain_text == "none"
         where = f" on the output of {self.at or 'the embedding that reads the tokens'}" if inside else ""

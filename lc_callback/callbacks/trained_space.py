@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lc_callback.callbacks.network import Network
 from lc_callback.engine.network.space import spread_behind
 from lc_callback.run.probes import Probes
-
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import Network
 
 __all__ = ["TrainedSpace"]
 

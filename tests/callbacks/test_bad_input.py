@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ from helpers import CLASSES, DIM, Classifier, loader, make_trainer, mlp, points
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lc_callback.callbacks.settings import arguments_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 
@@ -160,7 +161,7 @@ CONSTRUCTOR = [
 
 
 def parameters(kind: str) -> set[str]:
-    return {*inspect.signature(KINDS[kind]).parameters}
+    return {*arguments_of(KINDS[kind])}
 
 
 # Each row for every callback that has its arguments.

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
-from lc_callback.callbacks import base, partition
+from lc_callback.callbacks import loop, partition
 from lc_callback.functional import cross_polytope_frame
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
@@ -924,7 +924,7 @@ def units_on(name: str, module: Any, data: Any, plane: Any, uv: np.ndarray) -> T
 
 @pytest.fixture(autouse=True)
 def slow_is_no_fault(monkeypatch):
-    monkeypatch.setattr(base, "SECONDS_TO_SAY", math.inf)
+    monkeypatch.setattr(loop, "SECONDS_TO_SAY", math.inf)
 
 
 @dataclass
