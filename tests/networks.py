@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lc_callback.functional.local_complexity import Counter, LinearCounter
+from lc_callback.engine.counting.counter import SwitchCounter
+from lc_callback.engine.counting.critical_radius import LinearCounter
 
-COUNTERS = {"vertices": Counter, "linear": LinearCounter}
+COUNTERS = {"vertices": SwitchCounter, "linear": LinearCounter}
 
 
 def mlp(*widths, act=nn.ReLU, seed=0):

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lc_callback.engine.chunks import default_chunk
+from lc_callback.engine.counting.counter import frame_directions
 from lc_callback.engine.network.layers import Layers
 from lc_callback.engine.network.operations import Knot
-from lc_callback.functional.local_complexity import check_arguments, default_chunk, frame_directions
+from lc_callback.functional.local_complexity import check_arguments
 from lc_callback.isolation import untouched
 
 __all__ = ["FrameDeformation", "frame_deformation"]

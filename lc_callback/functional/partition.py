@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -14,22 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_callback.checks import positive_integer
-from lc_callback.engine.network.layers import Layers
-from lc_callback.engine.network.max_pools import WINNERS
-from lc_callback.engine.network.operations import Knot
-from lc_callback.engine.network.points import main_output
-from lc_callback.engine.network.space import Space
 from lc_callback.engine.slices.affine_check import check_affine
-from lc_callback.engine.slices.subdivision import Subdivision, Table
-from lc_callback.engine.slices.vertex_values import UnitValues, VertexRows, WinnerValues
-from lc_callback.engine.slices.window import (
-    SHARES,
-    Extent,
-    TooManyRegions,
-    affordable_regions,
-    fitting_share,
-    shrunk,
-)
+from lc_callback.engine.slices.boundary import boundary_segments, toward_boundary
+from lc_callback.engine.slices.plane import Plane, extent_text
+from lc_callback.engine.slices.slicer import Slicer
+from lc_callback.engine.slices.window import SHARES, Extent, affordable_regions, fitting_share, shrunk
 from lc_callback.isolation import untouched
 
 if TYPE_CHECKING:
@@ -40,93 +28,7 @@ __all__ = ["Plane", "Slice", "SlicePartition", "WindowRule", "cut_slice", "slice
 
 Floats = NDArray[np.float64]
 
-_MARGIN = 0.2  # of the bounding square of the points, on each side
-_BUDGET = {"cpu": 2**20, "cuda": 2**28}  # bytes of the largest tensor of a forward pass: in the cache it is faster
-_HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahead
-_FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
 _THIN_FROM = 5000  # regions
-_STAGES = 1000  # of the cutting, as progress
-_STEPS, _BEYOND, _HALVINGS = 50, 1.02, 60  # on the way to the decision boundary
-
-
-@dataclass(frozen=True)
-class Plane:
-    """A plane in input space, with coordinates in input units.
-
-    Attributes:
-        origin: ``(*shape)``, the first point.
-        directions: ``(2, *shape)``, orthonormal.
-        points: ``(3, 2)``, coordinates of the points that span it.
-    """
-
-    origin: Tensor
-    directions: Tensor
-    points: Floats
-
-    def __repr__(self) -> str:
-        points = ", ".join(f"({u:.4g}, {v:.4g})" for u, v in self.points.tolist())
-        return f"Plane(inputs of shape {tuple(self.origin.shape)}, points at {points})"
-
-    def to_input(self, uv: Any) -> Tensor:
-        """The inputs ``(K, *shape)`` at coordinates ``(K, 2)``."""
-        coordinates = torch.as_tensor(np.asarray(uv, np.float64)).reshape(-1, 2)
-        flat = coordinates.to(self.directions) @ self.directions.flatten(1)
-        return self.origin + flat.view(-1, *self.origin.shape)
-
-    @classmethod
-    def through(cls, points: Tensor) -> Plane:
-        """The plane through three points ``(3, *shape)``.
-
-        Raises:
-            ValueError: if there are not three, or they are on one line.
-        """
-        if len(points) != 3:
-            raise ValueError(f"`points` must be three points, but got {len(points)}.")
-        if points.ndim < 2:
-            raise ValueError(f"`points` must be (3, *input_shape), but got shape {tuple(points.shape)}.")
-        if not points.isfinite().all():
-            raise ValueError("`points` must be finite, but holds NaN or infinity.")
-        flat = points.double().flatten(1)
-        sides = flat[1:] - flat[0]
-        first = sides[0].norm()
-        along = sides[0] / first
-        rest = sides[1] - (sides[1] @ along) * along
-        rest = rest - (rest @ along) * along
-        second = rest.norm()
-        if not first > 0 or not second > _FLAT * sides[1].norm():
-            raise ValueError("`points` must be three points that are not on one line, for they span the plane.")
-        directions = torch.stack([along, rest / second])
-        coordinates = (sides @ directions.T).cpu().numpy()
-        shape = points.shape[1:]
-        return cls(points[0].double(), directions.view(2, *shape), np.concatenate([np.zeros((1, 2)), coordinates]))
-
-    def window(self, extent: Sequence[float] | float | None) -> Extent:
-        """The window that is asked for: the bounding square of the points with a margin, that in parts, or as it is.
-
-        Raises:
-            ValueError: if ``extent`` is neither a positive number nor ``(u0, u1, v0, v1)``.
-        """
-        parts = 1.0 if extent is None else extent
-        if isinstance(parts, (int, float)) and not isinstance(parts, bool) and 0 < parts < math.inf:
-            low, high = self.points.min(0), self.points.max(0)
-            middle, half = (low + high) / 2, parts * (0.5 + _MARGIN) * float((high - low).max())
-            u, v = map(float, middle)
-            return u - half, u + half, v - half, v + half
-        sides: tuple[float, ...]
-        try:
-            sides = tuple(map(float, extent))  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            sides = ()
-        if len(sides) != 4 or not (-math.inf < sides[0] < sides[1] < math.inf > sides[3] > sides[2] > -math.inf):
-            raise ValueError(
-                f"`extent` must be (u0, u1, v0, v1) with u0 < u1 and v0 < v1, or a positive number, but got {extent!r}."
-            )
-        return sides
-
-
-def extent_text(extent: Extent) -> str:
-    """The window in plane coordinates, for people."""
-    return f"extent=({', '.join(f'{side:.4g}' for side in extent)})"
 
 
 @dataclass(frozen=True)
@@ -355,7 +257,7 @@ class Slice:
     share: float
     side: float
     affordable: int
-    _slicer: _Slicer = field(repr=False)
+    _slicer: Slicer = field(repr=False)
 
     def find_slopes(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Set ``slope_norm`` of the partition. The model must not have changed."""
@@ -376,7 +278,7 @@ def cut_slice(
     progress: Callable[[int, int], None] | None = None,
 ) -> Slice:
     """As :func:`slice_partition`, with a rule for the window; its slopes are to be asked for."""
-    slicer = _Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
+    slicer = Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
     slicer.progress = progress or _ignore_progress
     with untouched(model, forward_fn, dtype=torch.float64):
         slicer.prepare(chunk_size)
@@ -395,8 +297,8 @@ def cut_slice(
         outputs = slicer.outputs()
         offsets, loop = slicer.cells.loops()
         check_affine(slicer, outputs, offsets, loop)
-        boundary = slicer.boundary(outputs)
         cells = slicer.cells
+        boundary = boundary_segments(cells, outputs, len(slicer.names))
         found = SlicePartition(
             plane=slicer.plane,
             extent=slicer.extent,
@@ -415,255 +317,5 @@ def cut_slice(
     return Slice(found, share, max(whole[1] - whole[0], whole[3] - whole[2]), affordable, slicer)
 
 
-class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
-    pass
-
-
-class _Slicer(Layers):
-    """Cuts a window along the zero lines of the traced layers, one after another."""
-
-    argument, remedy = "points", ""
-    needs_layers = False  # an affine network is one region
-
-    progress: Callable[[int, int], None]
-
-    def prepare(self, chunk_size: int | None) -> None:
-        if chunk_size is not None:
-            positive_integer("chunk_size", chunk_size)
-        self.trace(torch.float64)
-        self.plane = Plane.through(self.all_values())
-        budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
-        self.chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))
-        self.check_piecewise_affine(
-            "so there are no regions to find. See `local_complexity_map` for a picture of any model."
-        )
-        self.set_frame(self.plane.directions.flatten(1).to(self.device), self.chunk)
-
-    def n_outputs(self) -> int:
-        """Numbers in the output for one point."""
-        return self._forward(np.zeros((1, 2)), _ignore).shape[1]
-
-    def cut(self, extent: Extent, most: int | None = None) -> tuple[int, int]:
-        """Cut a window along all layers. Returns its regions, and the lines that cut it.
-
-        Raises:
-            TooManyRegions: as soon as there are more than ``most``.
-        """
-        self.extent, self.cells, self._most = extent, Subdivision(extent), most
-        self.progress(0, _STAGES)
-        followed = [position for position, axis in enumerate(self.axes) if axis is not None]
-        self._ahead = {p: WinnerValues() if self._is_pool(p) else UnitValues() for p in followed}
-        self._outputs = VertexRows()
-        self.counts = np.zeros(len(self.names), np.int64)
-        self._evaluate(0)
-        for i, position in enumerate(followed):
-            values = self._ahead.pop(position)
-            before = len(self.cells.vertices)
-            self._cut_along(position, values, (i / len(followed), 1 / len(followed)))
-            if len(self.cells.vertices) > before:
-                self._evaluate(before)
-        return self.cells.n_faces, int(self.counts.sum())
-
-    def _limit(self, more: int = 0) -> None:
-        if self._most is not None and self.cells.n_faces + more > self._most:
-            raise TooManyRegions(f"more than {self._most:,} regions")
-
-    def _is_pool(self, position: int) -> bool:
-        return self.sites[position].op in WINNERS
-
-    def _evaluate(self, start: int) -> None:
-        """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
-        n = len(self.cells.vertices)
-        parts = -(-(n - start) // self.chunk)
-        for part in (np.arange(start + i, n, parts) for i in range(parts)):  # each from all over the window
-
-            def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
-                if at in self._ahead:
-                    self._ahead[at].add(part, knots)
-
-            self._outputs.add(part, self._forward(self.cells.vertices[part], sink))
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """Keep less where it is too much: first what will not be needed, then what is needed last."""
-        if sum(values.n_bytes for values in self._ahead.values()) <= _HELD:
-            return
-        for values in self._ahead.values():
-            values.narrow()
-        held = sum(values.n_bytes for values in self._ahead.values())
-        for values in reversed(self._ahead.values()):
-            if held > _HELD / 2:  # so that there is room for some more
-                held -= values.n_bytes
-                values.drop()
-
-    def _cut_along(self, position: int, values: UnitValues, part: tuple[float, float]) -> None:
-        """Cut along the units of one place, which is from ``part[0]`` on so large a part of the whole work."""
-        units = values.units()
-        if not units:
-            return
-        self._limit(0 if self._is_pool(position) else len(set(units)))  # each cuts some region
-        columns = values.table() if values.complete() else self._again(position, values)
-        layer = self.layer_of[position]
-        if columns.ndim == 3:
-            several, inside = columns.shape[-1], columns[columns > -math.inf]
-            lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
-            table = Table(columns.reshape(len(columns), -1).clip(min=lowest))
-            cut = partial(self._cut_winner, table, several, layer)
-        else:
-            table = Table(columns)
-            cut = partial(self._cut_unit, table, layer)
-        cuts = []
-        for i, unit in enumerate(units):
-            cuts.append(cut(i, unit))
-            self._limit()
-            self.progress(int(_STAGES * (part[0] + part[1] * i / len(units))), _STAGES)
-        self.counts[layer] += len({unit for unit, cut in zip(units, cuts, strict=True) if cut})
-
-    def _cut_winner(self, table: Table, several: int, layer: int, i: int, unit: int) -> bool:
-        return self.cells.cut_maximum(table, range(i * several, (i + 1) * several), layer, unit)
-
-    def _cut_unit(self, table: Table, layer: int, i: int, unit: int) -> bool:
-        return self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit))
-
-    def _again(self, position: int, values: UnitValues) -> Floats:
-        """Run the model once more at all vertices, as far as this place."""
-        rows = VertexRows()
-        n = len(self.cells.vertices)
-        for part in self._chunks(np.arange(n)):
-
-            def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
-                if at == position:
-                    rows.add(part, values.select(knots))
-                    raise _Reached
-
-            try:
-                self._forward(self.cells.vertices[part], sink)
-            except _Reached:
-                continue
-        return rows.table()
-
-    def outputs(self, at: Floats | None = None) -> Floats:
-        """The model's output ``(K, C)`` at coordinates, by default those of the vertices."""
-        if at is None:
-            return self._outputs.table()
-        return torch.cat([self._forward(part, _ignore).cpu() for part in self._chunks(at)]).numpy()
-
-    def _chunks(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
-        return np.array_split(rows, -(-len(rows) // self.chunk))
-
-    def _forward(self, coordinates: Floats, sink: Callable[[int, list[Knot]], None]) -> Tensor:
-        """The model's output ``(k, C)`` at coordinates; what its places have goes to the sink."""
-        coefficients = torch.as_tensor(coordinates).to(self.frame)
-        return _rows(self.follow_frame(torch.zeros(1, dtype=torch.long), coefficients, sink)).detach()
-
-    def run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
-        """The output ``(k, C)`` at coordinates, from the model as it is, unobserved."""
-        values = self.plane.to_input(coordinates).to(self.device)
-        self._leaf = values.requires_grad_(grad)
-        return _rows(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
-
-    def boundary(self, outputs: Floats) -> Floats:
-        """Segments on which the largest output changes."""
-        cells, table = self.cells.copy(), Table(outputs)
-        if outputs.shape[1] == 1:
-            cells.cut(outputs[:, 0], table, 0, (len(self.names), 0))
-        else:
-            cells.cut_maximum(table, range(outputs.shape[1]), len(self.names), 0)
-        offsets, loop = cells.loops()
-        mean = np.add.reduceat(table.values[loop], offsets[:-1]) / np.diff(offsets)[:, None]
-        mean = mean if mean.shape[1] > 1 else np.concatenate([np.zeros_like(mean), mean, -mean], axis=1)
-        top = (mean >= mean.max(1, keepdims=True) - 1e-12 * np.abs(outputs).max()).argmax(1)
-        left, right = cells.edges[2:]
-        kinks = (right >= 0) & (top[left] != top[right])  # the class may change on an edge that was there before
-        start, end = cells.edges[:2, (cells.made_by[0] == len(self.names)) | kinks]
-        return np.stack([cells.vertices[start], cells.vertices[end]], axis=1)
-
-    def slope_norms(self, centres: Floats) -> Floats:
-        """Frobenius norm of the Jacobian of the output at these coordinates."""
-        norms = []
-        parts = self._chunks(centres)
-        for i, part in enumerate(parts):
-            self.progress(i, len(parts))
-            output = self.run_whole(part, grad=True)
-            squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
-            for c in range(output.shape[1]):
-                (gradient,) = torch.autograd.grad(output[:, c].sum(), self._leaf, retain_graph=True)
-                squares += gradient.flatten(1).square().sum(1)
-            norms.append(squares.sqrt().cpu())
-        return torch.cat(norms).numpy()
-
-
-def _rows(output: Any) -> Tensor:
-    output = main_output(output)
-    if not output.ndim:
-        raise ValueError("the model returns one number for a whole batch: pass `forward_fn=` that returns a row each.")
-    return output.flatten(1) if output.ndim > 1 else output[:, None]
-
-
 def _ignore_progress(done: int, total: int) -> None:
     """For slices that nobody waits for."""
-
-
-def _ignore(position: int, knots: list[Knot]) -> None:
-    """A sink for runs of which only the output counts."""
-
-
-def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Tensor | None:
-    """A point of the decision boundary near to a point.
-
-    Found by steps a little beyond where the affine map of the region has another class, until there is one, and by
-    halving the last of them.
-
-    Args:
-        model: a classifier with logits ``(N, C)``, or ``(N, 1)`` for two classes.
-        inputs: one point, ``(1, *shape)``, or a tuple or dict of such tensors, of which one is floating-point.
-        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-
-    Returns:
-        ``(*shape)``; ``None`` if 50 steps do not lead there, or the output is no vector of logits.
-    """
-    space = Space(model, inputs, forward_fn=forward_fn)
-    first = torch.zeros(1, dtype=torch.long)
-    with untouched(model, forward_fn, dtype=torch.float64, grad=True):
-        space.locate(torch.float64)
-        x = inside = space.all_values()[:1].clone()
-        own = None
-        for _ in range(_STEPS):
-            x = x.detach().requires_grad_(True)
-            logits = _logits(space.output(first, x))
-            if logits is None:
-                return None
-            own = int(logits.argmax()) if own is None else own
-            margin = _margin(logits, own)
-            if not margin > 0:
-                break
-            inside = x.detach()
-            (gradient,) = torch.autograd.grad(margin, x)
-            squared = gradient.square().sum()
-            if not (squared > 0 and bool(squared.isfinite())):
-                return None
-            x = inside - _BEYOND * margin.detach() * gradient / squared
-        else:
-            return None
-        outside = x.detach()
-        for _ in range(_HALVINGS):
-            middle = (inside + outside) / 2
-            with torch.no_grad():
-                logits = _logits(space.output(first, middle))
-                if logits is None:
-                    return None
-                inside, outside = (middle, outside) if _margin(logits, own) > 0 else (inside, middle)
-    return inside[0]
-
-
-def _logits(output: Any) -> Tensor | None:
-    """``(C,)`` of one point; a single one is the first of two, the other being 0. ``None`` if these are no logits."""
-    logits = main_output(output)
-    if logits.ndim > 2:
-        return None
-    return logits.flatten() if logits.numel() > 1 else torch.cat([logits.flatten(), logits.new_zeros(1)])
-
-
-def _margin(logits: Tensor, own: int) -> Tensor:
-    """By how much a class leads."""
-    return logits[own] - torch.cat([logits[:own], logits[own + 1 :]]).max()

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lc_callback.engine.counting.counter import TraceEachSet, share_of
 from lc_callback.engine.network.points import Points
-from lc_callback.functional.local_complexity import LocalComplexity, TraceEachSet, counter_of, share_of
+from lc_callback.functional.local_complexity import LocalComplexity, counter_of, wrapped
 
 __all__ = ["local_complexity_of_sets"]
 
@@ -75,7 +76,7 @@ def local_complexity_of_sets(
             for index, name in enumerate(names):
                 points = share_of(ready.sets[index].n, *share)
                 told = None if progress is None else progress(name)
-                found[name] = ready.count_set(index, radius, told, points)
+                found[name] = wrapped(ready.count_set(index, radius, told, points))
 
     for names in _alike(sets):
         try:

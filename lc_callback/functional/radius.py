@@ -12,17 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lc_callback.engine.counting.counter import SwitchCounter, share_of
+from lc_callback.engine.counting.critical_radius import HasJumps, LinearCounter, critical_radii
+from lc_callback.engine.counting.vertices import Tally
 from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.recorder import permuted
 from lc_callback.engine.network.space import Space, compute_dtype
-from lc_callback.functional.local_complexity import (
-    Counter,
-    HasJumps,
-    LinearCounter,
-    Tally,
-    critical_radii,
-    share_of,
-)
 from lc_callback.isolation import untouched
 
 __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]
@@ -170,7 +165,7 @@ def count_units(
     forward_fn: Callable[..., Any] | None = None,
 ) -> int:
     """How many units are counted at each point. Arguments as of :func:`lc_callback.functional.local_complexity`."""
-    counter = Counter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    counter = SwitchCounter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     dtype = compute_dtype(model, inputs)
     with warnings.catch_warnings(), untouched(model, forward_fn, dtype=dtype):
         warnings.simplefilter("ignore")
@@ -192,10 +187,10 @@ def _bisected(switching: Callable[[float], float], most: float) -> float:
 class _SmallestRadii(LinearCounter):
     """Keeps the smallest critical radii of all points, as many as are enough."""
 
-    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[Counter]:
+    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[SwitchCounter]:
         """As a counter by vertices, which raises if the model jumps."""
         self._smallest = torch.empty(0, dtype=torch.float64)
-        return Counter.ready(self, *arguments, **named)
+        return SwitchCounter.ready(self, *arguments, **named)
 
     def found(self) -> float:
         """The radius at which enough units have switched; infinite if there are fewer."""
@@ -227,7 +222,7 @@ def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
     return radius[order][first]
 
 
-class _DistinctCounter(Counter):
+class _DistinctCounter(SwitchCounter):
     """Counts by the vertices and the points themselves, and units with one and the same value at a point once."""
 
     def _vertices(self, radius: float) -> Tensor:

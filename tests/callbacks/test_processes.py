@@ -28,8 +28,8 @@ import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
 from lc_callback.callbacks import clock
 from lc_callback.callbacks.ranks import RankGroup
+from lc_callback.engine.counting.counter import SwitchCounter
 from lc_callback.functional import local_complexity
-from lc_callback.functional.local_complexity import Counter
 
 N_PROBES, STEPS = 9, 6
 RADII = [0.1, 0.5]
@@ -74,18 +74,18 @@ class Swept:
     """The points at which counts are taken inside the block, but those of the trial measurement."""
 
     def __enter__(self) -> list[int]:
-        self.count, found = Counter._count_points, []
+        self.count, found = SwitchCounter._count_points, []
 
         def counting(counter: Any, points: Any, *args: Any, **kwargs: Any) -> Any:
             if counter.n > 2:
                 found.extend(points.tolist())
             return self.count(counter, points, *args, **kwargs)
 
-        Counter._count_points = counting
+        SwitchCounter._count_points = counting
         return found
 
     def __exit__(self, *args: Any) -> None:
-        Counter._count_points = self.count
+        SwitchCounter._count_points = self.count
 
 
 # What each process does

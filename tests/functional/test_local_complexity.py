@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from networks import draw, looked_at, mlp
 from torch import nn
 
+from lc_callback.engine.chunks import default_chunk
 from lc_callback.functional import cross_polytope_frame, local_complexity
-from lc_callback.functional.local_complexity import default_chunk
 
 # The twin: NumPy only
 

@@ -27,6 +27,7 @@ from networks import (
 )
 from torch import nn
 
+from lc_callback.engine.slices import slicer
 from lc_callback.functional import cross_polytope_frame, local_complexity, partition, slice_partition
 
 WINDOW = (-4.0, 4.0, -4.0, 4.0)
@@ -830,9 +831,9 @@ def with_memory(held, monkeypatch):
             layers.append((values.complete(), bool(values._kept.all())))
         original(self, position, values, *more)
 
-    original = partition._Slicer._cut_along
-    monkeypatch.setattr(partition._Slicer, "_cut_along", cut_along)
-    monkeypatch.setattr(partition, "_HELD", held)
+    original = slicer.Slicer._cut_along
+    monkeypatch.setattr(slicer.Slicer, "_cut_along", cut_along)
+    monkeypatch.setattr(slicer, "_HELD", held)
     return layers
 
 

@@ -8,7 +8,8 @@ from networks import NETS
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.functional.local_complexity import Counter, counter_of, joined, share_of
+from lc_callback.engine.counting.counter import SwitchCounter
+from lc_callback.functional.local_complexity import counter_of, joined, share_of, wrapped
 from lc_callback.functional.point_sets import local_complexity_of_sets
 
 RADII = [0.05, 0.4]
@@ -126,7 +127,7 @@ def separate(method, net, sets, share=(0, 1), **arguments):
     for name, inputs in sets.items():
         counter = counter_of(method, net, inputs, **{"layers": None, "max_pool": False, **arguments})
         n = len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)))
-        found[name] = counter.measure(RADII, 3, None, 0, None, None, points=share_of(n, *share))
+        found[name] = wrapped(counter.measure(RADII, 3, None, 0, None, None, points=share_of(n, *share)))
     return found
 
 
@@ -153,8 +154,8 @@ def test_counts_are_those_of_separate_calls(name, method, monkeypatch):
     net = make().double().eval()
     expected = separate(method, net, sets, at=None, forward_fn=None)
     traces = []
-    plain = Counter.trace
-    monkeypatch.setattr(Counter, "trace", lambda self, dtype: traces.append(dtype) or plain(self, dtype))
+    plain = SwitchCounter.trace
+    monkeypatch.setattr(SwitchCounter, "trace", lambda self, dtype: traces.append(dtype) or plain(self, dtype))
     found = local_complexity_of_sets(method, net, sets, RADII, 3)
     check(found, expected)
     assert sum(int((lc.counts > 0).sum()) for lc in found.values()) > 0
@@ -235,7 +236,7 @@ def test_radii_may_be_tried_without_another_trace(method, monkeypatch):
     first, *others = sets.values()
     counter = counter_of(method, net, first, others=others, layers=None, max_pool=False, at=None, forward_fn=None)
     with counter.ready(0.05, 3) as ready:
-        monkeypatch.setattr(Counter, "trace", None)
+        monkeypatch.setattr(SwitchCounter, "trace", None)
         found = [[ready.count_set(index, radius).counts for index in range(3)] for radius in RADII]
         some = ready.count_set(0, RADII, points=torch.tensor([2])).counts
     monkeypatch.undo()

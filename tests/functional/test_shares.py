@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from lc_callback.engine.counting.counter import SwitchCounter
 from lc_callback.functional import local_complexity
-from lc_callback.functional.local_complexity import Counter, LinearCounter, joined, share_of
+from lc_callback.functional.local_complexity import LinearCounter, joined, share_of, wrapped
 
 RADII = [0.05, 0.5]
 
@@ -18,7 +19,7 @@ def made(seed=0):
 
 def parts(kind, net, x, n, radius=RADII, progress=None):
     shares = [share_of(len(x), index, n) for index in range(n)]
-    return [kind(net, x).measure(radius, 3, None, 0, None, progress, points=share) for share in shares]
+    return [wrapped(kind(net, x).measure(radius, 3, None, 0, None, progress, points=share)) for share in shares]
 
 
 def test_shares_hold_every_point_once():
@@ -28,7 +29,7 @@ def test_shares_hold_every_point_once():
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 9])
-@pytest.mark.parametrize(("kind", "method"), [(Counter, "vertices"), (LinearCounter, "linear")])
+@pytest.mark.parametrize(("kind", "method"), [(SwitchCounter, "vertices"), (LinearCounter, "linear")])
 def test_all_shares_together_are_the_whole(kind, method, n):
     net, x = made()
     x[4, 2] = float("nan")
@@ -45,7 +46,7 @@ def test_all_shares_together_are_the_whole(kind, method, n):
 def test_shares_of_a_single_radius():
     net, x = made()
     whole = local_complexity(net, x, radius=0.5, n_directions=3)
-    found = joined(parts(Counter, net, x, 3, radius=0.5))
+    found = joined(parts(SwitchCounter, net, x, 3, radius=0.5))
     assert torch.equal(found.counts, whole.counts)
     assert found.mean == whole.mean
 
@@ -53,13 +54,13 @@ def test_shares_of_a_single_radius():
 @pytest.mark.filterwarnings("ignore:.*computing in float64")
 def test_the_precision_is_that_of_all_points():
     net, x = made()
-    assert {part.dtype for part in parts(Counter, net, x, 3)} == {torch.float32}
+    assert {part.dtype for part in parts(SwitchCounter, net, x, 3)} == {torch.float32}
     x[1] *= 1e5
-    assert {part.dtype for part in parts(Counter, net, x, 3)} == {torch.float64}
+    assert {part.dtype for part in parts(SwitchCounter, net, x, 3)} == {torch.float64}
 
 
 def test_progress_counts_the_points_of_the_share():
     net, x = made()
     told = []
-    parts(Counter, net, x, 3, progress=lambda done, total: told.append((done, total)))
+    parts(SwitchCounter, net, x, 3, progress=lambda done, total: told.append((done, total)))
     assert [each for each in told if each[0] == each[1]] == [(6, 6), (4, 4), (4, 4)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lc_callback.engine.chunks import BOUNDS
 from lc_callback.engine.network.layers import Layers
 from lc_callback.engine.network.max_pools import MINIMA, WINNERS
 from lc_callback.engine.network.operations import Kind, Knot, is_a
@@ -17,7 +18,6 @@ from lc_callback.engine.network.recorder import Recorder
 __all__ = ["UpperBound"]
 
 _SYMBOLS = 32  # at first
-_BUDGET = 2**28  # bytes that the largest tensor of a forward pass may take, for the symbols of one point
 _ROUNDING = 1e-12  # of a layer's largest value
 _BENT = 1e-7  # of how far the values of a layer move
 
@@ -50,7 +50,7 @@ class UpperBound(Layers):
 
     def count(self, radii: list[float], frame: Tensor) -> Tensor:
         """``(R, N, L)`` upper bounds, ``-1`` where a pre-activation was not finite. The model was traced in float64."""
-        most = max(_SYMBOLS, _BUDGET // max(1, self.bytes_per_sample) - len(frame) - 2)
+        most = max(_SYMBOLS, BOUNDS.of(self.device) // max(1, self.bytes_per_sample) - len(frame) - 2)
         symbols = _SYMBOLS
         counts = torch.empty(len(radii), self.points.n, len(self.names), dtype=torch.int64)
         for row, radius in enumerate(radii):

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.checks import positive_integer
+from lc_callback.engine.chunks import FEATURES
 from lc_callback.engine.network.layers import Layers
 from lc_callback.engine.network.space import compute_dtype
 from lc_callback.isolation import untouched
 
 __all__ = ["Features"]
 
-# Bytes that the largest tensor of one forward pass may take.
-_BUDGET = {"cpu": 32 * 2**20, "cuda": 512 * 2**20}
 _BLOCK = 1024  # rows of a random projection that exist at a time
 
 
@@ -57,8 +56,7 @@ class Features(Layers):
         dtype = compute_dtype(self.model, self.inputs)
         with untouched(self.model, self.forward_fn, dtype=dtype):
             self.trace(dtype)
-            budget = _BUDGET.get(self.device.type, _BUDGET["cpu"])
-            chunk = chunk_size or max(1, budget // max(1, self.bytes_per_sample))
+            chunk = chunk_size or FEATURES.samples(self.device, self.bytes_per_sample)
 
             def receive(position: int, knots: list[Any]) -> None:
                 name, values = self.names[self.layer_of[position]], knots[0][0]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from networks import KINDS, Call, Residual, made, seq
 from torch import nn
 
+from lc_callback.engine.chunks import Budget
 from lc_callback.engine.counting import zonotope
 from lc_callback.engine.network.recorder import Recorder
 from lc_callback.functional import cross_polytope_frame, local_complexity, slice_partition
@@ -161,7 +162,7 @@ def test_all_units_are_counted_after_the_last_symbol(monkeypatch):
     net, x = wide()
     expected = local_complexity(net, x, radius=0.5, n_directions=3, bracket=True)
     monkeypatch.setattr(zonotope, "_SYMBOLS", 4)
-    monkeypatch.setattr(zonotope, "_BUDGET", 0)
+    monkeypatch.setattr(zonotope, "BOUNDS", Budget(cpu=0, cuda=0))
     found = local_complexity(net, x, radius=0.5, n_directions=3, bracket=True)
     assert torch.equal(found.upper[:, 0], expected.upper[:, 0])
     assert (expected.upper[:, 0] > 4).all()

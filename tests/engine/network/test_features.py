@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from helpers import Calls
 from torch import nn
 
+from lc_callback.engine.chunks import Budget
 from lc_callback.engine.network import features as features_module
 from lc_callback.engine.network.features import Features
 from lc_callback.functional import feature_rank, feature_ranks
@@ -512,7 +513,7 @@ def test_a_pass_holds_a_chunk_and_never_all_points():
 def test_the_default_chunk_keeps_the_largest_tensor_within_the_budget(monkeypatch):
     net, x = small_cnn(), points(50, 2, 4, 3)
     largest = 6 * 5 * 8  # bytes of a point in the first feature map, and no tensor is larger
-    monkeypatch.setitem(features_module._BUDGET, "cpu", 8 * largest)
+    monkeypatch.setattr(features_module, "FEATURES", Budget(cpu=8 * largest, cuda=1))
     batches = Calls()
     net[0].register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
     feature_ranks(net, x)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from networks import NETS, TOKENS, Call, draw, executed, images, measured, mlp, seq
 from torch import nn
 
+from lc_callback.engine.counting import counter as counting
+from lc_callback.engine.counting.critical_radius import LinearCounter
+from lc_callback.engine.counting.vertices import number_of_ones
 from lc_callback.engine.network.layers import Layers
 from lc_callback.functional import local_complexity
-from lc_callback.functional.local_complexity import LinearCounter
 from lc_callback.isolation import untouched
-
-COUNTING = sys.modules["lc_callback.functional.local_complexity"]
 
 
 @pytest.fixture(autouse=True)
@@ -276,7 +276,7 @@ def test_what_is_not_finite_at_one_place_marks_the_layer_that_goes_on(dtype, met
 
 def test_more_units_than_single_precision_counts():
     n = 2**24 + 1
-    assert COUNTING._total(torch.ones(1, n)).tolist() == [n]
+    assert number_of_ones(torch.ones(1, n)).tolist() == [n]
 
 
 # What the operations are turned into
@@ -331,7 +331,7 @@ def test_chunks_are_counted_together_or_one_by_one(method, monkeypatch):
     net, x = mlp(6, 9, 9, 2).double(), draw(40, 6)
     x[7, 0] = float("nan")
     together, _ = measured(net, x, method, chunk_size=13)
-    monkeypatch.setattr(COUNTING, "_KEPT", 0)
+    monkeypatch.setattr(counting, "_KEPT", 0)
     alone, _ = measured(net, x, method, chunk_size=13)
     assert torch.equal(together, alone)
     assert (together[:, 7] < 0).any()

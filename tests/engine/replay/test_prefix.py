@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from networks import Call, looked_at, seq
 from torch import nn
 
+from lc_callback.engine.counting.counter import SwitchCounter
 from lc_callback.engine.network import layers as layers_module
 from lc_callback.engine.network.layers import Layers
 from lc_callback.functional import cross_polytope_frame, local_complexity
-from lc_callback.functional.local_complexity import Counter
 from lc_callback.isolation import untouched
 
 
@@ -163,11 +163,11 @@ class Changed(nn.Module):
 def test_the_extremes_of_what_entered_are_known_until_it_is_changed(before, monkeypatch):
     torch.manual_seed(0)
     net, x = Changed(before).double(), draw(30, 5)
-    counter = Counter(net, x)
+    counter = SwitchCounter(net, x)
     found = counter.measure([0.3, 1.0], 3, None, 0, None, None).counts
     assert counter.prefix is not None
     monkeypatch.setattr(layers_module, "find_prefix", lambda *arguments, **named: None)
-    expected = Counter(net, x).measure([0.3, 1.0], 3, None, 0, None, None).counts
+    expected = SwitchCounter(net, x).measure([0.3, 1.0], 3, None, 0, None, None).counts
     assert torch.equal(found, expected)
     assert found.sum() > 50
 
