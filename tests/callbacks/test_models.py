@@ -796,16 +796,6 @@ def second(batch):
     return batch[1]
 
 
-def one_logit(x_of=operator.itemgetter(0)):
-    return Labels(
-        "returns shape (6, 1)",
-        "`forward_fn=`",
-        {"forward_fn": lambda module, x: torch.cat([-module(x), module(x)], 1)},
-        lambda m, batch: m(x_of(batch)) * torch.tensor([-1.0, 1.0]),
-        second,
-    )
-
-
 PADDED = Labels(
     "targets are torch.float32",
     "`target_fn=`",
@@ -821,11 +811,10 @@ PARITY = Labels(
     lambda batch: torch.arange(N) % 2,
 )
 NOT_CLASSIFIERS = {
-    **dict.fromkeys(("gelu_silu", "prelu_leaky", "relu6_hardtanh_softplus", "conv1d"), one_logit()),
     **dict.fromkeys(("encoder_batch_first", "encoder_time_first"), PADDED),
     **dict.fromkeys(("dict_one_key", "dict_forward_fn"), PARITY),
     "gpt_tokens": Labels(
-        "returns shape (6, 5, 9)",
+        "outputs of shape (6, 5, 9)",
         "`forward_fn=`",
         {"forward_fn": lambda m, tokens: m(tokens)[:, -1], "target_fn": lambda batch: batch[0][:, 0]},
         lambda m, batch: m(batch[0])[:, 4],
@@ -854,7 +843,9 @@ NOT_CLASSIFIERS = {
     ),
 }
 NO_FORWARD = ("no_forward_forward_fn", "no_forward_method_name", "no_forward_submodule")
+ONE_LOGIT = ("gelu_silu", "prelu_leaky", "relu6_hardtanh_softplus", "conv1d")
 LOGITS = {
+    **dict.fromkeys(ONE_LOGIT, lambda m, batch: m(batch[0]) * torch.tensor([-1.0, 1.0])),
     "bert_dict": lambda m, batch: m(batch["input_ids"], batch["attention_mask"]).logits,
     **dict.fromkeys(NO_FORWARD, lambda m, batch: m.net(batch[0])),
 }
