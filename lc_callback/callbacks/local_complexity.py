@@ -109,7 +109,8 @@ class LocalComplexityCallback(ProbeCallback):
             which costs little more than half and gives the density and all radii at once; see
             :func:`lc_callback.functional.local_complexity`. The two differ by less than 1 % at radii such as ``"auto"``
             gives, and by a third where the radius is of the order of the spread of the data. So ``"auto"`` is the
-            linear method if the radius is ``"auto"`` and neither ``layers`` nor ``max_pool`` is given.
+            linear method if the radius is ``"auto"``, neither ``layers`` nor ``max_pool`` is given, and both count the
+            same when the radius is found; else the text of the run says what each counts.
         max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
             10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
@@ -163,6 +164,7 @@ class LocalComplexityCallback(ProbeCallback):
         self.method = method
         self._auto_radius: float | None = None
         self._reason = ""  # why that one
+        self._difference = ""  # why its units are counted by vertices, where the linear method differs
         self._radius_now: float | list[float] = 0.0  # of the row that is taken
         shown = " `lc_spread/train` has the spread at each row."
         self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
@@ -220,9 +222,10 @@ class LocalComplexityCallback(ProbeCallback):
             f"{split}: {len(points)} points ({points.source})" for split, points in probes.items()
         )
         if self.radius == "auto" and self._auto_radius is None:
-            self._auto_radius, self._reason = self.decide(partial(self._find_radius, network, points.inputs))
+            decided = self.decide(partial(self._find_radius, network, points.inputs))
+            self._auto_radius, self._reason, self._difference = decided
 
-    def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str]:
+    def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str, str]:
         found = find_radius(
             network.module,
             inputs,
@@ -233,7 +236,7 @@ class LocalComplexityCallback(ProbeCallback):
             forward_fn=network.forward_fn,
             chunk_size=self.chunk_size,
         )
-        return found.radius, found.reason
+        return found.radius, found.reason, found.difference
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Local complexity of each split."""
@@ -280,7 +283,7 @@ class LocalComplexityCallback(ProbeCallback):
 
     @property
     def _method(self) -> str:
-        plain = self.radius == "auto" and self.layers is None and not self.max_pool
+        plain = self.radius == "auto" and self.layers is None and not self.max_pool and not self._difference
         return ("linear" if plain else "vertices") if self.method == "auto" else self.method
 
     def _measure_share(
@@ -380,6 +383,7 @@ class LocalComplexityCallback(ProbeCallback):
         one = replace(latest, counts=latest.counts[0], radius=_radii(latest)[0]) if several else latest
         where = "the input" if latest.at is None else f"the output of `{latest.at}`"
         how = "by the affine piece of each point" if latest.histogram is not None else "by the vertices"
+        how += f" ({self._difference})" if self._difference else ""
         radii = number_names(_radii(latest))
         lines = [
             f"Radius {', '.join(radii)} around {where}, {self._directions} directions, "
@@ -417,7 +421,8 @@ class LocalComplexityCallback(ProbeCallback):
 
     def extra_state(self) -> dict[str, Any]:
         """The radius that ``"auto"`` stood for, since the weights move; and the shares of the layers at each row."""
-        settled = {"auto_radius": self._auto_radius, "reason": self._reason, "spread": self._space.first}
+        settled = {"auto_radius": self._auto_radius, "reason": self._reason, "difference": self._difference}
+        settled["spread"] = self._space.first
         return {**settled, "layers": [*self._layer_names], "shares": {s: {**of} for s, of in self._shares.items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -425,6 +430,7 @@ class LocalComplexityCallback(ProbeCallback):
         self._layer_names = [str(name) for name in state.get("layers", [])]
         self._shares = {int(step): dict(of) for step, of in state.get("shares", {}).items()}
         self._auto_radius, self._reason = state.get("auto_radius"), state.get("reason", "that of the checkpoint")
+        self._difference = str(state.get("difference", ""))
         self._space.begin(state.get("spread"))
 
     def settings(self) -> dict[str, Any]:

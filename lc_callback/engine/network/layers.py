@@ -150,8 +150,9 @@ class Layers(Space):
             tracer = Taper(inputs, self.model, keep, **recording)
         else:
             tracer = Tracer(self.model, keep, **recording)
-        leaves = tree_leaves(inputs) if self.at_module is None or self.results else []
-        tracer.watch([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        leaves = tree_leaves(inputs)
+        moving = leaves if self.at_module is None or self.results else []
+        tracer.watch([leaf for leaf in moving if isinstance(leaf, Tensor) and leaf.is_floating_point()], leaves)
         with tracer:
             output = self.run(inputs)
         tracer.find_links(output)

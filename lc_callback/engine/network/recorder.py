@@ -229,7 +229,8 @@ class Tracer(Recorder):
         self.masked_rows = MaskedRows()
         self._guards, self._is_guard = Guards(), False
         self._largest: dict[int, tuple[int, Tensor]] = {}  # values of maxima that nothing has read, by memory
-        self._following: dict[int, Tensor] | None = None  # by memory, and so kept alive
+        self._following: _Offspring | None = None  # what comes of what is perturbed
+        self._of_inputs: _Offspring | None = None  # what comes of any input, or is drawn
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
         self._squashed: dict[int, tuple[int, Tensor]] = {}  # by memory
         self._read: set[int] = set()  # by something that is no view
@@ -239,12 +240,16 @@ class Tracer(Recorder):
         return super().__enter__()
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
+        if torch.Tag.data_dependent_output in func.tags:
+            self.read_values([args, kwargs])
         result = super()._execute(op, func, args, kwargs)
+        if self._of_inputs is not None:
+            drawn = torch.Tag.nondeterministic_seeded in func.tags
+            self._of_inputs.executed(op, func, [args, kwargs], result, drawn)
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         memories = [_memory_or_none(value) for value in [*args, first]]
         self._signs.executed(op, func._schema.is_mutable, args, kwargs, memories, first)
-        if self._follows(op, [args, kwargs], result):
+        if self._follows(op, func, [args, kwargs], result):
             self._note_decision(op, func, args, result)
             self._note_maximum(op, args, result)
             if picks(op, func, args) and self._has_followed(choosers(args)):
@@ -261,30 +266,30 @@ class Tracer(Recorder):
             self._read |= (_memories(args) - _memories(result)) & self._squashed.keys()
         return result
 
-    def watch(self, moving: Any) -> None:
-        """Note decisions only by what comes of these tensors, and of what is moved on the way."""
-        self._following = {memory: tensor for tensor in moving for memory in _memories(tensor)}
+    def watch(self, moving: Any, inputs: Any) -> None:
+        """Note decisions only by what comes of ``moving``, and of what is moved on the way; reads by what of inputs."""
+        self._following, self._of_inputs = _Offspring(moving), _Offspring(inputs)
+
+    def read_values(self, tensors: Any) -> None:
+        """Note that the model's Python code gets values of these: constants are the same for all samples."""
+        self.reads_values = self.reads_values or self._of_inputs is None or self._of_inputs.has(tensors)
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
         replaced = super()._leave_module(module, args, output)
-        if replaced is not None and self._following is not None:
-            self._following.update(dict.fromkeys(_memories(replaced), replaced))
+        for known in (self._following, self._of_inputs):
+            if replaced is not None and known is not None:
+                known.add(replaced)
         return replaced
 
-    def _follows(self, op: str, args: Any, result: Any) -> bool:
+    def _follows(self, op: str, func: Any, args: Any, result: Any) -> bool:
         """Whether an operation has to do with what is watched; so has then what it returns."""
         if self._following is None or self.reads_values:  # what Python makes of values cannot be followed
             return True
-        shaped = op.endswith("_like") or op.startswith("new_")  # only the shape is read
-        if shaped or not _memories(args) & self._following.keys():
-            return False
-        for leaf in tree_leaves(result):
-            self._following.update(dict.fromkeys(_memories(leaf), leaf))
-        return True
+        return self._following.executed(op, func, args, result)
 
     def _has_followed(self, tensors: Any) -> bool:
         """Whether tensors have to do with what is watched, or may have."""
-        return self._following is None or self.reads_values or bool(_memories(tensors) & self._following.keys())
+        return self._following is None or self.reads_values or self._following.has(tensors)
 
     def _note_maximum(self, op: str, args: Any, result: Any) -> None:
         """Whether the winner of a maximum was found, but not handed over."""
@@ -348,6 +353,31 @@ def _is_coarser(one: torch.dtype, other: torch.dtype) -> bool:
     return one.is_floating_point and torch.finfo(one).eps > torch.finfo(other).eps
 
 
+class _Offspring:
+    """What comes of some tensors. They are known by their memory, which is kept alive."""
+
+    def __init__(self, tensors: Any) -> None:
+        self._known: dict[int, Tensor] = {}
+        self.add(tensors)
+
+    def has(self, tensors: Any) -> bool:
+        """Whether one of these comes of them."""
+        return bool(_memories(tensors) & self._known.keys())
+
+    def add(self, tensors: Any) -> None:
+        """These do."""
+        for leaf in tree_leaves(tensors):
+            self._known.update(dict.fromkeys(_memories(leaf), leaf))
+
+    def executed(self, op: str, func: Any, args: Any, result: Any, always: bool = False) -> bool:
+        """Whether the result of an operation does; ``always``: whatever it gets."""
+        shaped = op.endswith("_like") or op.startswith("new_")  # only the shape is read
+        if not always and (shaped or not self.has(args)):
+            return False
+        self.add(args if result is None and func._schema.is_mutable else result)
+        return True
+
+
 class _ValueReads(TorchFunctionMode):
     """Notes what gives values to the model's Python code and is no operation."""
 
@@ -357,7 +387,7 @@ class _ValueReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _VALUE_READERS:
-            self._tracer.reads_values = True
+            self._tracer.read_values(args)
         return func(*args, **(kwargs or {}))
 
 
