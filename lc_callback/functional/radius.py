@@ -18,7 +18,7 @@ from lc_callback.engine.counting.vertices import Tally
 from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.recorder import permuted
 from lc_callback.engine.network.space import Space, compute_dtype
-from lc_callback.functional.local_complexity import counter_of
+from lc_callback.functional.local_complexity import counter_of, wrapped
 from lc_callback.isolation import untouched
 
 __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]
@@ -103,7 +103,7 @@ def find_radius(
                 for method in ("linear", "vertices"):
                     counter = counter_of(method, model, inputs, layers=None, max_pool=False, **where)
                     arguments = chosen.radius, n_directions, None, seed, chunk_size, None
-                    totals.append(counter.measure(*arguments, points=some).total)
+                    totals.append(wrapped(counter.measure(*arguments, points=some)).total)
                 return replace(chosen, difference=_difference(*totals))
         vertices = _DistinctCounter(model, inputs, layers=layers, **where)
 
