@@ -37,10 +37,10 @@ class ProbeCallback(Reported, Callback):  # type: ignore[misc]
     """Base of the measuring callbacks.
 
     A subclass defines :meth:`measure`, and may define the other methods of
-    :class:`lc_callback.callbacks.measure.Measure`. It inherits fixed probes, the schedule, isolation from the training,
-    one row for each step, history, checkpoint and resume, CSV, all loggers, ``trainer.callback_metrics``, the timeline
-    of the run, and errors that end no run. Its constructor takes its own arguments, and ``**arguments`` for those of
-    this class.
+    :class:`lc_callback.callbacks.measure_hooks.MeasureHooks`. It inherits fixed probes, the schedule, isolation from
+    the training, one row for each step, history, checkpoint and resume, CSV, all loggers, ``trainer.callback_metrics``,
+    the timeline of the run, and errors that end no run. Its constructor takes its own arguments, and ``**arguments``
+    for those of this class.
 
     Args:
         n_probes: points drawn for each split.
@@ -215,22 +215,22 @@ class ProbeCallback(Reported, Callback):  # type: ignore[misc]
 
     @guarded_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measure if a row is due after this batch's optimizer steps."""
+        """MeasureHooks if a row is due after this batch's optimizer steps."""
         self._loop.after_batch(trainer, pl_module)
 
     @guarded_hook
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
+        """MeasureHooks a row that is due after the epoch, if the epoch ended before its last batch."""
         self._loop.after_epoch(trainer, pl_module)
 
     @guarded_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the last step, and say so if the measurements took much of the run."""
+        """MeasureHooks the last step, and say so if the measurements took much of the run."""
         self._loop.end(trainer, pl_module)
 
     @guarded_hook
     def take_closing_row(self, trainer: Any, pl_module: Any) -> None:
-        """Measure the last step of a training, unless that has been done."""
+        """MeasureHooks the last step of a training, unless that has been done."""
         self._loop.take_closing_row(trainer, pl_module)
 
     @quiet_hook
@@ -252,7 +252,7 @@ class ProbeCallback(Reported, Callback):  # type: ignore[misc]
 
     @guarded_hook
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure once. The row is logged, and belongs to no history."""
+        """MeasureHooks once. The row is logged, and belongs to no history."""
         self._loop.end_evaluation(trainer, pl_module)
 
     @guarded_hook

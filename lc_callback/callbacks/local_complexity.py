@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from lc_callback.callbacks.base import Network, ProbeCallback
-from lc_callback.callbacks.trained_space import TrainedSpace
+from lc_callback.callbacks.spread_monitor import SpreadMonitor
 from lc_callback.checks import positive_integer
 from lc_callback.detection.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.detection.transitions import Curves, Turn
@@ -167,7 +167,7 @@ class LocalComplexityCallback(ProbeCallback):
         self._difference = ""  # why its units are counted by vertices, where the linear method differs
         self._radius_now: float | list[float] = 0.0  # of the row that is taken
         shown = " `lc_spread/train` has the spread at each row."
-        self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
+        self._space = SpreadMonitor("the radius", "local complexity", ("rises", "falls"), shown)
         self._directions, self._sources = n_directions, ""
         self._latest: dict[str, LocalComplexity] = {}
         self._layer_names: list[str] = []

@@ -172,7 +172,7 @@ class SplinePartitionCallback(ProbeCallback):
         self._source = f"train points {chosen} of {len(points)} ({points.source})"
 
     def trial(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float | Tensor]:
-        """Say what a row will cost, by slices of few regions, and cut those of a row: what bends in them shows now."""
+        """Say what a row will cost, by slices of few regions, and cut those of a row: what is not affine shows now."""
         share = 0.0
         with suppress(TooManyRegions):  # a row may hold more
             share = self._estimate(network)

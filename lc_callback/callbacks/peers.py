@@ -12,7 +12,7 @@ from lc_callback.callbacks.row_taker import RowTaker
 from lc_callback.callbacks.row_writer import RowWriter
 from lc_callback.callbacks.run_record import RunRecord
 from lc_callback.run.schedule import Schedule
-from lc_callback.run.timeline import Part
+from lc_callback.run.timeline import RunCurves
 
 __all__ = ["Measuring", "Peer"]
 
@@ -58,7 +58,7 @@ class Measuring(Protocol):
     def peer(self) -> Peer:
         """Its parts."""
 
-    def part(self) -> Part:
+    def part(self) -> RunCurves:
         """The rows so far, how to draw them, and what was found in them."""
 
     def remark(self) -> str:

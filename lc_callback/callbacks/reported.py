@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lc_callback.callbacks.guard import in_words
 from lc_callback.callbacks.loop import Loop
-from lc_callback.callbacks.measure import Measure
+from lc_callback.callbacks.measure_hooks import MeasureHooks
 from lc_callback.callbacks.overhead import halved_by
 from lc_callback.callbacks.peers import Peer
 from lc_callback.detection.outliers import layers_of_outliers, shares_in_columns
@@ -17,7 +17,7 @@ from lc_callback.detection.transitions import PhaseEvent, Transition
 from lc_callback.reporting.figure import WIDTH, draw
 from lc_callback.run.history import History
 from lc_callback.run.schedule import Schedule
-from lc_callback.run.timeline import Part
+from lc_callback.run.timeline import RunCurves
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Reported"]
 
 
-class Reported(Measure):
+class Reported(MeasureHooks):
     """The part of a measuring callback that others read."""
 
     peer: Peer
@@ -66,7 +66,7 @@ class Reported(Measure):
         """
         return shares_in_columns(key, self.peer.keys.own_row(row))
 
-    def part(self) -> Part:
+    def part(self) -> RunCurves:
         """The rows so far, how to draw them, and what was found in them."""
         rows, own, prefix = self.history.rows, self.peer.keys.own, self.log_key_prefix
         names = [own(key) for key in self.history.keys]
@@ -77,7 +77,7 @@ class Reported(Measure):
         find = partial(self.find, settings=self.detection)
         settled = (followed, prefix, self.detection, find)
         title = self._loop.network.title
-        return Part(rows, panels, self.transitions, *settled, model=title, made_by=made_by, group=self.group)
+        return RunCurves(rows, panels, self.transitions, *settled, model=title, made_by=made_by, group=self.group)
 
     def plot(self) -> tuple[Figure, Any]:
         """Draw the rows so far, with a line at each transition.

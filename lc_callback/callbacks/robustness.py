@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics import Metric
 
 from lc_callback.callbacks.base import Network, ProbeCallback
-from lc_callback.callbacks.trained_space import TrainedSpace
+from lc_callback.callbacks.spread_monitor import SpreadMonitor
 from lc_callback.detection.milestones import (
     ACCURACY_KINDS,
     ACCURACY_SETTINGS,
@@ -194,7 +194,7 @@ class PGDRobustnessCallback(ProbeCallback):
         self._behind = False  # a module whose output is attacked
         self._first_unit: float | None = None  # what the train points of the run settled
         self._first_bounds: torch.Tensor | None = None
-        self._space = TrainedSpace("eps", "accuracy under attack", ("falls", "rises"))
+        self._space = SpreadMonitor("eps", "accuracy under attack", ("falls", "rises"))
 
     @classmethod
     def paper(cls, **arguments: Any) -> PGDRobustnessCallback:

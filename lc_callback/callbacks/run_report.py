@@ -16,7 +16,16 @@ from lc_callback.detection.transitions import TENTATIVE, PhaseEvent, Transition
 from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text, say
 from lc_callback.run.files import ROOM_FOR_PICTURES, check_room, safe_name
-from lc_callback.run.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
+from lc_callback.run.timeline import (
+    EventsFile,
+    RunCurves,
+    describe,
+    marked,
+    panel_order,
+    place,
+    run_sentences,
+    run_summary,
+)
 
 __all__ = ["RunReport"]
 
@@ -100,7 +109,7 @@ class RunReport:
         for line in filter(None, [first, *marks, *others, *remarks]):
             say(line)
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[RunCurves]:
         ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))
         return [callback.part() for callback in ordered]
 

@@ -80,13 +80,13 @@ def _sentence(trainer: Any, pl_module: Any, monitor: _Monitor, callback: Measuri
         return ""
     if all(look.is_last for look in looks):
         n = math.gcd(*(look.epoch + 1 for look in looks))
-        often, remedy = f"after every {f'{n} epochs' if n > 1 else 'epoch'}", f"every_n_epochs={n}"
+        often, hint = f"after every {f'{n} epochs' if n > 1 else 'epoch'}", f"every_n_epochs={n}"
     else:
         n = max(1, math.gcd(*(look.step for look in looks)))
-        often, remedy = f"after every {f'{n} steps' if n > 1 else 'step'} at most", f"every_n_train_steps={n}"
+        often, hint = f"after every {f'{n} steps' if n > 1 else 'step'} at most", f"every_n_train_steps={n}"
     return (
         f"{callback.peer.name}: {monitor.name} looks {often}, but with {schedule.text} there is no new row at step "
-        f"{stale.step:,}, and so on: it takes the old value for one that does not improve. Set `{remedy}` in "
+        f"{stale.step:,}, and so on: it takes the old value for one that does not improve. Set `{hint}` in "
         f"{type(callback).__name__} to have a row whenever it looks."
     )
 

@@ -363,7 +363,7 @@ def test_a_limit_of_time_is_an_end(clock: Clock, tmp_path: Any, caplog: Any, mon
 
 
 @pytest.mark.parametrize(
-    ("arguments", "remedy"),
+    ("arguments", "hint"),
     [
         ({}, "halved by `n_probes=4`"),
         ({"n_probes": 1}, "halved by `every_n_train_steps=2`"),
@@ -371,26 +371,24 @@ def test_a_limit_of_time_is_an_end(clock: Clock, tmp_path: Any, caplog: Any, mon
         ({"train_probes": points(6)}, "halved by `n_probes=4`"),
     ],
 )
-def test_what_halves_it(arguments: Any, remedy: str, clock: Clock, tmp_path: Any, caplog: Any) -> None:
+def test_what_halves_it(arguments: Any, hint: str, clock: Clock, tmp_path: Any, caplog: Any) -> None:
     fit(tmp_path, Training(clock), Costly(clock, 1.0, every_n_train_steps=1, **arguments), max_steps=100)
     (text,) = said(caplog, "of this run")
-    assert remedy in text
+    assert hint in text
 
 
 @pytest.mark.parametrize(
-    ("schedule", "remedy"),
+    ("schedule", "hint"),
     [
         ({"every_n_train_steps": 3}, "halved by `every_n_train_steps=6`"),
         ({"every_n_epochs": 1}, "halved by `every_n_epochs=2`"),
         ({"schedule": [*range(0, 60, 2)]}, "halved by a `schedule` of half as many steps"),
     ],
 )
-def test_what_halves_it_where_probes_do_not(
-    schedule: Any, remedy: str, clock: Clock, tmp_path: Any, caplog: Any
-) -> None:
+def test_what_halves_it_where_probes_do_not(schedule: Any, hint: str, clock: Clock, tmp_path: Any, caplog: Any) -> None:
     class Fixed(Costly):
         cost_grows_with_probes = False
 
     fit(tmp_path, Training(clock), Fixed(clock, 2.0, **schedule))
     (text,) = said(caplog, "of this run")
-    assert remedy in text
+    assert hint in text

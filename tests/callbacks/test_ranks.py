@@ -389,7 +389,7 @@ sys.path[:0] = {tests!r}
 import torch
 
 torch.set_num_threads(1)
-from test_processes import all_runs
+from test_ranks import all_runs
 
 all_runs({folder!r}, {n})
 """
@@ -637,23 +637,23 @@ class Named(DDPStrategy):
 
 
 @pytest.mark.parametrize("kind", [DDPStrategy, Named])
-def test_processes_with_whole_models_share(kind: Any) -> None:
+def test_ranks_with_whole_models_share(kind: Any) -> None:
     processes = RankGroup.that_share(Trainer(kind()))
     assert (processes.rank, processes.n) == (1, 3)
 
 
-def test_processes_share_under_the_other_name_of_lightning() -> None:
+def test_ranks_share_under_the_other_name_of_lightning() -> None:
     from pytorch_lightning.strategies import DDPStrategy as OldStrategy
 
     assert RankGroup.that_share(Trainer(OldStrategy())).n == 3
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy])
-def test_processes_with_parts_of_a_model_do_not_share(kind: Any) -> None:
+def test_ranks_with_parts_of_a_model_do_not_share(kind: Any) -> None:
     assert RankGroup.that_share(Trainer(kind.__new__(kind))).n == 1  # without what these import
 
 
-def test_processes_whose_weights_differ_do_not_share() -> None:
+def test_ranks_whose_weights_differ_do_not_share() -> None:
     assert RankGroup.that_share(Trainer(DDPStrategy(model_averaging_period=4))).n == 1
 
 

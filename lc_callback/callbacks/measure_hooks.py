@@ -17,10 +17,10 @@ from lc_callback.run.schedule import POINTS_PER_DECADE
 from lc_callback.run.timeline import Panel
 from lc_callback.suggestions import did_you_mean
 
-__all__ = ["Measure"]
+__all__ = ["MeasureHooks"]
 
 
-class Measure:
+class MeasureHooks:
     """The methods that a subclass of :class:`lc_callback.callbacks.ProbeCallback` may define.
 
     Only :meth:`measure` has to be. Keys are without ``log_key_prefix`` everywhere.
@@ -63,7 +63,7 @@ class Measure:
         """Called once with all probes before the first measurement of a run; errors stop the run before it starts."""
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float | torch.Tensor]:
-        """Measure one row.
+        """MeasureHooks one row.
 
         Called with the network in measuring conditions (see :func:`lc_callback.isolation.untouched`).
 
@@ -161,7 +161,7 @@ class Measure:
     @property
     def draws(self) -> bool:
         """Whether there are pictures at all."""
-        return type(self).pictures is not Measure.pictures
+        return type(self).pictures is not MeasureHooks.pictures
 
     def film(self, folder: Path) -> Mapping[str, Any]:
         """Pictures of the whole run, made from the files in its folder when it is over; by default none."""
