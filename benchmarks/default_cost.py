@@ -81,18 +81,18 @@ def whole(width: int, rows: int, part: int) -> None:
     callbacks = [kind(schedule=schedule, n_probes=POINTS[kind] // part) for kind in kinds]
     at_start = ("setup", "on_train_start")
     hooks = (*at_start, "on_train_batch_end", "on_train_epoch_end", "on_train_end", "teardown")
-    spent = {type(callback).__name__: dict.fromkeys(hooks, 0.0) for callback in callbacks}
+    taken = {type(callback).__name__: dict.fromkeys(hooks, 0.0) for callback in callbacks}
     for callback in callbacks:
         for name in hooks:
-            own, hook = spent[type(callback).__name__], getattr(callback, name)
+            own, hook = taken[type(callback).__name__], getattr(callback, name)
 
             def timed(*args: Any, own: Any = own, name: str = name, hook: Any = hook, **named: Any) -> None:
                 own[name] += seconds(lambda: hook(*args, **named))
 
             setattr(callback, name, timed)
     total = seconds(lambda: run(width, [*callbacks], steps))
-    whole_of = {name: sum(own.values()) for name, own in spent.items()}
-    start_of = {name: sum(own[hook] for hook in at_start) for name, own in spent.items()}
+    whole_of = {name: sum(own.values()) for name, own in taken.items()}
+    start_of = {name: sum(own[hook] for hook in at_start) for name, own in taken.items()}
     training = total - sum(whole_of.values())
     print(f"ResNet-18 of width {width}, {steps} steps, {rows} rows of 1 / {part} of the points: {total:.0f} s")
     for name, start in start_of.items():

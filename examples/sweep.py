@@ -36,7 +36,7 @@ from lc_callback.detection.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, f
 from lc_callback.detection.phases import detect_phases
 from lc_callback.detection.transitions import Transition, Turn
 from lc_callback.reporting.figure import save
-from lc_callback.run.timeline import Panel, Part, read_rows
+from lc_callback.run.timeline import Panel, RunCurves, read_rows
 
 EXAMPLES = Path(__file__).parent
 RESULTS = EXAMPLES.parent / "docs" / "results"
@@ -541,7 +541,7 @@ def picture(path: Path, results: Results, panels: Mapping[str, Curves]) -> None:
                     joined.setdefault(step, {"step": step}).update(row)
         limits = (0, 1) if all("acc" in key for key in named.values()) else (0, None)
         drawn.append(Panel(label, keys, bands={key: f"{key} sd" for key in keys.values()}, limits=limits))
-    save([Part([joined[step] for step in sorted(joined)], drawn, [])], path)
+    save([RunCurves([joined[step] for step in sorted(joined)], drawn, [])], path)
 
 
 def _common(seeds: Iterable[Rows], key: str) -> dict[float, list[float]]:

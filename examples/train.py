@@ -99,7 +99,7 @@ class CLI(LightningCLI):
             torch.set_num_threads(threads)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        self.datamodule.prepare_data()  # missing data is told before the Trainer tells of devices
+        self.datamodule.prepare_data()  # missing data is reported before the Trainer speaks of devices
         trainer = super().instantiate_trainer(**kwargs)
         # A line for each of thousands of short steps would take longer than they do.
         trainer.callbacks = [TQDMProgressBar(500) if isinstance(c, TQDMProgressBar) else c for c in trainer.callbacks]

@@ -31,9 +31,7 @@ def seed_of_the_tests():
 @pytest.fixture(autouse=True)
 def clock_of_the_tests(monkeypatch):
     """What the callbacks take for the time; a test that is about time sets a clock of its own."""
-    clock = TickingClock()
-    for module in ("base", "partition", "run_report"):
-        monkeypatch.setattr(f"lc_callback.callbacks.{module}.time", clock)
+    monkeypatch.setattr("lc_callback.callbacks.clock.time", TickingClock())
 
 
 @pytest.fixture
@@ -41,4 +39,4 @@ def undrawn(monkeypatch):
     """No slice is drawn, and slow is no fault."""
     picture = np.zeros((8, 80, 3), np.uint8)
     monkeypatch.setattr("lc_callback.callbacks.partition.draw_slices", lambda slices: picture)
-    monkeypatch.setattr("lc_callback.callbacks.base.SECONDS_TO_SAY", math.inf)
+    monkeypatch.setattr("lc_callback.callbacks.loop.SECONDS_TO_SAY", math.inf)

@@ -221,7 +221,7 @@ def test_an_error_knows_what_was_meant(name: str) -> None:
 
 def console(monkeypatch: Any) -> list[str]:
     said: list[str] = []
-    for module in ("base", "run_report"):
+    for module in ("row_writer", "run_report"):
         monkeypatch.setattr(importlib.import_module(f"lc_callback.callbacks.{module}"), "say", said.append)
     return said
 

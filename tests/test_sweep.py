@@ -240,7 +240,7 @@ def test_one_unit_by_hand():
     unit = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
     with torch.no_grad():
         unit[0].weight.fill_(2.0)
-        unit[0].bias.fill_(-1.0)  # its knot is at 0.5
+        unit[0].bias.fill_(-1.0)  # its kink is at 0.5
     penalty = RegionPenalty(radius=0.1, n_directions=1)
     for x, expected in ((0.5, 1.0), (0.475, 0.75), (0.55, 0.5), (0.6, 0.0), (0.9, 0.0)):
         assert penalty.complexity(unit, torch.tensor([[x]])).item() == pytest.approx(expected, abs=1e-5)

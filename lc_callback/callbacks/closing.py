@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lc_callback.callbacks._compat import WEIGHT_AVERAGING_EPOCH, Callback
-
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import ProbeCallback
+from lc_callback.callbacks.peers import Measuring
 
 __all__ = ["ClosingRows"]
 
@@ -23,12 +21,12 @@ class ClosingRows(Callback):
         callbacks: those that owe a row when the training ends.
     """
 
-    def __init__(self, callbacks: Sequence[ProbeCallback]) -> None:
+    def __init__(self, callbacks: Sequence[Measuring]) -> None:
         super().__init__()
         self._callbacks = callbacks
 
     @classmethod
-    def stand_first(cls, trainer: Any, callbacks: Sequence[ProbeCallback]) -> None:
+    def stand_first(cls, trainer: Any, callbacks: Sequence[Measuring]) -> None:
         """Put one in front. The list is a new one, for the Trainer may be walking through the old."""
         trainer.callbacks = [cls(callbacks), *_others(trainer)]
 

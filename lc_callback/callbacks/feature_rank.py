@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -122,6 +122,7 @@ class FeatureRankCallback(ProbeCallback):
     """
 
     group = "rank"
+    without = ("random_probes",)
     kinds = RANK_KINDS
     late_keys = ("tunnel_length",)  # two points are too few for it
     detection_settings = RANK_SETTINGS
@@ -141,46 +142,10 @@ class FeatureRankCallback(ProbeCallback):
         histogram: bool = False,
         max_width: int = 4096,
         n_probes: int = 1024,
-        schedule: str | list[int] | Callable[[int], bool] | None = None,
-        every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        train_probes: Any = None,
-        test_probes: Any = None,
-        seed: int = 0,
         chunk_size: int | None = None,
-        submodule: str | None = None,
-        forward_fn: str | Callable[..., Any] | None = None,
-        target_fn: str | Callable[..., Any] | None = None,
-        log_key_prefix: str = "",
-        raise_on_error: bool = False,
-        detection: dict[str, float] | None = None,
-        on_transition: list[str] | None = None,
-        stop_after: str | None = None,
-        certainty: str = "firm",
-        custom_scalars: bool = False,
-        max_overhead: float | None = None,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            n_probes=n_probes,
-            train_probes=train_probes,
-            test_probes=test_probes,
-            random_probes=False,
-            schedule=schedule,
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            seed=seed,
-            submodule=submodule,
-            forward_fn=forward_fn,
-            target_fn=target_fn,
-            log_key_prefix=log_key_prefix,
-            raise_on_error=raise_on_error,
-            detection=detection,
-            on_transition=on_transition,
-            stop_after=stop_after,
-            certainty=certainty,
-            custom_scalars=custom_scalars,
-            max_overhead=max_overhead,
-        )
+        super().__init__(n_probes=n_probes, random_probes=False, **arguments)
         if layers is not None:
             check_layers(layers)
         if split not in ("train", "test"):
@@ -320,7 +285,7 @@ class FeatureRankCallback(ProbeCallback):
 
     def caption(self, panel: Panel) -> str:
         """The ranks, the layers and the points."""
-        n_points = self._n_points.get(self.split)
+        n_points = self.points_of(self.split)
         points = "the points" if n_points is None else f"{n_points:,} {self.split} points"
         layers = _layers([key.removeprefix(self.log_key_prefix) for key in self.history.keys])
         return _caption(len(layers), len(panel.lines), points)

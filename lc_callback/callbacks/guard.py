@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 __all__ = [
+    "Guard",
     "MeasurementError",
     "guarded_hook",
     "in_words",
@@ -48,6 +51,39 @@ class no_warning_is_an_error(AbstractContextManager[None]):  # noqa: N801  # use
             self._caught.__exit__(*error)
 
 
+class Guard:
+    """What a callback tries once a run has begun.
+
+    Args:
+        name: of the callback, for the text.
+        raises: whether a failure stops the run, with a :class:`MeasurementError`, instead of costing a warning.
+    """
+
+    def __init__(self, name: str, raises: bool) -> None:
+        self._name, self._raises = name, raises
+
+    def attempt(self, what: str, function: Callable[[], Any]) -> Any:
+        """Call ``function``; a failure costs its result (``None``) and a warning.
+
+        What asks the process to end, ``KeyboardInterrupt`` and ``SystemExit``, passes.
+        """
+        with no_warning_is_an_error():
+            try:
+                return function()
+            except MeasurementError:
+                raise
+            except Exception as error:
+                self.failed(f"{what} failed", error)
+                return None
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Say that ``what`` went wrong."""
+        if self._raises:
+            raise MeasurementError(f"{self._name}: {what}: {in_words(error).partition(': ')[2]}") from error
+        with no_warning_is_an_error():
+            rank_zero_warn(f"{self._name}: {what} ({in_words(error)}). Training goes on.")
+
+
 def quiet_hook(hook: Hook) -> Hook:
     """A hook in which no warning is an error."""
 
@@ -70,7 +106,7 @@ def guarded_hook(hook: Hook) -> Hook:
             except MeasurementError:
                 raise
             except Exception as error:
-                self._warn_or_raise(f"`{hook.__name__}` failed", error)
+                self.peer.guard.failed(f"`{hook.__name__}` failed", error)
                 return None
 
     return called  # type: ignore[return-value]

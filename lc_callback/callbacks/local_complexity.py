@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from lc_callback.callbacks.base import Network, ProbeCallback
-from lc_callback.callbacks.trained_space import TrainedSpace
+from lc_callback.callbacks.spread_monitor import SpreadMonitor
 from lc_callback.checks import positive_integer
 from lc_callback.detection.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.detection.transitions import Curves, Turn
@@ -109,7 +109,8 @@ class LocalComplexityCallback(ProbeCallback):
             which costs little more than half and gives the density and all radii at once; see
             :func:`lc_callback.functional.local_complexity`. The two differ by less than 1 % at radii such as ``"auto"``
             gives, and by a third where the radius is of the order of the spread of the data. So ``"auto"`` is the
-            linear method if the radius is ``"auto"`` and neither ``layers`` nor ``max_pool`` is given.
+            linear method if the radius is ``"auto"``, neither ``layers`` nor ``max_pool`` is given, and both count the
+            same when the radius is found; else the text of the run says what each counts.
         max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
             10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
@@ -132,56 +133,22 @@ class LocalComplexityCallback(ProbeCallback):
     late_keys = ("lc/phase",)
     detection_settings = PHASE_SETTINGS
     shares_points = True
+    without = ("target_fn",)
 
     def __init__(
         self,
         radius: float | list[float] | str = "auto",
         n_directions: int = 25,
         n_probes: int | str = "auto",
-        schedule: str | list[int] | Callable[[int], bool] | None = None,
-        every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
         layers: list[str | type] | None = None,
         at: str | None = None,
-        train_probes: Any = None,
-        test_probes: Any = None,
-        random_probes: bool = True,
-        seed: int = 0,
         max_pool: bool = False,
         per_layer: bool = False,
         chunk_size: int | None = None,
-        submodule: str | None = None,
-        forward_fn: str | Callable[..., Any] | None = None,
-        log_key_prefix: str = "",
-        raise_on_error: bool = False,
-        detection: dict[str, float] | None = None,
-        on_transition: list[str] | None = None,
-        stop_after: str | None = None,
-        certainty: str = "firm",
-        custom_scalars: bool = False,
         method: str = "auto",
-        max_overhead: float | None = None,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            n_probes=n_probes,
-            train_probes=train_probes,
-            test_probes=test_probes,
-            random_probes=random_probes,
-            schedule=schedule,
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            seed=seed,
-            submodule=submodule,
-            forward_fn=forward_fn,
-            log_key_prefix=log_key_prefix,
-            raise_on_error=raise_on_error,
-            detection=detection,
-            on_transition=on_transition,
-            stop_after=stop_after,
-            certainty=certainty,
-            custom_scalars=custom_scalars,
-            max_overhead=max_overhead,
-        )
+        super().__init__(n_probes=n_probes, target_fn=None, **arguments)
         if isinstance(radius, str) and radius != "auto":
             possible = "'auto', a positive number or a non-empty list of different ones"
             raise ValueError(f"`radius` must be {possible}, not {radius!r}.")
@@ -197,9 +164,10 @@ class LocalComplexityCallback(ProbeCallback):
         self.method = method
         self._auto_radius: float | None = None
         self._reason = ""  # why that one
+        self._difference = ""  # why its units are counted by vertices, where the linear method differs
         self._radius_now: float | list[float] = 0.0  # of the row that is taken
         shown = " `lc_spread/train` has the spread at each row."
-        self._space = TrainedSpace("the radius", "local complexity", ("rises", "falls"), shown)
+        self._space = SpreadMonitor("the radius", "local complexity", ("rises", "falls"), shown)
         self._directions, self._sources = n_directions, ""
         self._latest: dict[str, LocalComplexity] = {}
         self._layer_names: list[str] = []
@@ -254,9 +222,10 @@ class LocalComplexityCallback(ProbeCallback):
             f"{split}: {len(points)} points ({points.source})" for split, points in probes.items()
         )
         if self.radius == "auto" and self._auto_radius is None:
-            self._auto_radius, self._reason = self._processes.decide(partial(self._find_radius, network, points.inputs))
+            decided = self.decide(partial(self._find_radius, network, points.inputs))
+            self._auto_radius, self._reason, self._difference = decided
 
-    def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str]:
+    def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str, str]:
         found = find_radius(
             network.module,
             inputs,
@@ -267,7 +236,7 @@ class LocalComplexityCallback(ProbeCallback):
             forward_fn=network.forward_fn,
             chunk_size=self.chunk_size,
         )
-        return found.radius, found.reason
+        return found.radius, found.reason, found.difference
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Local complexity of each split."""
@@ -296,9 +265,9 @@ class LocalComplexityCallback(ProbeCallback):
 
     def _spread_now(self, network: Network) -> float | None:
         """The spread of all train points behind the module whose output is perturbed; ``None`` if there is none."""
-        points = self._probes.get("train")
+        points = self.all_probes.get("train")
         if self.radius != "auto":
-            return self._space.look(self._name, network, points, self.at)
+            return self._space.look(self.peer.name, network, points, self.at)
         found = points and spread_behind(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
         if not found:
             return None
@@ -314,7 +283,7 @@ class LocalComplexityCallback(ProbeCallback):
 
     @property
     def _method(self) -> str:
-        plain = self.radius == "auto" and self.layers is None and not self.max_pool
+        plain = self.radius == "auto" and self.layers is None and not self.max_pool and not self._difference
         return ("linear" if plain else "vertices") if self.method == "auto" else self.method
 
     def _measure_share(
@@ -414,6 +383,7 @@ class LocalComplexityCallback(ProbeCallback):
         one = replace(latest, counts=latest.counts[0], radius=_radii(latest)[0]) if several else latest
         where = "the input" if latest.at is None else f"the output of `{latest.at}`"
         how = "by the affine piece of each point" if latest.histogram is not None else "by the vertices"
+        how += f" ({self._difference})" if self._difference else ""
         radii = number_names(_radii(latest))
         lines = [
             f"Radius {', '.join(radii)} around {where}, {self._directions} directions, "
@@ -451,7 +421,8 @@ class LocalComplexityCallback(ProbeCallback):
 
     def extra_state(self) -> dict[str, Any]:
         """The radius that ``"auto"`` stood for, since the weights move; and the shares of the layers at each row."""
-        settled = {"auto_radius": self._auto_radius, "reason": self._reason, "spread": self._space.first}
+        settled = {"auto_radius": self._auto_radius, "reason": self._reason, "difference": self._difference}
+        settled["spread"] = self._space.first
         return {**settled, "layers": [*self._layer_names], "shares": {s: {**of} for s, of in self._shares.items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -459,6 +430,7 @@ class LocalComplexityCallback(ProbeCallback):
         self._layer_names = [str(name) for name in state.get("layers", [])]
         self._shares = {int(step): dict(of) for step, of in state.get("shares", {}).items()}
         self._auto_radius, self._reason = state.get("auto_radius"), state.get("reason", "that of the checkpoint")
+        self._difference = str(state.get("difference", ""))
         self._space.begin(state.get("spread"))
 
     def settings(self) -> dict[str, Any]:

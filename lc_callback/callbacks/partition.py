@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,19 +16,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lc_callback.callbacks import clock
 from lc_callback.callbacks.base import Network, ProbeCallback
 from lc_callback.checks import positive_integer
 from lc_callback.engine.slices.window import SHARES, TooManyRegions, expected_regions
 from lc_callback.functional.partition import Slice, SlicePartition, WindowRule, cut_slice, toward_boundary
 from lc_callback.reporting.film import draw_slices, film
-from lc_callback.reporting.loggers import log_image
 from lc_callback.run.probes import Probes
-from lc_callback.run.schedule import Schedule
 from lc_callback.run.timeline import Panel
 
 __all__ = ["SplinePartitionCallback"]
 
-_PER_DECADE = 3
 _SECONDS_TO_WARN = 10.0  # for a row
 _NEAR_FIRST, _AT_LAST = (0.9, 0.05, 0.05), (0.0, 0.0, 1.0)  # middles of shrunk windows, as mixtures of the points
 _TRIAL = 200  # regions of the slices that are tried before the training
@@ -116,6 +113,11 @@ class SplinePartitionCallback(ProbeCallback):
     group = "partition"
     offline_by_default = False  # not every network is piecewise affine
     splits = ("train",)
+    points_per_decade = 3
+    without = (
+        *("test_probes", "random_probes"),
+        *("detection", "on_transition", "stop_after", "certainty", "custom_scalars"),  # it finds no transitions
+    )
     cost_grows_with_probes = False
 
     def __init__(
@@ -124,37 +126,21 @@ class SplinePartitionCallback(ProbeCallback):
         window: float = 1.0,
         at: str | None = None,
         n_probes: int = 64,
-        schedule: str | list[int] | Callable[[int], bool] | None = None,
-        every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        train_probes: Any = None,
-        seed: int = 0,
         chunk_size: int | None = None,
-        submodule: str | None = None,
-        forward_fn: str | Callable[..., Any] | None = None,
-        target_fn: str | Callable[..., Any] | None = None,
-        log_key_prefix: str = "",
-        raise_on_error: bool = False,
-        max_overhead: float | None = None,
         max_regions: int | str | None = "auto",
+        **arguments: Any,
     ) -> None:
         super().__init__(
             n_probes=n_probes,
-            train_probes=train_probes,
+            test_probes=None,
             random_probes=False,
-            schedule=schedule,
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            seed=seed,
-            submodule=submodule,
-            forward_fn=forward_fn,
-            target_fn=target_fn,
-            log_key_prefix=log_key_prefix,
-            raise_on_error=raise_on_error,
-            max_overhead=max_overhead,
+            detection=None,
+            on_transition=None,
+            stop_after=None,
+            certainty="firm",
+            custom_scalars=False,
+            **arguments,
         )
-        if schedule is None and every_n_train_steps is None and every_n_epochs is None:
-            self.schedule = Schedule(points_per_decade=_PER_DECADE)
         if isinstance(near, bool) or not isinstance(near, (int, float)) or not 0 < near <= 0.5:
             raise ValueError(f"`near` must be above 0 and at most 0.5, but got {near!r}.")
         if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0 < window < math.inf:
@@ -186,7 +172,7 @@ class SplinePartitionCallback(ProbeCallback):
         self._source = f"train points {chosen} of {len(points)} ({points.source})"
 
     def trial(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float | Tensor]:
-        """Say what a row will cost, by slices of few regions, and cut those of a row: what bends in them shows now."""
+        """Say what a row will cost, by slices of few regions, and cut those of a row: what is not affine shows now."""
         share = 0.0
         with suppress(TooManyRegions):  # a row may hold more
             share = self._estimate(network)
@@ -197,17 +183,17 @@ class SplinePartitionCallback(ProbeCallback):
 
     def _estimate(self, network: Network) -> float:
         """Cut small slices, and say what a row will cost. Returns the share of the window that was cut."""
-        began = time.perf_counter()
+        began = clock.now()
 
         def begin(done: int, total: int) -> None:
             nonlocal began
             if not done:  # a window that holds more is no part of the cost
-                began = time.perf_counter()
+                began = clock.now()
 
         rule = WindowRule(_TRIAL, centre=_NEAR_FIRST)
         first = self._cut(network, self._three, rule, begin)
         first.find_slopes()
-        seconds = (time.perf_counter() - began) / first.partition.n_regions
+        seconds = (clock.now() - began) / first.partition.n_regions
         second = self._toward_boundary(network)
         if second is not None:
             self._cut(network, second, replace(rule, centre=_AT_LAST))
@@ -239,13 +225,13 @@ class SplinePartitionCallback(ProbeCallback):
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Regions of the first slice, and how many of them are near the points and near the decision boundary."""
-        began = time.perf_counter()
+        began = clock.now()
         slices = self._cut_both(network)
         for cut, which in zip(slices, ("first", "second"), strict=False):
             cut.find_slopes(self.progress(f"slopes of the {which} slice"))
         self._keep_window(slices[0].share)
         self._slices = [cut.partition for cut in slices]
-        self._warn_of_cost(time.perf_counter() - began)
+        self._warn_of_cost(clock.now() - began)
         return self._values()
 
     def _cut_both(self, network: Network) -> list[Slice]:
@@ -359,18 +345,10 @@ class SplinePartitionCallback(ProbeCallback):
         shrunk = {"titles": ("near the first point", "round the nearest boundary")} if self._share < 1 else {}
         return {"partition/slice": draw_slices(self._slices, **shrunk)}
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Also put the pictures together to a film."""
-        super().on_train_end(trainer, pl_module)
-        if self._folder is not None and trainer.is_global_zero:
-            self._guarded("making the film", lambda: self._make_film(trainer, self._folder))
-
-    def _make_film(self, trainer: Any, folder: Path | None) -> None:
-        steps = [step for step in self.history.steps if folder is not None and (folder / _file(step)).exists()]
-        if folder is None or not steps:
-            return
-        strip = film([(step, folder / _file(step)) for step in steps], folder / "film.png", folder / "film.gif")
-        log_image(trainer, self._prefixed("partition/film"), strip, trainer.global_step, self.warn_of)
+    def film(self, folder: Path) -> dict[str, Any]:
+        """The pictures of all rows, put together."""
+        shots = [(step, folder / _file(step)) for step in self.history.steps if (folder / _file(step)).exists()]
+        return {"partition/film": film(shots, folder / "film.png", folder / "film.gif")} if shots else {}
 
     def describe(self) -> str:
         """The points, the window, and the layers."""

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lc_callback.run.files import safe_name
+from lc_callback.callbacks.peers import Measuring
 
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import ProbeCallback
-
-__all__ = ["folder_of", "refuse_one_folder", "refuse_one_key", "refuse_twins"]
+__all__ = ["refuse_one_folder", "refuse_one_key", "refuse_twins"]
 
 
-def folder_of(callback: ProbeCallback) -> str:
-    """Name of the folder of a callback's files, in the log directory."""
-    return safe_name(callback.log_key_prefix + callback.group)
-
-
-def refuse_twins(callback: ProbeCallback, callbacks: Sequence[Any]) -> None:
+def refuse_twins(callback: Measuring, callbacks: Sequence[Any]) -> None:
     """Raise a MisconfigurationException if another instance among these would write the same keys and files."""
     same = [c for c in callbacks if type(c) is type(callback) and c.log_key_prefix == callback.log_key_prefix]
     if len(same) > 1:
@@ -31,23 +23,24 @@ def refuse_twins(callback: ProbeCallback, callbacks: Sequence[Any]) -> None:
         )
 
 
-def refuse_one_folder(callbacks: Sequence[ProbeCallback]) -> None:
+def refuse_one_folder(callbacks: Sequence[Measuring]) -> None:
     """Raise a MisconfigurationException if the files of two callbacks would go to one folder."""
-    owners: dict[str, ProbeCallback] = {}
+    owners: dict[str, Measuring] = {}
     for callback in callbacks:
-        other = owners.setdefault(folder_of(callback), callback)
+        folder = callback.peer.keys.folder
+        other = owners.setdefault(folder, callback)
         if other is not callback:
             raise MisconfigurationException(
                 f"the files of {_in_words(other)} and of {_in_words(callback)} would go to one folder, "
-                f"{folder_of(callback)!r}: give one of them another `log_key_prefix`, such as 'other/', or `group`."
+                f"{folder!r}: give one of them another `log_key_prefix`, such as 'other/', or `group`."
             )
 
 
-def refuse_one_key(callbacks: Sequence[ProbeCallback]) -> None:
+def refuse_one_key(callbacks: Sequence[Measuring]) -> None:
     """Raise a MisconfigurationException if two callbacks log under one key, as their trials have shown."""
-    owners: dict[str, ProbeCallback] = {}
+    owners: dict[str, Measuring] = {}
     for callback in callbacks:
-        for key in sorted(callback.trial_keys):
+        for key in sorted(callback.peer.rows.trial_keys):
             other = owners.setdefault(key, callback)
             if other is not callback:
                 raise MisconfigurationException(
@@ -56,5 +49,5 @@ def refuse_one_key(callbacks: Sequence[ProbeCallback]) -> None:
                 )
 
 
-def _in_words(callback: ProbeCallback) -> str:
+def _in_words(callback: Measuring) -> str:
     return f"{type(callback).__name__}(log_key_prefix={callback.log_key_prefix!r})"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torchmetrics import Metric
 
 from lc_callback.callbacks.base import Network, ProbeCallback
-from lc_callback.callbacks.trained_space import TrainedSpace
+from lc_callback.callbacks.spread_monitor import SpreadMonitor
 from lc_callback.detection.milestones import (
     ACCURACY_KINDS,
     ACCURACY_SETTINGS,
@@ -20,14 +22,10 @@ from lc_callback.detection.milestones import (
     find_accuracy_milestones,
 )
 from lc_callback.detection.transitions import Curves, Turn
+from lc_callback.engine.adversarial.domain import find_bounds, usable_spread
 from lc_callback.engine.network.space import input_points, input_spread, spread_behind
-from lc_callback.functional.robustness import (
-    RobustAccuracy,
-    attacked_accuracy,
-    check_arguments,
-    find_bounds,
-    usable_spread,
-)
+from lc_callback.functional.robustness import check_arguments
+from lc_callback.metrics import RobustAccuracy
 from lc_callback.names import number_names
 from lc_callback.run.probes import Probes
 from lc_callback.run.timeline import Panel, spaced
@@ -36,6 +34,22 @@ __all__ = ["PGDRobustnessCallback"]
 
 _COLOURS = {"train": "#009E73", "test": "#E69F00"}
 _ROBUST_COLOURS = ("#d98cb3", "#a34a8c", "#3f1a5c")  # from the smallest eps to the largest
+
+
+class _Accuracy(RobustAccuracy):
+    """One whose warnings are those of the callback."""
+
+    def _tell(self, note: str) -> None:
+        """The callback says it once."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one process has measured: the states of each metric, a warning, and the unit of eps behind a module."""
+
+    seen: dict[str, Any]
+    note: str
+    spread: float | None
 
 
 class PGDRobustnessCallback(ProbeCallback):
@@ -47,9 +61,10 @@ class PGDRobustnessCallback(ProbeCallback):
 
     Logged at ``step = trainer.global_step``, the number of updates applied; step 0 is the initialisation:
 
-    - ``clean_acc/train``, ``clean_acc/test``: share of the points that are classified correctly.
-    - ``robust_acc/test_eps0.03``, ...: share of the test points that are classified correctly both as they are and as
-      the attack with this ``eps`` leaves them. Without test points: ``robust_acc/train_eps0.03``.
+    - ``clean_acc/train``, ``clean_acc/test``: share of the points that are classified correctly, from 0 to 1; of
+      several labels or pixels each counts by itself. With ``metric=`` the value of that metric.
+    - ``robust_acc/test_eps0.03``, ...: the share of the test points that are classified correctly both as they are and
+      as the attack with this ``eps`` leaves them. Without test points: ``robust_acc/train_eps0.03``.
     - ``robust_acc_raw/test_eps0.03``, ...: the same for an attack on the raw logits, with ``raw=True``.
     - ``robust_acc/spread``: root-mean-square spread of the train points where the output of a module is attacked: the
       unit of ``eps`` at this row, unless ``eps_unit="input"``.
@@ -94,11 +109,16 @@ class PGDRobustnessCallback(ProbeCallback):
         seed: seed of the probes and of the attack.
         chunk_size: points in one forward and backward pass; by default what fits a memory budget, halved when out of
             memory.
+        task: ``"multiclass"`` for logits ``(N, C)`` or ``(N, C, H, W)``, ``"binary"`` for one logit for each point,
+            ``"multilabel"`` for one for each label. ``"auto"`` finds out from outputs and targets of all points, see
+            :func:`lc_callback.functional.robust_accuracy`.
+        metric: a metric of torchmetrics for classifiers that takes the place of accuracy, such as
+            ``torchmetrics.classification.MulticlassF1Score(num_classes=10)``; its ``ignore_index`` is respected.
         submodule: name of the module to measure, if not the whole LightningModule.
-        forward_fn: what is called as ``forward_fn(module, inputs)`` for the logits ``(N, C)`` in place of the module's
-            forward: a function, its import path, or the name of a method of the module.
-        target_fn: what is called as ``target_fn(batch)`` for the integer classes ``(N,)`` of a batch, if these are not
-            its second part: a function, or its import path.
+        forward_fn: what is called as ``forward_fn(module, inputs)`` for the logits in place of the module's forward: a
+            function, its import path, or the name of a method of the module.
+        target_fn: what is called as ``target_fn(batch)`` for the targets of a batch, if these are not its second part:
+            a function, or its import path.
         log_key_prefix: put before every key, to tell several instances apart.
         raise_on_error: stop the run when a measurement fails, instead of warning and going on.
         detection: settings of the detector by name, of
@@ -112,8 +132,8 @@ class PGDRobustnessCallback(ProbeCallback):
             10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
 
     Raises:
-        ValueError: for an argument out of range, on construction; for targets that are no classes, outputs that are no
-            logits, or points outside the bounds, before the first step.
+        ValueError: for an argument out of range, on construction; for targets that do not fit the outputs, or points
+            outside the bounds, before the first step.
         MisconfigurationException: if there is nothing to draw from or to call, before the first step.
 
     Example::
@@ -127,8 +147,10 @@ class PGDRobustnessCallback(ProbeCallback):
     """
 
     group = "robust_acc"
+    without = ("random_probes",)
     kinds = ACCURACY_KINDS
     detection_settings = ACCURACY_SETTINGS
+    shares_points = True
 
     def __init__(
         self,
@@ -142,58 +164,37 @@ class PGDRobustnessCallback(ProbeCallback):
         raw: bool = False,
         at: str | None = None,
         n_probes: int = 256,
-        schedule: str | list[int] | Callable[[int], bool] | None = None,
-        every_n_train_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        train_probes: Any = None,
-        test_probes: Any = None,
-        seed: int = 0,
         chunk_size: int | None = None,
-        submodule: str | None = None,
-        forward_fn: str | Callable[..., Any] | None = None,
-        target_fn: str | Callable[..., Any] | None = None,
-        log_key_prefix: str = "",
-        raise_on_error: bool = False,
-        detection: dict[str, float] | None = None,
-        on_transition: list[str] | None = None,
-        stop_after: str | None = None,
-        certainty: str = "firm",
-        custom_scalars: bool = False,
-        max_overhead: float | None = None,
+        task: str = "auto",
+        metric: Metric | None = None,
+        **arguments: Any,
     ) -> None:
-        super().__init__(
-            n_probes=n_probes,
-            train_probes=train_probes,
-            test_probes=test_probes,
-            random_probes=False,
-            schedule=schedule,
-            every_n_train_steps=every_n_train_steps,
-            every_n_epochs=every_n_epochs,
-            seed=seed,
-            submodule=submodule,
-            forward_fn=forward_fn,
-            target_fn=target_fn,
-            log_key_prefix=log_key_prefix,
-            raise_on_error=raise_on_error,
-            detection=detection,
-            on_transition=on_transition,
-            stop_after=stop_after,
-            certainty=certainty,
-            custom_scalars=custom_scalars,
-            max_overhead=max_overhead,
+        super().__init__(n_probes=n_probes, random_probes=False, **arguments)
+        self._radii = check_arguments(
+            eps=eps,
+            attack=attack,
+            alpha=alpha,
+            steps=steps,
+            bounds=bounds,
+            eps_unit=eps_unit,
+            attack_args=attack_args,
+            at=at,
+            chunk_size=chunk_size,
+            task=task,
+            metric=metric,
         )
-        self._radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
         if not isinstance(raw, bool):
             raise ValueError(f"`raw` must be True or False, but got {raw!r}.")
         self.eps = list(eps) if isinstance(eps, tuple) else eps
         self.attack, self.alpha, self.steps, self.attack_args = attack, alpha, steps, attack_args
         self.bounds, self.eps_unit, self.raw, self.at, self.chunk_size = bounds, eps_unit, raw, at, chunk_size
+        self.task, self.metric, self._task = task, metric, task
         self._domain, self._domain_text, self._unit, self._sources = bounds, "", 1.0, ""
         self._note, self._has_warned = "", False  # about outputs that are no logits
         self._behind = False  # a module whose output is attacked
         self._first_unit: float | None = None  # what the train points of the run settled
         self._first_bounds: torch.Tensor | None = None
-        self._space = TrainedSpace("eps", "accuracy under attack", ("falls", "rises"))
+        self._space = SpreadMonitor("eps", "accuracy under attack", ("falls", "rises"))
 
     @classmethod
     def paper(cls, **arguments: Any) -> PGDRobustnessCallback:
@@ -234,11 +235,7 @@ class PGDRobustnessCallback(ProbeCallback):
                     seen.append(self._first_bounds.to(seen[0]))
                 low, high, self._domain_text = find_bounds(torch.cat(seen))
                 self._domain = low, high
-        for split, some in probes.items():
-            try:
-                self._accuracy(network, some, [0.0])
-            except ValueError as error:
-                raise ValueError(f"{split} probes: {error}") from error
+        self._task = self._find_task(network, probes)
         self._warn_of_outputs()
         self._warn_of_wide_eps()
         self._sources = "; ".join(f"{split}: {len(some)} points ({some.source})" for split, some in probes.items())
@@ -247,22 +244,54 @@ class PGDRobustnessCallback(ProbeCallback):
             if self.bounds is None and self._domain is not None and self._first_bounds is None:
                 self._first_bounds = torch.stack(self._domain)
 
+    def _find_task(self, network: Network, probes: Mapping[str, Probes]) -> str:
+        """The task that all points show; the targets of all are looked at."""
+        tasks = []
+        for split, points in probes.items():
+            accuracy = self._accuracy(network, [0.0], task=self.task)
+            try:
+                accuracy.update(network.module, points.inputs, points.targets)
+            except ValueError as error:
+                raise ValueError(f"{split} probes: {error}") from error
+            self._note = self._note or accuracy.note
+            tasks.append(accuracy.task)
+        # Targets of several labels look like classes where each point of a split happens to have one label.
+        return "multilabel" if "multilabel" in tasks else tasks[0]
+
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Clean accuracy of each split, and robust accuracy of the test split."""
         attacked = "test" if "test" in probes else "train"
-        spread = self._spread_of_row(network)
-        found = {
-            split: self._accuracy(network, points, self._radii if split == attacked else [0.0])
-            for split, points in probes.items()
-        }
-        values = {f"clean_acc/{split}": result.clean_acc for split, result in found.items()}
-        results = {"robust_acc": found[attacked]}
-        if self.raw:
-            results["robust_acc_raw"] = self._accuracy(network, probes[attacked], self._radii, normalize=False)
-        for group, result in results.items():
-            for name, robust in zip(number_names(self._radii), result.robust_acc.values(), strict=True):
-                values[f"{group}/{attacked}_eps{name}"] = robust
+        parts = self.in_shares(network, partial(self._measure_share, network, probes, attacked))
+        self._note = self._note or next((part.note for part in parts if part.note), "")
+        values: dict[str, float] = {}
+        for name, group in {**dict.fromkeys(probes, "robust_acc"), "raw": "robust_acc_raw"}.items():
+            if name not in parts[0].seen:
+                continue
+            accuracy = self._accuracy(network, self._radii if name in (attacked, "raw") else [0.0])
+            accuracy.join([part.seen[name] for part in parts])
+            clean, *robust = map(float, accuracy.compute().values())
+            if name != "raw":
+                values[f"clean_acc/{name}"] = clean
+            if name in (attacked, "raw"):
+                robust = robust if math.isfinite(self._unit) else [math.nan] * len(self._radii)
+                keys = [f"{group}/{attacked}_eps{eps}" for eps in number_names(self._radii)]
+                values.update(zip(keys, robust, strict=True))
+        spread = parts[0].spread
         return values if spread is None else {**values, "robust_acc/spread": spread}
+
+    def _measure_share(
+        self, network: Network, probes: Mapping[str, Probes], attacked: str, index: int, of: int
+    ) -> _Part:
+        """What the metrics see of one share of the points of each split, and that for an attack on raw logits."""
+        spread = self._spread_of_row(network)  # here, for all processes measure the same network now
+        metrics = {name: self._accuracy(network, self._radii if name == attacked else [0.0]) for name in probes}
+        if self.raw:
+            metrics["raw"] = self._accuracy(network, self._radii, normalize_logits=False)
+        for name, accuracy in metrics.items():
+            points = probes[attacked if name == "raw" else name]
+            accuracy.update(network.module, points.inputs, points.targets, share=(index, of))
+        note = next((accuracy.note for accuracy in metrics.values() if accuracy.note), "")
+        return _Part({name: accuracy.seen() for name, accuracy in metrics.items()}, note, spread)
 
     def recorded(self, step: int) -> None:
         """Say that the model returns probabilities, if only this row has shown it."""
@@ -271,7 +300,7 @@ class PGDRobustnessCallback(ProbeCallback):
     def _warn_of_outputs(self) -> None:
         if self._note and not self._has_warned:
             self._has_warned = True
-            rank_zero_warn(f"{self._name}: {self._note}")
+            rank_zero_warn(f"{self.peer.name}: {self._note}")
 
     def _warn_of_wide_eps(self) -> None:
         """Say so if the attack may turn any point into any other of the domain."""
@@ -281,8 +310,8 @@ class PGDRobustnessCallback(ProbeCallback):
         width, most = float((high - low).max()), max(self._radii)
         if most * self._unit >= width:
             rank_zero_warn(
-                f"{self._name}: `eps={most:g}` reaches all of the domain, which is {width / self._unit:.3g} wide: any "
-                "point may become any other. If it is meant in steps of 8-bit images, pass it divided by 255."
+                f"{self.peer.name}: `eps={most:g}` reaches all of the domain, which is {width / self._unit:.3g} wide: "
+                "any point may become any other. If it is meant in steps of 8-bit images, pass it divided by 255."
             )
 
     def _spread_of_row(self, network: Network) -> float | None:
@@ -290,44 +319,35 @@ class PGDRobustnessCallback(ProbeCallback):
         if not self._behind:
             return None
         # Of all points, also where a measurement is tried out with a few.
-        train = self._probes.get("train")
+        train = self.all_probes.get("train")
         if self.eps_unit == "input" and train is not None:
-            return self._space.look(self._name, network, train, self.at)
-        points = train or next(iter(self._probes.values()))
+            return self._space.look(self.peer.name, network, train, self.at)
+        points = train or next(iter(self.all_probes.values()))
         found = spread_behind(network.module, points.inputs, at=self.at, forward_fn=network.forward_fn)
         assert found is not None
         if self.eps_unit != "input":
             self._unit = usable_spread(found[1])
         return found[1]
 
-    def _accuracy(self, network: Network, points: Probes, radii: list[float], normalize: bool = True) -> RobustAccuracy:
-        if not math.isfinite(self._unit):  # nor is any eps: what is left is the accuracy without an attack
-            clean = self._at_eps(network, points, [0.0], 1.0, normalize)
-            return replace(clean, robust_acc=dict.fromkeys(radii, math.nan))
-        return self._at_eps(network, points, radii, self._unit, normalize)
-
-    def _at_eps(
-        self, network: Network, points: Probes, radii: list[float], unit: float, normalize: bool
-    ) -> RobustAccuracy:
-        found = attacked_accuracy(
-            network.module,
-            points.inputs,
-            points.targets,
-            eps=[radius * unit for radius in radii],
-            attack=self.attack,
-            alpha=None if self.alpha is None else self.alpha * unit,
-            steps=self.steps,
-            eps_unit="input",
-            bounds=self._domain,
-            seed=self.seed,
-            attack_args=self.attack_args,
-            normalize_logits=normalize,
-            at=self.at,
-            forward_fn=network.forward_fn,
-            chunk_size=self.chunk_size,
-        )
-        self._note = self._note or found.note
-        return found
+    def _accuracy(self, network: Network, radii: list[float], **others: Any) -> _Accuracy:
+        """The metric for these eps. With a unit that is not finite no eps is, and what is left is clean accuracy."""
+        unit = self._unit if math.isfinite(self._unit) else 1.0
+        arguments: dict[str, Any] = {
+            "attack": self.attack,
+            "alpha": None if self.alpha is None else self.alpha * unit,
+            "steps": self.steps,
+            "eps_unit": "input",
+            "bounds": self._domain,
+            "seed": self.seed,
+            "attack_args": self.attack_args,
+            "at": self.at,
+            "forward_fn": network.forward_fn,
+            "chunk_size": self.chunk_size,
+            "task": self._task,
+            "metric": self.metric,
+        }
+        eps = [radius * unit for radius in radii] if math.isfinite(self._unit) else [0.0]
+        return _Accuracy(eps, **{**arguments, **others})
 
     @staticmethod
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
@@ -355,7 +375,7 @@ class PGDRobustnessCallback(ProbeCallback):
 
     def caption(self, panel: Panel) -> str:
         """The points, the attack, and the unit of eps."""
-        if not self._n_points:
+        if self.points_of("train") is None:
             return panel.caption
         inside = self.at is not None or self._domain_text == "none"
         where = f" on the output of {self.at or 'the embedding that reads the tokens'}" if inside else ""
@@ -363,8 +383,11 @@ class PGDRobustnessCallback(ProbeCallback):
             unit = f"spreads of the {'points there, at each row' if inside else 'train points'}"
         else:
             unit = "units of that output" if inside else "units of the input"
+        what = f"Share of {self.points_text()} classified correctly"
+        if self.metric is not None:
+            what = f"{type(self.metric).__name__} of {self.points_text()}"
         return (
-            f"Share of {self.points_text()} classified correctly; with eps: as they are and under "
+            f"{what}; with eps: as they are and under "
             f"{self._attack_name()} of {self.steps} steps{where}; eps in {unit}."
         )
 
@@ -382,11 +405,16 @@ class PGDRobustnessCallback(ProbeCallback):
         where = where if self.at is None else f"output of `{self.at}`"
         return (
             f"Attack {self._attack_name()} on the {where}, eps {', '.join(number_names(self._radii))}{unit}, "
-            f"{self.steps} steps of {step}, logits normalised. Bounds: {self._domain_text}. {self._sources}"
+            f"{self.steps} steps of {step}, logits normalised. Judged by {self._judge_name()}. "
+            f"Bounds: {self._domain_text}. {self._sources}"
         )
 
     def _attack_name(self) -> str:
         return self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", "own function")
+
+    def _judge_name(self) -> str:
+        name = "accuracy" if self.metric is None else type(self.metric).__name__
+        return f"{name}, {self._task} task"
 
     def extra_state(self) -> dict[str, Any]:
         """Unit and domain that the points settled: a resumed run goes on with them, and an evaluation repeats them."""

@@ -1,24 +1,31 @@
-"""The timeline of a run: what all measuring callbacks of a Trainer found, told together once a step."""
+"""The timeline of a run: what all measuring callbacks of a Trainer found, reported together once a step."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lc_callback.callbacks import clock
+from lc_callback.callbacks.peers import Measuring
 from lc_callback.detection.transitions import TENTATIVE, PhaseEvent, Transition
 from lc_callback.reporting.figure import image, write_bytes
 from lc_callback.reporting.loggers import log_image, log_layout, log_text, say
 from lc_callback.run.files import ROOM_FOR_PICTURES, check_room, safe_name
-from lc_callback.run.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
-
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import ProbeCallback
+from lc_callback.run.timeline import (
+    EventsFile,
+    RunCurves,
+    describe,
+    marked,
+    panel_order,
+    place,
+    run_sentences,
+    run_summary,
+)
 
 __all__ = ["RunReport"]
 
@@ -31,79 +38,78 @@ class RunReport:
     Args:
         callbacks: all measuring callbacks of the Trainer.
         trainer: the Trainer.
-        guarded: called with what is tried and a function; a failure costs a warning.
     """
 
-    def __init__(
-        self, callbacks: Sequence[ProbeCallback], trainer: Any, guarded: Callable[[str, Callable[[], Any]], Any]
-    ) -> None:
-        self._callbacks, self._guarded = callbacks, guarded
+    def __init__(self, callbacks: Sequence[Measuring], trainer: Any) -> None:
+        self._callbacks, self._peers, last = callbacks, [callback.peer for callback in callbacks], callbacks[-1].peer
+        self._attempt, self._refused = last.guard.attempt, last.writer.refused
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._file: EventsFile | None = None
         self._has_layout = False
         self._is_stale, self._rest_until = False, 0.0
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            order = sorted((event for callback in callbacks for event in callback.events), key=lambda event: event.at)
-            resumed = any(len(callback.history) for callback in callbacks)
+            known = (event for peer in self._peers for event in peer.record.events)
+            order = sorted(known, key=lambda event: event.at)
+            resumed = any(len(peer.record.history) for peer in self._peers)
             step = trainer.global_step
-            file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
+            file = self._attempt("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
             self._file = file
             if file is not None and file.passed_over is not None:
                 path, why = file.passed_over
                 rank_zero_warn(
-                    f"{callbacks[-1].name}: events go to {file.path}, for {path} is not the file of this run ({why})."
+                    f"{last.name}: events go to {file.path}, for {path} is not the file of this run ({why})."
                 )
 
     def close_step(self, trainer: Any, last: bool = False) -> None:
         """Write, show and act on what the callbacks found since the last call."""
-        measured = [callback.take_measured() for callback in self._callbacks]
-        told = [(callback, callback.take_events()) for callback in self._callbacks]
-        events = [event for _, some in told for event in some]
+        measured = [peer.rows.take_tried() for peer in self._peers]
+        new = [(callback, callback.peer.record.take_events()) for callback in self._callbacks]
+        events = [event for _, some in new for event in some]
         if not (events or any(measured) or last):
             return
         if trainer.is_global_zero:
-            self._report(trainer, told, events, last)
-        self._act(trainer, told, last)
+            self._report(trainer, new, events, last)
+        self._act(trainer, new, last)
 
     def _report(
-        self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]], events: list[PhaseEvent], last: bool
+        self, trainer: Any, new: list[tuple[Measuring, list[PhaseEvent]]], events: list[PhaseEvent], last: bool
     ) -> None:
         step, file = trainer.global_step, self._file
-        setups = [text for text in (callback.take_setup() for callback in self._callbacks) if text]
+        setups = [text for text in (peer.writer.take_setup() for peer in self._peers) if text]
         if setups:
             say("\n\n".join(["Measured in this run:", *setups]))
-        if not self._has_layout and any(len(callback.history) for callback in self._callbacks):
+        if not self._has_layout and any(len(peer.record.history) for peer in self._peers):
             self._has_layout = True
-            self._guarded("the layout of the custom scalars", lambda: self._log_layout(trainer))
+            self._attempt("the layout of the custom scalars", lambda: self._log_layout(trainer))
         if events and file is not None:
-            self._guarded(f"writing {file.path}", lambda: file.append(events))
-        for callback, some in told:
+            self._attempt(f"writing {file.path}", lambda: file.append(events))
+        for callback, some in new:
             lines = [describe(event) for event in some if event.what != "updated"]
             if lines:
-                tag = f"{callback.log_key_prefix}{callback.group}/events"
-                log_text(trainer, tag, "\n\n".join(lines), step, callback.warn_of)
+                peer = callback.peer
+                log_text(trainer, peer.keys.in_group("events"), "\n\n".join(lines), step, peer.writer.refused)
         self._is_stale |= any(event.what != "updated" for event in events)
-        if last or (self._is_stale and time.perf_counter() >= self._rest_until):
+        if last or (self._is_stale and clock.now() >= self._rest_until):
             self._is_stale = False
-            self._guarded("drawing the timeline", lambda: self._draw(trainer, step))
+            self._attempt("drawing the timeline", lambda: self._draw(trainer, step))
         if last and any(callback.kinds for callback in self._callbacks):
-            self._guarded("its summary", lambda: self._conclude(trainer, step))
+            self._attempt("its summary", lambda: self._conclude(trainer, step))
 
     def _conclude(self, trainer: Any, step: int) -> None:
         """Say what the run showed: in the text tab, and on the console."""
         parts = self._parts()
-        found_to_say = (self._guarded("its last remark", callback.remark) for callback in self._callbacks)
+        found_to_say = (self._attempt("its last remark", callback.remark) for callback in self._callbacks)
         remarks = [remark for remark in found_to_say if remark]
         sentences = run_sentences(parts)
         text = run_summary(parts, remarks, sentences)
-        log_text(trainer, "timeline/summary", text, step, self._callbacks[-1].warn_of)
+        log_text(trainer, "timeline/summary", text, step, self._refused)
         first, *others = sentences or [""]
         known = [found for part in parts for found in part.transitions]
         marks = [f"{marked(found)} at step {place(found)} ({found.curve}): {found.reason}" for found in known]
         for line in filter(None, [first, *marks, *others, *remarks]):
             say(line)
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[RunCurves]:
         ordered = sorted(self._callbacks, key=lambda callback: panel_order(callback.group, callback.log_key_prefix))
         return [callback.part() for callback in ordered]
 
@@ -112,11 +118,11 @@ class RunReport:
         if not any(part.panels for part in parts) or trainer.fast_dev_run:
             return
         check_room(self._folder, ROOM_FOR_PICTURES)
-        start = time.perf_counter()
+        start = clock.now()
         pixels, png = image(parts)
-        self._guarded("writing timeline.png", partial(write_bytes, self._folder / "timeline.png", png))
-        log_image(trainer, "timeline", pixels, step, self._callbacks[-1].warn_of)
-        now = time.perf_counter()
+        self._attempt("writing timeline.png", partial(write_bytes, self._folder / "timeline.png", png))
+        log_image(trainer, "timeline", pixels, step, self._refused)
+        now = clock.now()
         self._rest_until = now + _REST * (now - start)
 
     def _log_layout(self, trainer: Any) -> None:
@@ -127,14 +133,14 @@ class RunReport:
             for panel in callback.part().panels
         }
         if charts:
-            log_layout(trainer, {"lc_callback": charts}, self._callbacks[-1].warn_of)
+            log_layout(trainer, {"lc_callback": charts}, self._refused)
 
-    def _act(self, trainer: Any, told: list[tuple[ProbeCallback, list[PhaseEvent]]], last: bool) -> None:
+    def _act(self, trainer: Any, new: list[tuple[Measuring, list[PhaseEvent]]], last: bool) -> None:
         """Save and stop as asked. The first rank decides for all, which come here after the same rows."""
         if not any(callback.on_transition or callback.stop_after for callback in self._callbacks):
             return
         names, reasons = [], []
-        for callback, events in told:
+        for callback, events in new:
             for found in _to_act_on(events, callback.certainty):
                 if callback.on_transition:
                     eps = found.curve.partition("_eps")[2]
@@ -147,7 +153,7 @@ class RunReport:
         own = getattr(trainer.checkpoint_callback, "dirpath", None)
         folder = str(own) if own else str(self._folder / "checkpoints")  # it may be an address
         for path in (f"{folder.rstrip('/')}/{name}" for name in names):
-            self._guarded(f"saving {path}", partial(_save, trainer, path))
+            self._attempt(f"saving {path}", partial(_save, trainer, path))
         if reasons and not last:
             say(f"Stopping at step {trainer.global_step:,}, after {', '.join(reasons)}.")
             trainer.should_stop = True

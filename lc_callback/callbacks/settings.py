@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["changed_settings", "changes_in_words", "in_text", "recorded"]
+from lc_callback.suggestions import did_you_mean
+
+__all__ = ["arguments_of", "changed_settings", "changes_in_words", "in_text", "recorded"]
 
 # When rows are taken and what is done with them: other ones leave a curve as it is. Points have their own fingerprint.
 _NOT_MEASURED = frozenset(
@@ -36,9 +38,12 @@ def recorded(init: Callable[..., None]) -> Callable[..., None]:
         outer = vars(self).get("_arguments", {})
         try:
             bound = signature.bind(self, *args, **kwargs)
-        except TypeError:  # which the constructor says better
-            init(self, *args, **kwargs)
+        except TypeError:
+            _refuse_unknown(type(self), kwargs)
+            init(self, *args, **kwargs)  # which says what else is wrong
             return
+        if not outer:
+            _refuse_unknown(type(self), {name: None for name in kwargs if name in type(self).without})
         bound.apply_defaults()
         own: dict[str, Any] = {}
         for name, value in [*bound.arguments.items()][1:]:
@@ -49,6 +54,31 @@ def recorded(init: Callable[..., None]) -> Callable[..., None]:
 
     made._records = True  # type: ignore[attr-defined]
     return made
+
+
+def _refuse_unknown(cls: type[Any], given: Mapping[str, Any]) -> None:
+    possible = arguments_of(cls)
+    unknown = next((name for name in given if name not in possible), None)
+    if unknown is not None:
+        raise TypeError(f"{cls.__name__} has no argument {unknown!r}{did_you_mean(unknown, possible)}")
+
+
+def arguments_of(cls: type[Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a constructor, and those of its base classes that reach these by ``**arguments``.
+
+    Example::
+
+        >>> from lc_callback import FeatureRankCallback
+        >>> from lc_callback.callbacks.settings import arguments_of
+        >>> arguments_of(FeatureRankCallback)["n_probes"].default, "schedule" in arguments_of(FeatureRankCallback)
+        (1024, True)
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and hasattr(vars(base)["__init__"], "_records"):
+            found = {**inspect.signature(vars(base)["__init__"]).parameters, **found}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: one for name, one in found.items() if one.kind not in several and name not in {"self", *cls.without}}
 
 
 def in_text(value: Any) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.callbacks._compat import EARLY_STOPPING, MODEL_CHECKPOINT
+from lc_callback.callbacks.peers import Measuring
 from lc_callback.run.schedule import Schedule
-
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["monitors_of", "warn_of_stale_values"]
 
@@ -50,7 +48,7 @@ class _Monitor:
     limit: float | None = None
 
 
-def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[ProbeCallback]) -> None:
+def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[Measuring]) -> None:
     """Warn once of all monitors that would see one and the same value of ours several times.
 
     Between two rows ``trainer.callback_metrics`` keeps the value of the first. ``EarlyStopping`` and
@@ -69,26 +67,26 @@ def warn_of_stale_values(trainer: Any, pl_module: Any, callbacks: Sequence[Probe
         rank_zero_warn("\n".join(text for text in found if text))
 
 
-def _sentence(trainer: Any, pl_module: Any, monitor: _Monitor, callback: ProbeCallback) -> str:
+def _sentence(trainer: Any, pl_module: Any, monitor: _Monitor, callback: Measuring) -> str:
     schedule = callback.schedule
     if schedule.given is not None:  # to ask a function of the user's ahead could change what it says later
         return (
-            f"{callback._name}: {monitor.name} sees an old value whenever it looks and `schedule` has asked for no row "
-            "since it last looked. Nobody can say beforehand when this function does: make sure that it does so often "
-            "enough, or set `every_n_epochs=1` in its place."
+            f"{callback.peer.name}: {monitor.name} sees an old value whenever it looks and `schedule` has asked for no "
+            "row since it last looked. Nobody can say beforehand when this function does: make sure that it does so "
+            "often enough, or set `every_n_epochs=1` in its place."
         )
     stale, looks = _look_ahead(trainer, pl_module, monitor, schedule)
     if stale is None:
         return ""
     if all(look.is_last for look in looks):
         n = math.gcd(*(look.epoch + 1 for look in looks))
-        often, remedy = f"after every {f'{n} epochs' if n > 1 else 'epoch'}", f"every_n_epochs={n}"
+        often, hint = f"after every {f'{n} epochs' if n > 1 else 'epoch'}", f"every_n_epochs={n}"
     else:
         n = max(1, math.gcd(*(look.step for look in looks)))
-        often, remedy = f"after every {f'{n} steps' if n > 1 else 'step'} at most", f"every_n_train_steps={n}"
+        often, hint = f"after every {f'{n} steps' if n > 1 else 'step'} at most", f"every_n_train_steps={n}"
     return (
-        f"{callback._name}: {monitor.name} looks {often}, but with {schedule.text} there is no new row at step "
-        f"{stale.step:,}, and so on: it takes the old value for one that does not improve. Set `{remedy}` in "
+        f"{callback.peer.name}: {monitor.name} looks {often}, but with {schedule.text} there is no new row at step "
+        f"{stale.step:,}, and so on: it takes the old value for one that does not improve. Set `{hint}` in "
         f"{type(callback).__name__} to have a row whenever it looks."
     )
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from lc_callback.callbacks.peers import Measuring
 from lc_callback.callbacks.stale_values import monitors_of
-
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import ProbeCallback
 
 __all__ = ["stand_in"]
 
@@ -18,13 +16,13 @@ _MOST_HALVINGS = 60
 _SHARE = 1e-3  # of the value beyond which a monitor stops the training
 
 
-def stand_in(trainer: Any, pl_module: Any, callback: ProbeCallback, n_failed: int) -> None:
+def stand_in(trainer: Any, pl_module: Any, callback: Measuring) -> None:
     """Give each monitor of a key that no row has had yet the worst value there is.
 
     ``EarlyStopping`` ends the run if it finds no value, and counts one that does not improve. So the value gets better
-    with each of the ``n_failed`` rows that have failed so far, and stays worse than any real one.
+    with each row that has failed so far, and stays worse than any real one.
     """
-    start = f"{callback.log_key_prefix}{callback.group}/"
+    start, n_failed = callback.peer.keys.in_group(""), callback.peer.rows.n_failed
     for monitor in monitors_of(trainer, pl_module):
         if not (callback.logs(monitor.key) or monitor.key.startswith(start)):
             continue

@@ -13,22 +13,22 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_KNOTS = 5
-_SHORTEST = 0.15  # decades between two knots
-_PASSES = 8  # in which each knot is moved to its best place, at most
+_SHORTEST = 0.15  # decades between two breakpoints
+_PASSES = 8  # in which each breakpoint is moved to its best place, at most
 _SINGULAR = 1e-9  # part of a column that the others must leave
 
 
-def design(x: Floats, knots: Sequence[float] | Floats) -> Floats:
-    """Columns of a piecewise linear function: one, ``x``, and a hinge at each knot. ``(N, 2 + K)``."""
-    hinges = np.maximum(x[:, None] - np.asarray(knots, np.float64), 0)
+def design(x: Floats, breakpoints: Sequence[float] | Floats) -> Floats:
+    """Columns of a piecewise linear function: one, ``x``, and a hinge at each breakpoint. ``(N, 2 + K)``."""
+    hinges = np.maximum(x[:, None] - np.asarray(breakpoints, np.float64), 0)
     return np.concatenate([np.ones((len(x), 1)), x[:, None], hinges], axis=1)
 
 
 class HingeSearch:
-    """The best places of 0 to 5 knots, for several curves or kinds of noise at once.
+    """The best places of 0 to 5 breakpoints, for several curves or kinds of noise at once.
 
-    Knots are added one by one, then removed one by one; after each change every knot is moved to its best place. Only
-    products of columns are needed, so a step costs a small system of equations and no pass over the points.
+    Breakpoints are added one by one, then removed one by one; after each change every one is moved to its best place.
+    Only products of columns are needed, so a step costs a small system of equations and no pass over the points.
 
     Args:
         x: ``(N,)``, increasing.
@@ -41,7 +41,7 @@ class HingeSearch:
         self._diagonal = np.einsum("rii->ri", self._gram)
         self._singular = _SINGULAR * self._diagonal
         self._lanes = np.arange(len(products))[:, None]
-        self._line = np.repeat([[0, 1]], len(products), axis=0)  # columns of a fit without knots
+        self._line = np.repeat([[0, 1]], len(products), axis=0)  # columns of a fit without breakpoints
         self._near = np.abs(self.grid[:, None] - self.grid) < _SHORTEST - 1e-12
 
     @classmethod
@@ -70,37 +70,37 @@ class HingeSearch:
         return cls(x, np.stack([whole - columns[some].T @ columns[some] for some in left_out]))
 
     def fits(self) -> Iterator[tuple[Floats, Ints]]:
-        """Squares ``(R,)`` and indices of knots in the grid ``(R, K)``, several times for each ``K``."""
-        knots = np.empty((len(self._lanes), 0), np.int64)
-        yield self._squares(knots), knots
+        """Squares ``(R,)`` and indices of breakpoints in the grid ``(R, K)``, several times for each ``K``."""
+        breakpoints = np.empty((len(self._lanes), 0), np.int64)
+        yield self._squares(breakpoints), breakpoints
         for _ in range(min(_MOST_KNOTS, len(self.grid))):
-            more = self._placed(knots)
+            more = self._placed(breakpoints)
             if more is None:
                 break
-            knots = self._settled(np.sort(np.concatenate([knots, more[:, None]], axis=1), axis=1))
-            yield self._squares(knots), knots
-        while knots.shape[1] > 1:
-            fewer = np.stack([np.delete(knots, i, axis=1) for i in range(knots.shape[1])])
+            breakpoints = self._settled(np.sort(np.concatenate([breakpoints, more[:, None]], axis=1), axis=1))
+            yield self._squares(breakpoints), breakpoints
+        while breakpoints.shape[1] > 1:
+            fewer = np.stack([np.delete(breakpoints, i, axis=1) for i in range(breakpoints.shape[1])])
             squares = np.stack([self._squares(some) for some in fewer])
-            knots = self._settled(fewer[squares.argmin(0), self._lanes[:, 0]])
-            yield self._squares(knots), knots
+            breakpoints = self._settled(fewer[squares.argmin(0), self._lanes[:, 0]])
+            yield self._squares(breakpoints), breakpoints
 
     def profile(self, others: Floats) -> Floats:
-        """Squares ``(R, M)`` of a fit with knots at these values and one more at each place of the grid.
+        """Squares ``(R, M)`` of a fit with breakpoints at these values and one more at each place of the grid.
 
-        Infinite where one more knot has no room.
+        Infinite where one more breakpoint has no room.
         """
         nearest = np.abs(self.grid[:, None] - others).argmin(0) if len(others) else np.empty(0, np.int64)
-        knots = np.broadcast_to(nearest, (len(self._lanes), len(nearest)))
-        gains = self._gains(knots)
-        return np.where(gains < 0, np.inf, self._squares(knots)[:, None] - gains)
+        breakpoints = np.broadcast_to(nearest, (len(self._lanes), len(nearest)))
+        gains = self._gains(breakpoints)
+        return np.where(gains < 0, np.inf, self._squares(breakpoints)[:, None] - gains)
 
-    def _fixed(self, knots: Ints) -> Ints:
-        """Indices of the columns of a fit with these knots."""
-        return np.concatenate([self._line, knots + 2], axis=1)
+    def _fixed(self, breakpoints: Ints) -> Ints:
+        """Indices of the columns of a fit with these breakpoints."""
+        return np.concatenate([self._line, breakpoints + 2], axis=1)
 
-    def _squares(self, knots: Ints) -> Floats:
-        fixed, lanes = self._fixed(knots), self._lanes
+    def _squares(self, breakpoints: Ints) -> Floats:
+        fixed, lanes = self._fixed(breakpoints), self._lanes
         inner, moments = (
             self._gram[lanes[:, :, None], fixed[:, :, None], fixed[:, None, :]],
             self._moments[lanes, fixed],
@@ -108,9 +108,9 @@ class HingeSearch:
         coefficients = (np.linalg.inv(inner) @ moments[..., None])[..., 0]
         return np.maximum(self._total - (moments * coefficients).sum(1), 0.0)
 
-    def _gains(self, knots: Ints) -> Floats:
-        """By how much one more knot lowers the squares, at each place of the grid; -1 where there is no room."""
-        fixed, lanes = self._fixed(knots), self._lanes
+    def _gains(self, breakpoints: Ints) -> Floats:
+        """By how much one more breakpoint lowers the squares, at each place of the grid; -1 where there is no room."""
+        fixed, lanes = self._fixed(breakpoints), self._lanes
         rows = self._gram[lanes, fixed]
         inverse = np.linalg.inv(rows[lanes[:, :, None], np.arange(fixed.shape[1])[:, None], fixed[:, None, :]])
         solved = inverse @ rows
@@ -118,32 +118,32 @@ class HingeSearch:
         norms = self._diagonal - (rows * solved).sum(1)
         free = norms > self._singular
         gains: Floats = np.where(free, rest**2 / np.where(free, norms, 1.0), -1.0)[:, 2:]
-        if knots.shape[1]:
-            gains[self._near[knots].any(1)] = -1.0
+        if breakpoints.shape[1]:
+            gains[self._near[breakpoints].any(1)] = -1.0
         return gains
 
-    def _placed(self, knots: Ints) -> Ints | None:
-        """The best place for one more knot, ``(R,)``; ``None`` if one of the fits has no room."""
-        gains = self._gains(knots)
+    def _placed(self, breakpoints: Ints) -> Ints | None:
+        """The best place for one more breakpoint, ``(R,)``; ``None`` if one of the fits has no room."""
+        gains = self._gains(breakpoints)
         best = gains.argmax(1)
         return None if (gains[self._lanes[:, 0], best] < 0).any() else best
 
-    def _settled(self, knots: Ints) -> Ints:
-        """Each knot moved to its best place, until none moves."""
+    def _settled(self, breakpoints: Ints) -> Ints:
+        """Each breakpoint moved to its best place, until none moves."""
         for _ in range(_PASSES):
-            before = knots
-            for i in range(knots.shape[1]):
-                others = knots[:, [j for j in range(knots.shape[1]) if j != i]]
+            before = breakpoints
+            for i in range(breakpoints.shape[1]):
+                others = breakpoints[:, [j for j in range(breakpoints.shape[1]) if j != i]]
                 place = self._placed(others)
                 if place is not None:
-                    knots = np.sort(np.concatenate([others, place[:, None]], axis=1), axis=1)
-            if (knots == before).all():
+                    breakpoints = np.sort(np.concatenate([others, place[:, None]], axis=1), axis=1)
+            if (breakpoints == before).all():
                 break
-        return knots
+        return breakpoints
 
 
 def _grid(x: Floats) -> Floats:
-    """Where knots may be: at the points and halfway between them."""
+    """Where breakpoints may be: at the points and halfway between them."""
     grid = np.unique(np.concatenate([x, (x[1:] + x[:-1]) / 2]))
     return grid[(grid >= x[1]) & (grid <= x[-2])]
 

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 FEWEST = 8  # rows, below which a curve has no course
 _MOST_LEGS = 4  # that a sentence lists
 _FLAT = 0.25  # of its greatest absolute value: a curve without a movement that wavers by more is not called flat
-_FOLDS = 2.0, 100.0  # factors between which a rise is told as a multiple
+_FOLDS = 2.0, 100.0  # factors between which a rise is given as a multiple
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
 
 
 def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.int64]:
-    """The rows nearest to where the fit bends, so that sentences give values that were seen; no lone ones."""
+    """The rows nearest to where the slope of the fit changes, so that sentences give values that were seen. No lone ones."""
     x, lone = np.log10(steps + 1), lone_rows(values.tolist())
     away = np.abs(x[None, :] - nodes[:, None])
     away[:, lone] = np.inf

@@ -16,8 +16,8 @@ __all__ = ["Noise", "NoisyFit", "fit_in_noise"]
 
 Floats = NDArray[np.float64]
 
-_RHOS = (0.0, 0.3, 0.55, 0.7, 0.82)  # with which knots are searched
-_FINER = np.linspace(0.0, 0.95, 39)  # over which the errors are averaged, once the knots are known
+_RHOS = (0.0, 0.3, 0.55, 0.7, 0.82)  # with which breakpoints are searched
+_FINER = np.linspace(0.0, 0.95, 39)  # over which the errors are averaged, once the breakpoints are known
 _PRIOR = np.exp(-0.5 * ((_FINER - 0.5) / 0.25) ** 2)  # of 178 real runs: from 0.24 to 0.90, half of them above 0.46
 _FEWEST = 8  # points, below which nothing is said
 _PENALTY = 1.5  # factor on the penalty of the Bayesian information criterion
@@ -85,17 +85,17 @@ class NoisyFit:
         """
         start, end = (int(k) for k in np.searchsorted(self.x, [nodes[i], nodes[j]]))
         around = slice(max(0, start - _AROUND), end + _AROUND)
-        bends = np.diff(self.inlying[around] - np.interp(self.x[around], nodes, values), n=2)
-        if not len(bends):
+        curvature = np.diff(self.inlying[around] - np.interp(self.x[around], nodes, values), n=2)
+        if not len(curvature):
             return math.inf
-        return math.sqrt(float((bends**2).mean()) / 2 * max(1, end - start))
+        return math.sqrt(float((curvature**2).mean()) / 2 * max(1, end - start))
 
     @cached_property
     def _search(self) -> HingeSearch:
         return HingeSearch.in_noise(self.x, self.inlying, [self.rho], self.scales)
 
     def region(self, nodes: Floats, at: int, cut: float) -> tuple[float, float]:
-        """From where to where a knot may lie: there the squares are at most ``cut`` variances above the least.
+        """From where to where a breakpoint may lie: there the squares are at most ``cut`` variances above the least.
 
         Args:
             nodes: of a fit of the same curve, the ends included.
@@ -114,7 +114,7 @@ class NoisyFit:
 
 
 def fit_in_noise(steps: Floats, values: Floats, noise: Noise | None = None) -> NoisyFit | None:
-    """Fit a curve; knots and the autocorrelation of its noise are chosen together by an information criterion.
+    """Fit a curve; breakpoints and the autocorrelation of its noise are chosen together by an information criterion.
 
     Args:
         steps: ``(N,)``, increasing.
@@ -139,29 +139,29 @@ def fit_in_noise(steps: Floats, values: Floats, noise: Noise | None = None) -> N
     if noise is not None:
         return _fit_in_known_noise(x, y, binned(steps, noise.sigmas)[1], noise.rho)
     unit = _without_outliers((y - base) / scale)
-    knots = _cheapest(x, unit)
-    nodes = np.array([x[0], *knots, x[-1]])
-    at = design(nodes, knots)
-    rho, sigma, covariances, coefficients = _noise(design(x, knots), unit)
+    breakpoints = _cheapest(x, unit)
+    nodes = np.array([x[0], *breakpoints, x[-1]])
+    at = design(nodes, breakpoints)
+    rho, sigma, covariances, coefficients = _noise(design(x, breakpoints), unit)
     spread = scale**2 * (at @ covariances @ at.T)
     return NoisyFit(nodes, base + scale * (at @ coefficients), scale * sigma, rho, spread, x, y, base + scale * unit)
 
 
 def _fit_in_known_noise(x: Floats, y: Floats, sigmas: Floats, rho: float) -> NoisyFit:
-    """Knots by the information criterion for noise that is known; the mean of several runs has no outliers."""
+    """Breakpoints by the information criterion for noise that is known; the mean of several runs has no outliers."""
     n, search = len(x), HingeSearch.in_noise(x, y, [rho], sigmas)
-    best, knots = np.inf, np.empty(0)
+    best, breakpoints = np.inf, np.empty(0)
     for squares, places in search.fits():
         cost = squares[0] / (1 - rho**2) + _PENALTY * (2 * places.shape[1] + 2) * math.log(n)
         if cost < best:
-            best, knots = float(cost), search.grid[places[0]]
-    nodes, columns = np.array([x[0], *knots, x[-1]]), design(x, knots)
+            best, breakpoints = float(cost), search.grid[places[0]]
+    nodes, columns = np.array([x[0], *breakpoints, x[-1]]), design(x, breakpoints)
     w, new = (_whitened(some, rho) for some in (columns / sigmas[:, None], y / sigmas))
     inverse = np.linalg.inv(w.T @ w)
     coefficients = inverse @ (w.T @ new)
     # Where the pieces fit worse than the noise would have it, they are the noise.
-    misfit = float(((new - w @ coefficients) ** 2).sum()) / max(1, n - 2 * len(knots) - 2)
-    at, sigma = design(nodes, knots), float(np.sqrt((sigmas**2).mean()))
+    misfit = float(((new - w @ coefficients) ** 2).sum()) / max(1, n - 2 * len(breakpoints) - 2)
+    at, sigma = design(nodes, breakpoints), float(np.sqrt((sigmas**2).mean()))
     covariance = max(1 - rho**2, misfit) * (at @ inverse @ at.T)
     scales = sigmas / sigma
     return NoisyFit(nodes, at @ coefficients, sigma, rho, covariance[None], x, y, y, scales)
@@ -184,17 +184,17 @@ def _without_outliers(y: Floats) -> Floats:
 
 
 def _cheapest(x: Floats, y: Floats) -> Floats:
-    """The knots that the information criterion prefers."""
+    """The breakpoints that the information criterion prefers."""
     n, rhos = len(x), np.array(_RHOS)
     search = HingeSearch.in_noise(x, y, _RHOS)
     floor = _FLOOR * (float(np.ptp(y)) ** 2 or 1.0) * (1 - rhos) ** 2  # all alike but for the outliers
     best, chosen = np.inf, np.empty(0)
-    for squares, knots in search.fits():
-        parameters = 2 * knots.shape[1] + 2
+    for squares, breakpoints in search.fits():
+        parameters = 2 * breakpoints.shape[1] + 2
         costs = n * np.log(squares / n + floor) - np.log(1 - rhos**2) + _PENALTY * parameters * math.log(n)
         lane = int(costs.argmin())
         if costs[lane] < best:
-            best, chosen = float(costs[lane]), search.grid[knots[lane]]
+            best, chosen = float(costs[lane]), search.grid[breakpoints[lane]]
     return chosen
 
 

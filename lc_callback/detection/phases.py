@@ -112,7 +112,7 @@ def detect_phases(
 class PhaseDetector:
     """The same, row by row while a run goes on.
 
-    A transition that later rows do not bear out is withdrawn, and that is an event like its discovery. The curve is
+    A transition that later rows do not confirm is withdrawn, and that is an event like its discovery. The curve is
     looked at twenty times in a decade of steps at most, and when :meth:`finish` is called: then :attr:`transitions` is
     what :func:`detect_phases` gives for all rows so far.
 

@@ -13,7 +13,7 @@ from lc_callback.detection.hinges import HingeSearch, design
 __all__ = ["Fit", "bins_of", "fit"]
 
 Floats = NDArray[np.float64]
-Knots = tuple[float, ...]
+Breakpoints = tuple[float, ...]
 
 _BINS = 20  # a decade of steps is seen in so many points at most
 _PENALTY = 2.0  # factor on the penalty of the Bayesian information criterion
@@ -74,20 +74,22 @@ def fit(steps: Floats, values: Floats) -> Fit | None:
         return None
     scale, base = float(np.ptp(y)), float(y.min())
     unit, weights = (y - base) / scale, np.ones_like(y)
-    ((cost, knots),) = _cheapest(x, unit, weights[None])
+    ((cost, breakpoints),) = _cheapest(x, unit, weights[None])
     while spikes := _candidates(x, unit, weights):
         without = np.repeat(weights[None], len(spikes), axis=0)
         without[np.arange(len(spikes)), spikes] = 0
-        best, more_knots, spike = min((*found, i) for found, i in zip(_cheapest(x, unit, without), spikes, strict=True))
+        best, more_breakpoints, spike = min(
+            (*found, i) for found, i in zip(_cheapest(x, unit, without), spikes, strict=True)
+        )
         if best >= cost:
             break
-        cost, knots = best, more_knots
+        cost, breakpoints = best, more_breakpoints
         weights[spike] = 0
-    coefficients, residuals = _solve(x, unit, weights, knots)
-    nodes = np.array([x[0], *knots, x[-1]])
+    coefficients, residuals = _solve(x, unit, weights, breakpoints)
+    nodes = np.array([x[0], *breakpoints, x[-1]])
     kept = residuals[weights > 0]
-    sigma = math.sqrt(float(kept @ kept) / max(1, len(kept) - 2 * len(knots) - 2))
-    return Fit(nodes, base + scale * (design(nodes, knots) @ coefficients), scale * sigma)
+    sigma = math.sqrt(float(kept @ kept) / max(1, len(kept) - 2 * len(breakpoints) - 2))
+    return Fit(nodes, base + scale * (design(nodes, breakpoints) @ coefficients), scale * sigma)
 
 
 def binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
@@ -103,15 +105,15 @@ def binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     return np.add.reduceat(x, starts) / (ends - starts), medians
 
 
-def _cheapest(x: Floats, y: Floats, weights: Floats) -> list[tuple[float, Knots]]:
-    """For each row of weights ``(R, N)``, cost and knots of the fit that the information criterion prefers.
+def _cheapest(x: Floats, y: Floats, weights: Floats) -> list[tuple[float, Breakpoints]]:
+    """For each row of weights ``(R, N)``, cost and breakpoints of the fit that the information criterion prefers.
 
     Points of weight 0 cost as parameters.
     """
     n, search = len(x), HingeSearch.without(x, y, weights == 0)
     spikes = (weights == 0).sum(1)
     spreads = np.array([float(np.ptp(y[kept > 0])) or 1.0 for kept in weights])
-    best: list[tuple[float, Knots]] = [(math.inf, ())] * len(weights)
+    best: list[tuple[float, Breakpoints]] = [(math.inf, ())] * len(weights)
     for squares, places in search.fits():
         parameters = 2 * places.shape[1] + 2 + 2 * spikes
         costs = n * np.log(squares / n + _FLOOR * spreads**2) + parameters * math.log(n) * _PENALTY
@@ -131,8 +133,8 @@ def _candidates(x: Floats, y: Floats, weights: Floats) -> list[int]:
     return [int(middle[i]) for i in order[:4] if far[i]]
 
 
-def _solve(x: Floats, y: Floats, weights: Floats, knots: Knots) -> tuple[Floats, Floats]:
-    """Coefficients and residuals of the fit with these knots."""
-    columns = design(x, knots)
+def _solve(x: Floats, y: Floats, weights: Floats, breakpoints: Breakpoints) -> tuple[Floats, Floats]:
+    """Coefficients and residuals of the fit with these breakpoints."""
+    columns = design(x, breakpoints)
     coefficients = np.linalg.lstsq(columns * weights[:, None], y * weights, rcond=None)[0].astype(np.float64)
     return coefficients, y - columns @ coefficients

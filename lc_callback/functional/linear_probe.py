@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.features import Features
-from lc_callback.functional.targets import check_targets
+from lc_callback.functional.targets import check_classes
 
 __all__ = ["linear_probe"]
 
@@ -85,11 +85,8 @@ def linear_probe(
 
 
 def _classes(inputs: Any, targets: Any) -> Tensor:
-    classes = check_targets(targets, None).cpu()
-    n = next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), len(classes))
-    if n != len(classes):
-        raise ValueError(f"there must be one target for each point, but got {len(classes)} targets for {n} points.")
-    return classes
+    sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
+    return check_classes(targets, sizes[0] if sizes else len(targets)).cpu()
 
 
 class _Moments:

@@ -16,7 +16,7 @@ from lc_callback.checks import positive_integer
 from lc_callback.engine.network.modules import find_module
 from lc_callback.engine.network.points import main_output
 from lc_callback.engine.network.space import Space, compute_dtype
-from lc_callback.functional.targets import check_targets
+from lc_callback.functional.targets import check_classes
 from lc_callback.isolation import untouched
 
 __all__ = ["LastFeatures", "NeuralCollapse", "last_features", "neural_collapse", "neural_collapse_of"]
@@ -114,11 +114,7 @@ def neural_collapse(
         NeuralCollapse(nc1=0, nc2_norms=0, nc2_angles=0, nc2_simplex=0, nc3=0, nc4=1, n_classes=2)
     """
     last = last_features(model, inputs, layer=layer, forward_fn=forward_fn, chunk_size=chunk_size)
-    classes = check_targets(targets, None)
-    if len(classes) != len(last.features):
-        raise ValueError(
-            f"there must be one target for each point, but got {len(classes)} targets for {len(last.features)} points."
-        )
+    classes = check_classes(targets, len(last.features))
     return neural_collapse_of(last.features, classes, last.decisions, last.weight)
 
 

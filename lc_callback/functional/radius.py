@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ from lc_callback.engine.network.layout import permuted
 from lc_callback.engine.network.modules import select_modules
 from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.space import Space, compute_dtype
+from lc_callback.functional.local_complexity import counting_task, wrapped
 from lc_callback.isolation import untouched
 
 __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]
@@ -33,7 +34,8 @@ _LEAST = 0.9  # of these, that have to switch at a radius that was rounded down
 LOCAL = 1 / 20
 _SAME = 1e-12  # of the squared lengths of two points, below which their squared distance is rounding
 _BISECTIONS = 8
-_POINTS = 64  # that the bisection looks at
+_POINTS = 64  # that the bisection looks at, and the comparison of the methods
+_AGREE = 0.01  # of the switching units by which the linear method may be off
 _DECADES = 6.0  # below the largest radius, in which the bisection looks
 
 
@@ -44,10 +46,13 @@ class FoundRadius:
     Attributes:
         radius: 1, 2 or 5 times a power of ten, in the units of the points.
         reason: why this one, for people.
+        difference: how the linear method differs from the vertices at this radius, for people: by more than 1 % of the
+            switching units, and more than chance explains. Empty if it does not, or if it does not count here anyway.
     """
 
     radius: float
     reason: str
+    difference: str = ""
 
 
 def find_radius(
@@ -71,7 +76,9 @@ def find_radius(
 
     It is read off the critical radii of the linear method, or found by bisection with the vertices of at most 64 points
     where ``layers`` is given or the model jumps. Winners of max-pooling do not count here: ties in a blank patch switch
-    at any radius. Arguments as of :func:`lc_callback.functional.local_complexity`.
+    at any radius. At the radius that was found, both methods count at most 64 points once: networks that bend smoothly
+    within the radius, or whose units see very few others, such as those of a depthwise convolution behind ReLU, have
+    affine pieces that say something else. Arguments as of :func:`lc_callback.functional.local_complexity`.
 
     Raises:
         ValueError: if the points do not differ.
@@ -88,16 +95,22 @@ def find_radius(
     where: dict[str, Any] = {"at": at, "forward_fn": forward_fn}
     points = _points_of(model, inputs, **where)
     most, n = LOCAL * nearest_distance(points), len(points)
+    some = share_of(n, 0, -(-n // _POINTS))
     with warnings.catch_warnings():  # what there is to warn of, the rows will
         warnings.simplefilter("ignore")
         if layers is None:
             with suppress(HasJumps):
                 linear = _smallest_radii(model, inputs, most, n_directions, seed, chunk_size, **where)
-                return _chosen(linear.found(), most, n, linear.switching)
+                chosen = _chosen(linear.found(), most, n, linear.switching)
+                totals = []
+                for method in ("linear", "vertices"):
+                    task = counting_task(method, model, inputs, layers=None, max_pool=False, **where)
+                    found = task.measure(chosen.radius, n_directions, None, seed, chunk_size, points=some)
+                    totals.append(wrapped(found).total)
+                return replace(chosen, difference=_difference(*totals))
         vertices = CountingTask(_DistinctVertices, model, inputs, layers=layers, **where)
 
         def switching(radius: float) -> float:
-            some = share_of(n, 0, -(-n // _POINTS))
             found = vertices.measure(radius, n_directions, None, seed, chunk_size, None, points=some)
             return float(found.counts.clamp(min=0).sum()) * n / len(some)
 
@@ -120,6 +133,19 @@ def _chosen(found: float, most: float, n: int, switching: Callable[[float], floa
         rounded(most, down=True),
         "a twentieth of the median distance between nearest train points, beyond which it is not local; fewer than "
         f"{ENOUGH:,} units switch at the {n:,} train points",
+    )
+
+
+def _difference(linear: Tensor, vertices: Tensor) -> str:
+    """How counts ``(n,)`` by both methods differ, for people; empty if they do not."""
+    difference = (linear - vertices).double()
+    # If it is by chance which of them counts a unit that the other does not: two standard deviations of the sum.
+    by_chance = 2 * float(difference.abs().sum()) ** 0.5
+    if not abs(float(difference.sum())) > max(_AGREE * float(vertices.sum()), by_chance):  # also NaN
+        return ""
+    return (
+        f"the linear method counts {int(linear.sum()):,} switching units at {len(linear)} of these points, "
+        f"the vertices {int(vertices.sum()):,}"
     )
 
 

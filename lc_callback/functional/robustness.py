@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from lc_callback.checks import is_out_of_memory, positive_integer
-from lc_callback.engine.adversarial.attacks import Attack, Box, check_attack, lowered_confidence
-from lc_callback.engine.adversarial.pgd import Descent, pgd_until_fallen
-from lc_callback.engine.adversarial.probabilities import (
-    BeforeSquashing,
-    kind_of_probabilities,
-    logits_from,
-    same_probabilities,
-    share_rounded,
-)
-from lc_callback.engine.network.layout import memory_of
-from lc_callback.engine.network.points import main_output
+from lc_callback.checks import positive_integer
+from lc_callback.engine.adversarial.attacked import Attacked, Verdict
+from lc_callback.engine.adversarial.attacks import Attack, check_attack
+from lc_callback.engine.adversarial.domain import box_of, find_bounds, not_below, spread_of, usable_spread
+from lc_callback.engine.adversarial.labels import Labels
+from lc_callback.engine.adversarial.logits import PointLogits
 from lc_callback.engine.network.space import Space, compute_dtype
-from lc_callback.functional.targets import check_targets
+from lc_callback.functional.judging import check_metric, ignored_by, task_of, value_of
+from lc_callback.functional.options import defaults_of
+from lc_callback.functional.targets import check_labels, check_task
 from lc_callback.isolation import untouched
 from lc_callback.suggestions import did_you_mean
 
-__all__ = ["RobustAccuracy", "check_arguments", "find_bounds", "robust_accuracy", "usable_spread"]
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
-# Bytes that the tensors kept for one backward pass may take.
-_BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
-# Of these with which PGD is fastest on a CPU, and points that are worth a pass in any case.
-_FAST, _WORTHWHILE = 64 * 2**20, 32
-# By what share of the budget, and by how many roundings of the domain, an attack may overshoot.
-_OVERSHOOT, _ROUNDINGS = 1e-4, 16
-# How many times as wide as all that can be reached the domain may be: in its units a point is rounded by as much more.
-_WIDE = 16
-# What torch says where no gradient gets through: at a `no_grad`, at a `detach`, in a reentrant checkpoint, at NumPy.
-_WITHOUT_GRADIENT = ("does not require grad", "have been used in the graph", "use_reentrant", "Can't call numpy()")
-_NOT_BELOW = "`bounds={}` must be a pair (low, high) with low below high."
+__all__ = ["Outcome", "RobustAccuracy", "check_arguments", "outcome_of", "robust_accuracy"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +37,17 @@ class RobustAccuracy:
     """Accuracy with and without attack.
 
     Attributes:
-        clean_acc: share of points that are classified correctly, from 0 to 1; NaN if a logit is not finite.
-        robust_acc: by eps, the share of points that are classified correctly both at the point and at the attacked
-            point, from 0 to ``clean_acc``; NaN if a point that has not fallen has a logit that is not finite.
+        clean_acc: share of the decisions that are right, from 0 to 1; NaN if a logit is not finite. With ``metric=``
+            its value.
+        robust_acc: by eps, the share of the decisions that are right both at the point and at the attacked points, from
+            0 to ``clean_acc``; NaN if a point that has not fallen has a logit that is not finite. With ``metric=`` its
+            value.
         adversarial: by eps, the attacked points ``(N, ...)`` on the CPU in input units (with ``at=``: outputs of that
             module), if they were asked for; of a point that has fallen, the first that is misclassified. Some attacks
             return the point itself where they fail.
         bounds: the domain, ``(low, high)`` with tensors of the shape of one point.
         note: what was done about a model that returns probabilities; empty for logits.
+        task: ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
     """
 
     clean_acc: float
@@ -67,11 +55,33 @@ class RobustAccuracy:
     adversarial: dict[float, Tensor] | None
     bounds: tuple[Tensor, Tensor]
     note: str = ""
+    task: str = "multiclass"
 
     def __repr__(self) -> str:
         robust = ", ".join(f"{eps:g}: {share:.4g}" for eps, share in self.robust_acc.items())
         kept = "" if self.adversarial is None else f", adversarial of {len(self.adversarial)} eps"
         return f"RobustAccuracy(clean_acc={self.clean_acc:.4g}, robust_acc={{{robust}}}{kept})"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an attack has done to the decisions at some points; :class:`RobustAccuracy` has the numbers.
+
+    Attributes:
+        clean: the decisions as they are.
+        robust: by eps, those under attack.
+        labels: what is right.
+        adversarial: as of :class:`RobustAccuracy`, at all points, and so are the next two.
+        domain: likewise.
+        note: likewise.
+    """
+
+    clean: Verdict
+    robust: dict[float, Verdict]
+    labels: Labels
+    adversarial: dict[float, Tensor] | None
+    domain: tuple[Tensor, Tensor]
+    note: str
 
 
 def robust_accuracy(
@@ -92,6 +102,8 @@ def robust_accuracy(
     forward_fn: Callable[..., Any] | None = None,
     chunk_size: int | None = None,
     return_adversarial: bool = False,
+    task: str = "auto",
+    metric: Metric | None = None,
 ) -> RobustAccuracy:
     r"""Accuracy of a classifier at points, and at the worst points that an attack finds within ``eps`` of them.
 
@@ -104,6 +116,16 @@ def robust_accuracy(
     further once it has fallen. Other attacks, and functions, are judged by the points that they return; they get all
     points at each eps, for what they draw may depend on how many there are. With ``normalize_logits=False`` each eps is
     an attack by itself, judged by what it returns.
+
+    A point has one decision, or several: one for each label or each pixel. Each counts by itself, as in the accuracy of
+    torchmetrics with ``average="micro"``: robust accuracy is the share of the *decisions* that are right at the point
+    and at all attacked points that were looked at. An attack has one budget for the whole point. It increases the
+    summed loss of the decisions of the point that stand, until the last of them has fallen.
+
+    With ``metric=`` another metric of torchmetrics takes the place of accuracy. For each decision it gets the
+    probabilities at the point if it is wrong there, else those at the first attacked point where it is wrong, else
+    those where the attack ended. Decisions that are wrong at one eps are wrong at every larger one, and so robust
+    accuracy never rises with eps; of other metrics this is not sure.
 
     The attack sees logits that do not saturate. Where they grow, as in long training, the gradient of cross-entropy
     vanishes in rounding and a raw attack reports robustness that is not there. Here the logits are taken in units of
@@ -118,14 +140,16 @@ def robust_accuracy(
     not at hand, at the logarithms of the probabilities. A warning says so.
 
     Args:
-        model: any torch module whose output is logits ``(N, C)``, ``C >= 2``, or has them as ``logits``.
+        model: any torch module whose output is logits, or has them as ``logits``: ``(N, C)`` or ``(N, C, H, W)`` of
+            ``C >= 2`` classes, ``(N,)`` or ``(N, 1)`` of no or yes, or ``(N, L)`` of ``L`` labels.
         inputs: ``(N, ...)`` tensor, a tuple of tensors (positional arguments) or a dict of tensors (keywords). The
             floating-point ones are attacked (several as one product space); integer and boolean ones are held.
-        targets: ``(N,)`` integer classes.
+        targets: ``(N,)`` or ``(N, H, W)`` integer classes, or 0 and 1 in the shape of the outputs.
         eps: radius of the attack, or several. 0 is no attack.
         attack: name of an attack of torchattacks (``"PGD"``, ``"PGDL2"``, ``"APGD"``, ``"AutoAttack"``, ``"Square"``,
             ...; all but ``"PGD"`` need the extra ``attacks``), or a function ``attack(model, x, y) -> x_adv`` with
-            ``x (N, ...)`` in input units; one that has a parameter ``eps`` gets it. Attacks that look for the smallest
+            ``x (N, ...)`` in input units; one that has a parameter ``eps`` gets it. ``y`` are the classes, or, in the
+            shape of the outputs, 0.0 and 1.0 for no and yes. Attacks that look for the smallest
             change (``"DeepFool"``, ``"CW"``, ...) count where they need no more than ``eps``, in their own norm.
         alpha: step size, in units of ``eps``'s; ``None`` is ``2.5 * eps / steps``. The paper has 1/64.
         steps: iterations, for attacks that have a budget.
@@ -147,13 +171,20 @@ def robust_accuracy(
         return_adversarial: keep the attacked points: of a point that has fallen, the first at which it is
             misclassified, at this or a smaller eps; else what the attack ends with. Without, PGD leaves out those that
             are wrong as they are.
+        task: ``"multiclass"``, ``"binary"`` (one logit for each point or pixel), ``"multilabel"`` (one for each label),
+            or ``"auto"``: multi-label for targets of 0 and 1 in the shape of the outputs that are not one-hot, binary
+            for one output, else multi-class. The attack increases the cross entropy that belongs to the task.
+        metric: ``None`` is accuracy. A metric of torchmetrics for classifiers, which names its task, such as
+            ``torchmetrics.classification.MulticlassF1Score(num_classes=10)``; it must give one number. Targets that are
+            its ``ignore_index`` do not count, nor do pixels of class -100.
 
     Returns:
         :class:`RobustAccuracy`.
 
     Raises:
-        ValueError: for an argument out of range, targets that are no classes, points outside the bounds, an attack that
-            leaves its budget, or a model through which no gradient flows. The message says what to pass instead.
+        ValueError: for an argument out of range, targets that do not fit the outputs, points outside the bounds, an
+            attack that leaves its budget, or a model through which no gradient flows. The message says what to pass
+            instead.
 
     Example::
 
@@ -167,7 +198,7 @@ def robust_accuracy(
         >>> result.clean_acc, result.robust_acc
         (0.75, {0.1: 0.5, 0.5: 0.0})
     """
-    found = attacked_accuracy(
+    found = outcome_of(
         model,
         inputs,
         targets,
@@ -184,454 +215,76 @@ def robust_accuracy(
         forward_fn=forward_fn,
         chunk_size=chunk_size,
         return_adversarial=return_adversarial,
+        task=task,
+        metric=metric,
     )
     if found.note:
         warnings.warn(found.note, stacklevel=2)
-    return found
+    robust = {radius: value_of(verdict, found.labels, metric) for radius, verdict in found.robust.items()}
+    clean = value_of(found.clean, found.labels, metric)
+    return RobustAccuracy(clean, robust, found.adversarial, found.domain, found.note, found.labels.task)
 
 
-def attacked_accuracy(
+def outcome_of(
     model: nn.Module,
     inputs: Any,
-    targets: Tensor,
+    targets: Any,
     *,
-    eps: float | Sequence[float],
-    attack: str | Callable[..., Tensor],
-    alpha: float | None,
-    steps: int,
-    bounds: tuple[Any, Any] | None,
-    seed: int,
-    eps_unit: str,
-    attack_args: Mapping[str, Any] | None,
-    normalize_logits: bool,
-    at: str | None,
-    forward_fn: Callable[..., Any] | None,
-    chunk_size: int | None,
+    share: tuple[int, int] = (0, 1),
     return_adversarial: bool = False,
-) -> RobustAccuracy:
-    """:func:`robust_accuracy` without its warning, which is the ``note`` of the result."""
-    radii = check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
-    measurement = _Measurement(model, inputs, targets, at, forward_fn, return_adversarial)
-    with untouched(model, forward_fn, dtype=compute_dtype(model, inputs), seed=seed, grad=True):
-        # Any other attack sees all points, and so finds out by itself.
-        measurement.look(chunk_size, needs_gradient=attack == "PGD" and max(radii) > 0)
-        unit = measurement.spread() if measurement.in_spreads(eps_unit) else 1.0
-        box, domain = measurement.box(bounds, unit * max(radii))
-        robust, adversarial = dict.fromkeys(radii, 0.0), dict.fromkeys(radii, measurement.x)
+    **options: Any,
+) -> Outcome:
+    """What :func:`robust_accuracy` is about, without its warning.
+
+    Args:
+        model: any torch module.
+        inputs: the points.
+        targets: what is right there.
+        share: ``(index, of)``: only the points ``index``, ``index + of``, ... are judged, and attacked where the attack
+            does the same to some points as to all. What has to be decided is decided from all points.
+        return_adversarial: keep the attacked points.
+        options: the other arguments of :func:`robust_accuracy`, with its defaults.
+    """
+    chosen = {**defaults_of(robust_accuracy), **options}
+    radii = check_arguments(**chosen)
+    attack, alpha, metric = chosen["attack"], chosen["alpha"], chosen["metric"]
+    space = Space(model, inputs, at=chosen["at"], forward_fn=chosen["forward_fn"])
+    task = chosen["task"] if metric is None else task_of(metric) or chosen["task"]
+    label = partial(check_labels, targets, task=task, ignored=ignored_by(metric))
+    dtype = compute_dtype(model, inputs)
+    with untouched(model, chosen["forward_fn"], dtype=dtype, seed=chosen["seed"], grad=True):
+        # Any other attack than PGD sees all points, and so finds out by itself.
+        needs_gradient = attack == "PGD" and max(radii) > 0
+        logits = PointLogits(space, label, chunk_size=chosen["chunk_size"], needs_gradient=needs_gradient)
+        own = torch.zeros(len(logits), dtype=torch.bool)
+        own[share[0] :: share[1]] = True
+        attacked = Attacked(logits, own, every=return_adversarial, keeps_logits=metric is not None)
+        unit = 1.0
+        if chosen["eps_unit"] == "std" or (chosen["eps_unit"] == "auto" and logits.behind is not None):
+            spread = spread_of(logits.x)
+            if math.isfinite(spread):
+                unit = usable_spread(spread)
+            else:
+                attacked.forget()
+        box, domain = box_of(logits.x, _bounds(chosen["bounds"], logits), unit * max(radii))
+        robust, adversarial = {}, {}
         for radius in sorted(radii):
             step = None if alpha is None else alpha * unit
-            one = Attack(attack, radius * unit, step, steps, attack_args or {}, seed)
-            robust[radius], adversarial[radius] = measurement.under(one, box, normalize_logits)
-    kept = adversarial if return_adversarial else None
-    return RobustAccuracy(measurement.clean_acc, robust, kept, domain, measurement.note)
+            one = Attack(attack, radius * unit, step, chosen["steps"], chosen["attack_args"] or {}, chosen["seed"])
+            robust[radius], adversarial[radius] = attacked.under(one, box, chosen["normalize_logits"])
+    kept = {radius: adversarial[radius] for radius in radii} if return_adversarial else None
+    in_order = {radius: robust[radius] for radius in radii}
+    return Outcome(attacked.clean, in_order, logits.labels[own], kept, domain, logits.note)
 
 
-class _Measurement(Space):
-    """A classifier at labelled points; ``every`` one is attacked, or only those that may stay correct."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        targets: Any,
-        at: str | None,
-        forward_fn: Callable[..., Any] | None,
-        every: bool,
-    ) -> None:
-        super().__init__(model, inputs, at=at, forward_fn=forward_fn)
-        self._targets, self._every = targets, every
-        self._squashed: str | None = None  # the model returns probabilities of this kind
-        self._is_behind = False  # and what they are computed from is at hand
-        self.note = ""
-
-    def look(self, chunk_size: int | None, needs_gradient: bool) -> None:
-        """Find points, logits, and how much memory an attack takes."""
-        self.locate(compute_dtype(self.model, self.inputs))
-        with torch.no_grad():
-            self.x = _normal(self.all_values())
-        self.n = len(self.x)
-        if self.at_module is not None:
-            self.largest = float(self.x.abs().max())
-        tensors = [leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
-        self._held = self.at_module is not None or len(tensors) > len(self.points.moving)
-        each = self._bytes_per_point(needs_gradient)
-        self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // each)
-        by_default = chunk_size is None and self.device.type == "cpu"
-        self._fast = max(_WORTHWHILE, _FAST // each) if by_default else self.chunk
-        logits = self._with_memory(self._all_logits, self.x)
-        self.y = _normal(check_targets(self._targets, logits).to(self.device))
-        logits = self._without_squashing(logits)
-        self.finite = bool(logits.isfinite().all())
-        self.correct = logits.argmax(1) == self.y
-        # Of the points that are right as they are: those that an attack has turned, and where; logits not finite.
-        self.fallen, self.broken, self.found = torch.zeros_like(self.correct), torch.zeros_like(self.correct), self.x
-        self.clean_acc = float(self.correct.double().mean()) if self.finite else math.nan
-        self.n_classes = logits.shape[1]
-        best = logits.topk(2, 1).values
-        self.margin = float((best[:, 0] - best[:, 1]).median())
-
-    def in_spreads(self, eps_unit: str) -> bool:
-        """Whether lengths are multiples of the spread of the points."""
-        return eps_unit == "std" or (eps_unit == "auto" and self.at_module is not None)
-
-    def spread(self) -> float:
-        """Root-mean-square spread of the points over coordinates."""
-        spread = float(self.x.double().var(0, unbiased=False).mean().sqrt())
-        if not math.isfinite(spread):  # there is nothing to attack
-            self.finite = False
-            return 1.0
-        return usable_spread(spread)
-
-    def box(self, bounds: tuple[Any, Any] | None, eps: float) -> tuple[Box, tuple[Tensor, Tensor]]:
-        """The domain."""
-        if bounds is None:
-            bounds = (-math.inf, math.inf) if self.at_module is not None else find_bounds(self.x)[:2]
-        low, high = (self._bound(bound, bounds) for bound in bounds)
-        if not bool((low <= high).all()):  # those of a feature that is constant may be equal
-            raise ValueError(_NOT_BELOW.format(_short(bounds)))
-        below, above = self.x.amin(0), self.x.amax(0)
-        slack = 1e-5 * float((above - below).max())
-        if bool((below < low - slack).any()) or bool((above > high + slack).any()):
-            raise ValueError(
-                f"`bounds={_short(bounds)}` must hold all points, which range from {float(below.min()):.4g} to "
-                f"{float(above.max()):.4g}: pass the domain of the inputs as the model gets them."
-            )
-        domain = low.cpu(), high.cpu()
-        least, most = below - 2 * eps, above + 2 * eps
-        low, high = torch.where(low.isinf(), least, low), torch.where(high.isinf(), most, high)
-        if float((high - low).max()) > _WIDE * float((most - least).max()):
-            low, high = torch.maximum(low, least), torch.minimum(high, most)
-        return Box(low, high), domain
-
-    def _bound(self, bound: Any, bounds: Any) -> Tensor:
-        values = torch.as_tensor(bound, dtype=self.x.dtype, device=self.x.device)
-        if values.ndim == 1 and len(self.shape) == 3 and len(values) == self.shape[0]:
-            values = values.view(-1, 1, 1)
-        try:
-            return values.expand(self.x.shape[1:])
-        except RuntimeError:
-            raise ValueError(
-                f"`bounds={_short(bounds)}` must be scalars or have the shape {tuple(self.x.shape[1:])} of one point, "
-                f"but one has shape {tuple(values.shape)}."
-            ) from None
-
-    def under(self, attack: Attack, box: Box, normalize: bool) -> tuple[float, Tensor]:
-        """Robust accuracy and attacked points.
-
-        With ``normalize``, call it with budgets from the smallest up: what has fallen stays fallen.
-        """
-        if not self.finite:
-            return math.nan, torch.full_like(self.x, math.nan).cpu()
-        if attack.eps == 0:
-            return self.clean_acc, self.x.cpu()
-        if not normalize:
-            found = self._within(attack, box, self._with_memory(self._attacked, attack, box, self._in_chunks))
-            logits = self._with_memory(self._all_logits, found)
-            robust = self.correct & (logits.argmax(1) == self.y)
-            return float(robust.double().mean()) if bool(logits.isfinite().all()) else math.nan, found.cpu()
-        if bool(self.fallen.any()) and not self._every and not bool((self.correct & ~self.fallen).any()):
-            return 0.0, self.found.cpu()
-        attacked = self._until_fallen if attack.stops else self._to_the_end
-        found, fallen, broken = attacked(attack, box)
-        # An adversarial point of a smaller budget is one of this budget, too.
-        self.found = torch.where(_of_points(self.fallen, found), self.found, found)
-        self.fallen, self.broken = self.fallen | (self.correct & fallen), self.broken | broken
-        standing = self.correct & ~self.fallen
-        unknown = bool((standing & self.broken).any())
-        return math.nan if unknown else float(standing.double().mean()), self.found.cpu()
-
-    def _until_fallen(self, attack: Attack, box: Box) -> tuple[Tensor, Tensor, Tensor]:
-        """Attacked points, and which have fallen and which have logits that are not finite: PGD, point by point."""
-        standing = self.correct & ~self.fallen
-        rows = torch.arange(self.n)[(standing | ~self.correct if self._every else standing).cpu()]
-        eps, alpha = attack.in_unit_box(box)
-        margin = self._typical_margin
-
-        def descend() -> Descent:
-            with attack.seeded(self.device), _gradients_explained():
-                noise = attack.noise(self.x[torch.arange(self.n)], box)
-                return pgd_until_fallen(
-                    lambda some, x: self._of_two(rows[some], x),
-                    lambda logits: lowered_confidence(logits, margin),
-                    box.enter,
-                    box.inside,
-                    self.x[rows],
-                    self.y[rows],
-                    None if noise is None else noise[rows],
-                    eps=eps,
-                    alpha=alpha,
-                    steps=attack.steps,
-                    size=min(self.chunk, self._fast),
-                    to_the_end=~self.correct[rows] if self._every else None,
-                )
-
-        part: Descent = self._with_memory(descend)
-        found, fallen, broken = self.found.clone(), torch.zeros_like(self.fallen), torch.zeros_like(self.fallen)
-        found[rows], fallen[rows], broken[rows] = part.found, part.fallen, part.broken
-        return found, fallen, broken
-
-    def _to_the_end(self, attack: Attack, box: Box) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for an attack that knows only when it ends."""
-        margin = self._typical_margin
-
-        def seen(points: Tensor, x: Tensor) -> Tensor:
-            logits = self._in_chunks(points, x)
-            return logits / margin if attack.is_scale_free else lowered_confidence(logits, margin)
-
-        found = self._within(attack, box, self._with_memory(self._attacked, attack, box, seen))
-        logits = self._with_memory(self._all_logits, found)
-        finite = logits.isfinite().all(1)
-        return found, finite & (logits.argmax(1) != self.y), ~finite
-
-    @property
-    def _typical_margin(self) -> float:
-        return self.margin if self.margin > 0 else 1.0
-
-    def _of_two(self, points: Tensor, x: Tensor) -> Tensor:
-        """Logits. A point alone is computed twice, for some models take the batch axis of one for none."""
-        if len(x) > 1 or self.n == 1 or self.chunk == 1:
-            return self._logits(points, x)
-        return self._logits(points.expand(2), torch.cat([x, x]))[:1]
-
-    def _attacked(self, attack: Attack, box: Box, seen: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        def of_these(rows: Tensor, origin: Tensor, x: Tensor) -> Tensor:
-            if self._held and not self._are_these(origin, x, attack, box):
-                raise _OtherPointsError
-            return seen(rows if len(x) == len(rows) else torch.zeros(len(x), dtype=torch.long), x)
-
-        def of_one(rows: Tensor, origin: Tensor, x: Tensor) -> Tensor:
-            return seen(rows.expand(len(x)), x)
-
-        def run(logits: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
-            x = self.x[rows]
-            return attack.run(functools.partial(logits, rows, x), x, self.y[rows], box, self.n_classes)
-
-        found, drawn = self.x.clone(), 0
-        with _gradients_explained():
-            try:
-                with attack.seeded(self.device):
-                    for rows in self._at_once(attack):
-                        with attack.noise_of(rows - drawn):
-                            found[rows] = run(of_these, rows)
-                        drawn = int(rows[-1]) + 1
-            except _OtherPointsError:  # the attack drops points, and which inputs belong to the rest is not known
-                for row in torch.arange(self.n).split(1):
-                    with attack.seeded(self.device):
-                        found[row] = run(of_one, row)
-        return found
-
-    def _at_once(self, attack: Attack) -> Sequence[Tensor]:
-        """The points that are attacked, in parts: logits in chunks are computed twice for each gradient."""
-        rows = torch.arange(self.n)
-        if not attack.is_by_point:
-            return [rows]
-        rows = rows if self._every else rows[self.correct.cpu()]
-        return rows.split(min(self.chunk, self._fast)) if len(rows) else []
-
-    def _are_these(self, origin: Tensor, x: Tensor, attack: Attack, box: Box) -> bool:
-        """Whether these are the points that were there, each near its place, and not copies of a few."""
-        if len(x) != len(origin) or not attack.has_budget:
-            return False
-        return float((x.detach() - origin).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
-
-    def _rounding(self, box: Box) -> float:
-        return _ROUNDINGS * torch.finfo(self.x.dtype).eps * max(self.largest, box.scale)
-
-    def _within(self, attack: Attack, box: Box, found: Tensor) -> Tensor:
-        """The attacked points, checked against budget and bounds."""
-        rounding = self._rounding(box)
-        inside = torch.clamp(found, box.low, box.high)
-        outside = attack.has_budget and not torch.equal(found, inside)
-        if outside and float((found - inside).abs().max()) > rounding:
-            raise ValueError(f"`attack={attack.attack!r}` left the bounds of the inputs.")
-        found = inside
-        delta = (found - self.x).flatten(1)
-        length = _lengths(delta, attack.norm)
-        beyond = length > attack.eps * (1 + _OVERSHOOT) + rounding
-        if attack.has_budget and bool(beyond.any()):
-            raise ValueError(
-                f"`attack={attack.attack!r}` moved points by {float(length.max()):.4g} in norm {attack.norm:g}, more "
-                f"than eps = {attack.eps:.4g}: a function must keep to it (a parameter `eps` tells it)."
-            )
-        if attack.has_budget:
-            return found
-        # What needs more than eps is no success within eps.
-        return torch.where(_of_points(beyond, found), self.x, found)
-
-    # Logits
-
-    def _logits(self, points: Tensor, x: Tensor) -> Tensor:
-        if not self._is_behind:
-            output = main_output(self.output(points, x))
-            return output if self._squashed is None else logits_from(output, self._squashed)
-        with BeforeSquashing() as before:
-            output = main_output(self.output(points, x))
-        logits = before.logits_of(output)
-        return logits_from(output, "softmax") if logits is None else logits
-
-    def _without_squashing(self, outputs: Tensor) -> Tensor:
-        """Logits for what the model returns, and a note if these are others."""
-        hint = "Pass `forward_fn=`, a function (module, inputs) -> logits (N, C)."
-        if self._is_behind:
-            self.note = f"the model returns probabilities: the logits that they are computed from are attacked. {hint}"
-            return outputs
-        self._squashed = kind_of_probabilities(outputs)
-        if self._squashed is None:
-            return outputs
-        seen = "sum to 1" if self._squashed == "softmax" else "are between 0 and 1 and come near both"
-        lost = share_rounded(outputs)
-        rounded = f" {lost:.0%} of them are rounded to 0 and 1, where no attack can see a way." if lost else ""
-        self.note = (
-            f"the model returns probabilities, for its outputs {seen}: their logarithms are attacked.{rounded} {hint}"
-        )
-        return logits_from(outputs, self._squashed)
-
-    def _all_logits(self, x: Tensor) -> Tensor:
-        size = min(self.chunk, 256)
-        parts = zip(torch.arange(self.n).split(size), x.split(size), strict=True)
-        with torch.no_grad():
-            return torch.cat([self._logits(points, part) for points, part in parts])
-
-    def _with_memory(self, compute: Callable[..., Any], *args: Any) -> Any:
-        """``compute(*args)``, in halved chunks as long as memory does not suffice."""
-        while True:
-            try:
-                return compute(*args)
-            except Exception as error:
-                if not is_out_of_memory(error) or self.chunk == 1:
-                    raise
-            self.chunk = max(1, min(self.chunk, self.n) // 2)
-
-    def _in_chunks(self, points: Tensor, x: Tensor) -> Tensor:
-        if len(x) <= self.chunk:
-            return self._logits(points, x)
-        return _InChunks.apply(x, points, self._logits, self.chunk)
-
-    def _bytes_per_point(self, needs_gradient: bool) -> int:
-        """Bytes that one point keeps for the backward pass, which is tried.
-
-        Raises:
-            ValueError: if no gradient reaches the points though one is needed.
-        """
-        weights = {memory_of(t) for t in [*self.model.parameters(), *self.model.buffers()]}
-        kept = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal kept
-            if memory_of(tensor) not in weights:
-                kept += tensor.numel() * tensor.element_size()
-            return tensor
-
-        few = torch.arange(min(2, self.n))
-        x = self.x[: len(few)].clone().requires_grad_()
-        try:
-            with _gradients_explained():
-                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), BeforeSquashing() as before:
-                    output = main_output(self.output(few, x))
-                behind = before.logits_of(output)
-                self._is_behind = behind is not None and same_probabilities(behind, output)
-                if needs_gradient:
-                    torch.autograd.grad(output, x, torch.ones_like(output))
-        except ValueError:
-            if needs_gradient:
-                raise
-        return max(1, kept // len(few))
-
-
-class _OtherPointsError(Exception):
-    """An attack asked for logits of other points than all."""
-
-
-class _InChunks(torch.autograd.Function):
-    """Logits in parts, whose intermediate values are computed once more for the backward pass instead of kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, points: Tensor, logits: Callable[[Tensor, Tensor], Tensor], chunk: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.rest = points, logits, chunk
-        parts = zip(points.split(chunk), x.split(chunk), strict=True)
-        return torch.cat([logits(some, part) for some, part in parts])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        points, logits, chunk = ctx.rest
-        (x,) = ctx.saved_tensors
-        gradients = []
-        for some, part, grad in zip(points.split(chunk), x.split(chunk), grads[0].split(chunk), strict=True):
-            leaf = part.detach().requires_grad_()
-            with torch.enable_grad():
-                output = logits(some, leaf)
-            gradients.append(torch.autograd.grad(output, leaf, grad)[0])
-        return torch.cat(gradients), None, None, None
-
-
-@contextmanager
-def _gradients_explained() -> Iterator[None]:
-    """Say what to do where there is no gradient."""
-    try:
-        yield
-    except RuntimeError as error:
-        if any(text in str(error) for text in _WITHOUT_GRADIENT):
-            raise ValueError(
-                "no gradient reaches the inputs: no gradient flows from the logits to the inputs (is there a "
-                "`no_grad`, `detach`, `checkpoint(use_reentrant=True)` or an integer operation in the forward?): "
-                "attack behind it with `at=`, pass another `forward_fn=`, or use an attack without gradients, "
-                "attack='Square'."
-            ) from error
-        raise
-
-
-def _normal(tensor: Tensor) -> Tensor:
-    """The tensor, which a backward pass can keep, also if it was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _of_points(mask: Tensor, x: Tensor) -> Tensor:
-    """``mask (N,)`` in the shape of points ``x (N, ...)``."""
-    return mask.view(-1, *[1] * (x.ndim - 1))
-
-
-def _lengths(delta: Tensor, norm: float) -> Tensor:
-    """``(N,)`` norms of rows."""
-    if norm == 0:
-        return (delta != 0).sum(1).to(delta)
-    if norm == math.inf:
-        low, high = torch.aminmax(delta, dim=1)  # one pass, and no copy
-        return torch.maximum(-low, high)
-    return torch.linalg.vector_norm(delta, norm, 1)
-
-
-def usable_spread(spread: float) -> float:
-    """A spread that is the unit of eps.
-
-    Raises:
-        ValueError: if it is 0.
-    """
-    if spread == 0:
-        raise ValueError(
-            "`eps_unit='std'` and, behind a module, 'auto' need points that differ; these are all equal. Use "
-            "eps_unit='input'."
-        )
-    return spread
-
-
-def find_bounds(x: Tensor) -> tuple[Tensor, Tensor, str]:
-    """The domain of points ``(N, ...)`` as they show it, and in words.
-
-    (0, 1) for points that fill exactly that, else the range of each feature.
-    """
-    low, high = x.amin(0), x.amax(0)
-    if float(low.min()) == 0 and float(high.max()) == 1:
-        return torch.zeros_like(low), torch.ones_like(high), "(0, 1), which the points fill"
-    spans = f"from {float(low.min()):.4g} to {float(high.max()):.4g} overall"
-    return low, high, f"the observed range of each feature, {spans}; pass `bounds=` if the domain is known"
-
-
-def _short(bounds: Any) -> str:
-    return repr(tuple(f"tensor {tuple(b.shape)}" if isinstance(b, Tensor) else b for b in bounds))
+def _bounds(bounds: tuple[Any, Any] | None, logits: PointLogits) -> tuple[Any, Any]:
+    if bounds is not None:
+        return bounds
+    return find_bounds(logits.x)[:2] if logits.behind is None else (-math.inf, math.inf)
 
 
 def check_arguments(
+    *,
     eps: Any,
     attack: Any,
     alpha: Any,
@@ -641,6 +294,9 @@ def check_arguments(
     attack_args: Any,
     at: Any,
     chunk_size: Any,
+    task: Any,
+    metric: Any,
+    **others: Any,
 ) -> list[float]:
     """Check what can be checked without model and points. Returns the list of radii.
 
@@ -661,7 +317,7 @@ def check_arguments(
     if bounds is not None and not (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
         raise ValueError(f"`bounds` must be a pair (low, high), but got {bounds!r}.")
     if bounds is not None and all(map(_is_number, bounds)) and not bounds[0] < bounds[1]:
-        raise ValueError(_NOT_BELOW.format(_short(bounds)))
+        raise ValueError(not_below(bounds))
     units = ["auto", "input", "std"]
     if eps_unit not in units:
         raise ValueError(
@@ -672,6 +328,8 @@ def check_arguments(
     if at is not None and not isinstance(at, str):
         raise ValueError(f"`at` must be the name of a module, but got {at!r}.")
     check_attack(attack, attack_args or {})
+    check_task(task)
+    check_metric(metric, task)
     return [float(r) for r in radii]
 
 

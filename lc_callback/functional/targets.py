@@ -1,4 +1,4 @@
-"""Targets of classifiers: what is a class, and what to do about the rest."""
+"""Targets of classifiers: which task they belong to, what is a class, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -6,46 +6,162 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["check_targets"]
+from lc_callback.engine.adversarial.labels import Labels
+from lc_callback.suggestions import did_you_mean
+
+__all__ = ["TASKS", "check_classes", "check_labels", "check_task"]
+
+TASKS = ("auto", "multiclass", "binary", "multilabel")
+
+_HINT = "pass `target_fn=` (here: `targets`), which gives integer classes (N,) for a batch"
+_HINT_OF_YES_AND_NO = (
+    "pass `target_fn=` (here: `targets`), which gives 0 or 1 for each output, or `forward_fn=` that returns logits "
+    "(N, C) of C >= 2 classes"
+)
+_IGNORED = -100  # by the cross entropy of torch, if nothing else is said
 
 
-def check_targets(targets: Any, logits: Tensor | None) -> Tensor:
-    """``(N,)`` int64 classes.
+def check_task(task: Any) -> None:
+    """Raise a ValueError if ``task`` is none of :data:`TASKS`."""
+    if task not in TASKS:
+        raise ValueError(f"`task` must be one of {TASKS}, but got {task!r}{did_you_mean(task, TASKS)}")
+
+
+def check_classes(targets: Any, n: int) -> Tensor:
+    """``(n,)`` int64 classes of ``n`` points, for measures that compare whole points.
 
     Args:
-        targets: integer classes ``(N,)`` or ``(N, 1)``, or one-hot rows ``(N, C)``.
-        logits: ``(N, C)``, or ``None`` if there are none to compare with.
+        targets: integer classes ``(n,)`` or ``(n, 1)``, or one-hot rows ``(n, C)``.
+        n: number of points.
 
     Raises:
-        ValueError: if the targets are no classes, or the logits not ``(N, C)``; it says what was found.
+        ValueError: if the targets are no classes from 0 up, or not one for each point; it says what was found.
     """
-    n = None if logits is None else len(logits)
-    if logits is not None and (logits.ndim != 2 or logits.shape[1] < 2):
+    _check_is_tensor(targets)
+    if targets.ndim and len(targets) != n:
+        raise ValueError(f"there must be one target for each point, but got {len(targets)} targets for {n} points.")
+    classes, what = _from_one_hot(targets, (n, targets.shape[-1]) if targets.ndim else ()), _in_words(targets)
+    if classes.is_floating_point() or classes.is_complex() or classes.ndim != 1:
+        raise ValueError(f"{what}, where accuracy needs {n} integer classes: {_HINT}.")
+    if bool((classes < 0).any()):
+        raise ValueError(f"{what} and go down to {int(classes.min())}, where classes count from 0: {_HINT}.")
+    return classes.long()
+
+
+def check_labels(targets: Any, outputs: Tensor, task: str = "auto", ignored: int | None = None) -> Labels:
+    """What a classifier has to decide.
+
+    ``"auto"`` is ``"binary"`` for one output for each point, ``(N,)`` or ``(N, 1)``, or for each pixel,
+    ``(N, 1, H, W)``. It is ``"multilabel"`` for targets of 0 and 1 in the shape of the outputs, unless exactly one of
+    each decision is 1: those are one-hot. All else is ``"multiclass"``.
+
+    Args:
+        targets: multi-class: integers ``(N, *E)`` or ``(N, 1, *E)``, or one-hot ``(N, C, *E)``. Binary and multi-label:
+            0 and 1 of any type, in the shape of the outputs; an axis of length 1 behind the first may be left out.
+        outputs: multi-class: logits ``(N, C, *E)`` of ``C >= 2`` classes. Else one logit for each decision.
+        task: one of :data:`TASKS`.
+        ignored: the target of a decision that does not count; ``None`` is -100 for the pixels of a multi-class task,
+            as for the cross entropy of torch.
+
+    Raises:
+        ValueError: if targets and outputs do not fit; it says what was found and what to pass.
+    """
+    _check_is_tensor(targets)
+    if task == "auto":
+        task = _task_of(targets, outputs)
+    if task == "multiclass":
+        return _multiclass(targets, outputs, ignored)
+    return _yes_and_no(targets, outputs, task, ignored)
+
+
+def _task_of(targets: Tensor, outputs: Tensor) -> str:
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return "binary"
+    is_each = targets.shape == outputs.shape and _is_binary(targets)
+    return "multilabel" if is_each and not bool((targets.sum(1) == 1).all()) else "multiclass"
+
+
+def _multiclass(targets: Tensor, logits: Tensor, ignored: int | None) -> Labels:
+    n = len(logits)
+    if logits.ndim < 2 or logits.shape[1] < 2:
         raise ValueError(
             f"the model returns shape {tuple(logits.shape)} for {n} points, where accuracy needs logits (N, C) of "
-            "C >= 2 classes: pass `forward_fn=` that returns these (for one logit z of a binary problem: [-z, z])."
+            "C >= 2 classes: pass `forward_fn=` that returns these, or task='binary' for one logit."
         )
-    remedy = "pass `target_fn=` (here: `targets`), which gives integer classes (N,) for a batch"
+    expected = (n, *logits.shape[2:])
+    classes, what = _from_one_hot(targets, tuple(logits.shape)), _in_words(targets)
+    if classes.is_floating_point() or classes.is_complex() or classes.shape != expected:
+        need = f"{n} integer classes" if len(expected) == 1 else f"integer classes {expected}"
+        raise ValueError(
+            f"{what}, where accuracy needs {need} for outputs of shape {tuple(logits.shape)}: {_HINT}; or "
+            "`forward_fn=`, if the outputs are no logits (N, C) or (N, C, ...); or task='multilabel' for 0 or 1 for "
+            "each output."
+        )
+    if ignored is None and len(expected) > 1:
+        ignored = _IGNORED
+    counted = _counted(classes, ignored, what)
+    classes = classes.long() if counted is None else classes.long().where(counted, 0)
+    if bool(((classes < 0) | (classes >= logits.shape[1])).any()):
+        raise ValueError(
+            f"the targets range from {int(classes.min())} to {int(classes.max())}, but the model returns "
+            f"{logits.shape[1]} logits, for classes 0 to {logits.shape[1] - 1}: {_HINT}, or `metric=` with the "
+            "`ignore_index` of targets that do not count."
+        )
+    return Labels("multiclass", classes, counted, tuple(logits.shape[1:]), ignored)
+
+
+def _yes_and_no(targets: Tensor, outputs: Tensor, task: str, ignored: int | None) -> Labels:
+    what = f"{_in_words(targets)} and the model returns shape {tuple(outputs.shape)}"
+    shape = tuple(outputs.shape[1:])
+    if task == "binary" and outputs.ndim == 2 and shape[0] > 1:
+        raise ValueError(
+            f"{what}, where task='binary' needs one logit for each point: two logits are task='multiclass', and one "
+            "for each of several labels task='multilabel'."
+        )
+    if task == "multilabel" and not shape:
+        raise ValueError(f"{what}, where task='multilabel' needs logits (N, L): one for each point is task='binary'.")
+    squeezed = shape[1:] if shape[:1] == (1,) else shape
+    if tuple(targets.shape) not in {(len(outputs), *own) for own in (shape, squeezed, (1, *squeezed))}:
+        raise ValueError(f"{what}, where task={task!r} needs targets of that shape: {_HINT_OF_YES_AND_NO}.")
+    decisions = targets.reshape(len(outputs), *(squeezed if task == "binary" else shape))
+    counted = _counted(decisions, ignored, what)
+    kept = decisions if counted is None else decisions.where(counted, 0)
+    if not _is_binary(kept):
+        spans = "are not finite" if not bool((kept == kept).all()) else f"range from {kept.min()} to {kept.max()}"
+        raise ValueError(f"{what}; they {spans}, where task={task!r} needs 0 and 1: {_HINT_OF_YES_AND_NO}.")
+    return Labels(task, kept.long(), counted, shape, ignored)
+
+
+def _counted(targets: Tensor, ignored: int | None, what: str) -> Tensor | None:
+    """``None`` if all count."""
+    # As int64: in the few bits of another type the value that is ignored may be that of a class.
+    counted = None if ignored is None else (targets if targets.is_floating_point() else targets.long()) != ignored
+    if counted is None or bool(counted.all()):
+        return None
+    if not bool(counted.any()):
+        raise ValueError(f"{what} and are all {ignored}, which does not count: {_HINT}.")
+    return counted
+
+
+def _check_is_tensor(targets: Any) -> None:
     if not isinstance(targets, Tensor):
         found = "no targets were found" if targets is None else f"the targets are a {type(targets).__name__}"
-        raise ValueError(f"{found}, where accuracy needs integer classes: {remedy}.")
-    if targets.ndim == 2 and targets.shape[1] == 1:
-        targets = targets[:, 0]
-    n_columns = logits.shape[1] if logits is not None else targets.shape[-1] if targets.ndim else 0
-    is_binary = (
-        targets.ndim == 2 and targets.shape[1] == n_columns > 1 and bool(((targets == 0) | (targets == 1)).all())
-    )
-    if is_binary and bool((targets.sum(1) == 1).all()):
-        targets = targets.argmax(1)  # one-hot
-    what = f"the targets are {targets.dtype} of shape {tuple(targets.shape)}"
-    if targets.is_floating_point() or targets.is_complex() or targets.ndim != 1 or n not in (None, len(targets)):
-        raise ValueError(f"{what}, where accuracy needs {'N' if n is None else n} integer classes: {remedy}.")
-    targets = targets.long()
-    if logits is None and bool((targets < 0).any()):
-        raise ValueError(f"{what} and go down to {int(targets.min())}, where classes count from 0: {remedy}.")
-    if logits is not None and bool(((targets < 0) | (targets >= logits.shape[1])).any()):
-        raise ValueError(
-            f"the targets range from {int(targets.min())} to {int(targets.max())}, but the model returns "
-            f"{logits.shape[1]} logits, for classes 0 to {logits.shape[1] - 1}: {remedy}."
-        )
-    return targets
+        raise ValueError(f"{found}, where accuracy needs integer classes: {_HINT}.")
+
+
+def _from_one_hot(targets: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Targets ``(N, *E)`` for ``(N, 1, *E)``, and for one-hot ones of the shape ``(N, C, *E)``."""
+    if targets.ndim != len(shape) or targets.ndim < 2:
+        return targets
+    if targets.shape[1] == 1:
+        return targets[:, 0]
+    is_binary = tuple(targets.shape) == shape and _is_binary(targets)
+    return targets.argmax(1) if is_binary and bool((targets.sum(1) == 1).all()) else targets
+
+
+def _is_binary(targets: Tensor) -> bool:
+    return bool(((targets == 0) | (targets == 1)).all())
+
+
+def _in_words(targets: Tensor) -> str:
+    return f"the targets are {targets.dtype} of shape {tuple(targets.shape)}"

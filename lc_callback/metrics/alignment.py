@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +20,7 @@ class CentroidAlignment(Measure):
     float64 tensor ``()``, from -1 to 1; NaN if one of the points is not finite.
 
     Args:
-        at: name of the module whose output takes the place of the input.
-        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: points in one pass.
-        kwargs: of :class:`torchmetrics.Metric`.
+        kwargs: the arguments of the function, and those of :class:`torchmetrics.Metric`.
 
     Example::
 
@@ -39,26 +35,19 @@ class CentroidAlignment(Measure):
         0.5
     """
 
+    function = staticmethod(centroid_alignment)
     plot_lower_bound, plot_upper_bound = -1.0, 1.0
     cosines: Tensor
     n_cosines: Tensor
 
-    def __init__(
-        self,
-        *,
-        at: str | None = None,
-        forward_fn: Callable[..., Any] | None = None,
-        chunk_size: int = 64,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._options: dict[str, Any] = {"at": at, "forward_fn": forward_fn, "chunk_size": chunk_size}
         self.add_state("cosines", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n_cosines", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
         """Add a batch of points; ``targets`` are not looked at, so that a collection can pass them."""
-        cosine = centroid_alignment(model, inputs, **self._options).cosine
+        cosine = centroid_alignment(model, inputs, **self.options).cosine
         self.cosines += cosine.sum().to(self.cosines)
         self.n_cosines += len(cosine)
 

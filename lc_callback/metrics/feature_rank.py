@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +9,15 @@ from torch import Tensor, nn
 from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.engine.network.features import Features
-from lc_callback.functional.feature_rank import FeatureCovariance, check_options
+from lc_callback.functional.feature_rank import FeatureCovariance, check_options, feature_ranks
+from lc_callback.functional.feature_rank import FeatureRank as Ranks
 from lc_callback.metrics.measure import Measure
 
 __all__ = ["FeatureRank"]
+
+# Which arguments of the function the features take, and which the ranks.
+_OF_FEATURES = ("layers", "max_width", "seed", "forward_fn")
+_OF_RANK = ("matrix", "center", "tol", "relative")
 
 
 class FeatureRank(Measure):
@@ -22,23 +26,10 @@ class FeatureRank(Measure):
     See :func:`lc_callback.functional.feature_ranks` for the definitions. ``compute()`` returns float64 tensors ``()``
     by ``"rank/<layer>"``, ``"effective_rank/<layer>"`` and ``"stable_rank/<layer>"``: from 0 to the smaller of a
     layer's width and its rows; NaN if a feature is not finite. Of each layer of width ``d`` a matrix ``(d, d)`` is kept
-    for each batch. In several processes each must have seen a batch before ``compute()``, for the layers are known from
-    there.
+    for each batch.
 
     Args:
-        layers: ``None`` takes what every executed non-linearity returns; names, patterns or types the outputs of these
-            modules.
-        matrix: ``"covariance"`` or ``"features"``, as for :func:`lc_callback.functional.feature_rank`, and so are the
-            next four.
-        center: subtract the mean over the rows first.
-        tol: tolerance; ``None`` is ``d * eps``.
-        relative: the tolerance is relative to the largest singular value.
-        precision: floating-point type whose ``eps`` is meant; ``None`` is that of the computation.
-        max_width: wider layers are projected to this width.
-        seed: of the projection.
-        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: points in one forward pass.
-        kwargs: of :class:`torchmetrics.Metric`.
+        kwargs: the arguments of the function, and those of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: for an argument out of range; in ``update()`` for what the function refuses, in ``compute()`` for
@@ -58,32 +49,13 @@ class FeatureRank(Measure):
         2
     """
 
+    function = staticmethod(feature_ranks)
     plot_lower_bound = 0.0
     moments: list[Tensor]
 
-    def __init__(
-        self,
-        *,
-        layers: Sequence[str | type] | None = None,
-        matrix: str = "covariance",
-        center: bool = True,
-        tol: float | None = None,
-        relative: bool = True,
-        precision: torch.dtype | None = None,
-        max_width: int = 4096,
-        seed: int = 0,
-        forward_fn: Callable[..., Any] | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_options(matrix, tol, precision)
-        self._chunk_size = chunk_size
-        self._features: dict[str, Any] = {"layers": layers, "max_width": max_width, "seed": seed}
-        self._features["forward_fn"] = forward_fn
-        self._ranks: dict[str, Any] = {"matrix": matrix, "center": center, "tol": tol, "relative": relative}
-        self._precision = precision
-        self._layers: list[str] = []
+        check_options(self.options["matrix"], self.options["tol"], self.options["precision"])
         self.add_state("moments", [], dist_reduce_fx="cat")
 
     def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
@@ -93,27 +65,32 @@ class FeatureRank(Measure):
         def add(name: str, rows: Tensor) -> None:
             batch.setdefault(name, FeatureCovariance()).update(rows.flatten(0, 1))
 
-        features = Features(model, inputs, **self._features)
-        features.stream(add, self._chunk_size)
-        self._precision = self._precision or features.dtype
+        features = Features(model, inputs, **{name: self.options[name] for name in _OF_FEATURES})
+        features.stream(add, self.options["chunk_size"])
+        precision = self.options["precision"] or features.dtype
         for name, covariance in batch.items():
-            if name not in self._layers:
-                self._layers.append(name)
-            number = torch.tensor([self._layers.index(name)], dtype=torch.float64, device=self.device)
-            self.moments += [number, covariance.packed().to(self.device)]
+            # Names belong to the states: a process that has seen no batch knows no layer.
+            label = f"{name}\n{precision}".encode()
+            head = torch.tensor([len(label), *label], dtype=torch.float64, device=self.device)
+            self.moments += [head, covariance.packed().to(self.device)]
 
-    def compute(self) -> dict[str, Tensor]:
-        """The ranks over all points."""
+    def ranks(self) -> dict[str, Ranks]:
+        """The ranks of each layer over the points that this process has seen, with their spectra."""
         merged: dict[str, FeatureCovariance] = {}
         rest = dim_zero_cat(self.moments) if len(self.moments) else torch.empty(0)
         while len(rest):
-            name = self._layers[int(rest[0])]
-            rest = merged.setdefault(name, FeatureCovariance()).add_packed(rest[1:])
-        values: dict[str, Tensor] = {}
-        for name in self._layers:
-            if name in merged:
-                found = merged[name].rank(**self._ranks, precision=self._precision)
-                for kind in ("rank", "effective_rank", "stable_rank"):
-                    value = float(getattr(found, kind))
-                    values[f"{kind}/{name}"] = torch.tensor(value, dtype=torch.float64, device=self.device)
-        return values
+            n = 1 + int(rest[0])
+            label = bytes(rest[1:n].byte().tolist()).decode()
+            rest = merged.setdefault(label, FeatureCovariance()).add_packed(rest[n:])
+        found: dict[str, Ranks] = {}
+        for label, covariance in merged.items():
+            name, _, dtype = label.rpartition("\n")
+            precision = getattr(torch, dtype.removeprefix("torch."))
+            found[name] = covariance.rank(**{key: self.options[key] for key in _OF_RANK}, precision=precision)
+        return found
+
+    def compute(self) -> dict[str, Tensor]:
+        """The ranks over all points."""
+        kinds = ("rank", "effective_rank", "stable_rank")
+        ranks = self.ranks().items()
+        return {f"{kind}/{name}": self._number(getattr(found, kind)) for name, found in ranks for kind in kinds}

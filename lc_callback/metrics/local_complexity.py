@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,16 +24,7 @@ class LocalComplexity(Measure):
 
     Args:
         radius: ``r`` > 0 in input units, or several radii.
-        n_directions: of the frame; ``None`` is 25, or all there are if fewer.
-        seed: of the frame.
-        layers: ``None`` counts every non-linearity that is executed; names, patterns or types count the outputs of
-            these modules.
-        at: name of the module whose output is perturbed instead of the input.
-        method: ``"vertices"`` or ``"linear"``.
-        max_pool: also count the winners that change.
-        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: vertices in one forward pass.
-        kwargs: of :class:`torchmetrics.Metric`.
+        kwargs: the other arguments of the function, and those of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: for an argument out of range; in ``update()``, for a model or points that the function refuses.
@@ -53,42 +44,22 @@ class LocalComplexity(Measure):
         tensor(1., dtype=torch.float64)
     """
 
+    function = staticmethod(local_complexity)
+    left_out = ("radius", "directions", "bracket", "progress")
     plot_lower_bound = 0.0
     switching: list[Tensor]
 
-    def __init__(
-        self,
-        radius: float | Sequence[float],
-        *,
-        n_directions: int | None = None,
-        seed: int = 0,
-        layers: Sequence[str | type] | None = None,
-        at: str | None = None,
-        method: str = "vertices",
-        max_pool: bool = False,
-        forward_fn: Callable[..., Any] | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, radius: float | Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_arguments(radius, n_directions, layers, at, chunk_size)
-        check_method(method, ("vertices", "linear"), layers, max_pool, False)
+        own = self.options
+        check_arguments(radius, own["n_directions"], own["layers"], own["at"], own["chunk_size"])
+        check_method(own["method"], ("vertices", "linear"), own["layers"], own["max_pool"], False)
         self.radius = radius
-        self._options: dict[str, Any] = {
-            "n_directions": n_directions,
-            "seed": seed,
-            "layers": layers,
-            "at": at,
-            "method": method,
-            "max_pool": max_pool,
-            "forward_fn": forward_fn,
-            "chunk_size": chunk_size,
-        }
         self.add_state("switching", [], dist_reduce_fx="cat")
 
     def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
         """Count at a batch of points; ``targets`` are not looked at, so that a collection can pass them."""
-        counts = local_complexity(model, inputs, radius=self.radius, **self._options).counts.sum(-1)
+        counts = local_complexity(model, inputs, radius=self.radius, **self.options).counts.sum(-1)
         self.switching.append(counts.reshape(-1, counts.shape[-1]).T.double().to(self.device))  # points first
 
     def compute(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.utilities import dim_zero_cat
 
-from lc_callback.functional.neural_collapse import last_features, neural_collapse_of
-from lc_callback.functional.targets import check_targets
+from lc_callback.functional.neural_collapse import last_features, neural_collapse, neural_collapse_of
+from lc_callback.functional.targets import check_classes
 from lc_callback.metrics.measure import Measure
 
 __all__ = ["NeuralCollapse"]
@@ -25,10 +24,7 @@ class NeuralCollapse(Measure):
     only. The weights of the head are those of the last update.
 
     Args:
-        layer: name of the module whose output are the features; ``None``: what enters the last ``nn.Linear``.
-        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: points in one forward pass.
-        kwargs: of :class:`torchmetrics.Metric`.
+        kwargs: the arguments of the function, and those of :class:`torchmetrics.Metric`.
 
     Raises:
         ValueError: in ``update()``, for what the function refuses; in ``compute()``, for fewer than two classes.
@@ -46,41 +42,34 @@ class NeuralCollapse(Measure):
         {'nc1': 0.0, 'nc3': 0.0, 'nc4': 1.0}
     """
 
+    function = staticmethod(neural_collapse)
     plot_lower_bound = 0.0
     features: list[Tensor]
     classes: list[Tensor]
     decisions: list[Tensor]
+    weight: list[Tensor]
+    n_weights: Tensor
 
-    def __init__(
-        self,
-        *,
-        layer: str | None = None,
-        forward_fn: Callable[..., Any] | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._options: dict[str, Any] = {"layer": layer, "forward_fn": forward_fn, "chunk_size": chunk_size}
-        self._weight: Tensor | None = None
-        for name in ("features", "classes", "decisions"):
+        for name in ("features", "classes", "decisions", "weight"):
             self.add_state(name, [], dist_reduce_fx="cat")
+        self.add_state("n_weights", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, model: nn.Module, inputs: Any, targets: Tensor) -> None:
         """Add a batch of points."""
-        last, classes = last_features(model, inputs, **self._options), check_targets(targets, None)
-        if len(classes) != len(last.features):
-            raise ValueError(f"there must be one target for each of {len(last.features)} points, not {len(classes)}.")
+        last = last_features(model, inputs, **self.options)
         self.features.append(last.features.to(self.device))
-        self.classes.append(classes.to(self.device))
+        self.classes.append(check_classes(targets, len(last.features)).to(self.device))
         self.decisions.append(last.decisions.to(self.device))
-        self._weight = last.weight
+        self.weight = [] if last.weight is None else [last.weight.to(self.device)]
+        self.n_weights.fill_(len(self.weight))
 
     def compute(self) -> dict[str, Tensor]:
         """The measures over all points."""
         features, classes, decisions = map(dim_zero_cat, (self.features, self.classes, self.decisions))
-        found = asdict(neural_collapse_of(features, classes, decisions, self._weight))
-        return {
-            name: torch.tensor(value, dtype=torch.float64, device=self.device)
-            for name, value in found.items()
-            if name != "n_classes"
-        }
+        weight = dim_zero_cat(self.weight) if int(self.n_weights) else None
+        if weight is not None:  # each process, and each batch that `forward` has seen, has brought one
+            weight = weight[-(len(weight) // int(self.n_weights)) :]
+        found = asdict(neural_collapse_of(features, classes, decisions, weight))
+        return {name: self._number(value) for name, value in found.items() if name != "n_classes"}

@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
+from lc_callback.engine.adversarial.attacked import Verdict
+from lc_callback.engine.adversarial.labels import Labels
 from lc_callback.functional import robust_accuracy
-from lc_callback.functional.robustness import check_arguments
+from lc_callback.functional.judging import fresh, number, take
+from lc_callback.functional.robustness import check_arguments, outcome_of
+from lc_callback.functional.targets import TASKS
 from lc_callback.metrics.measure import Measure
 from lc_callback.names import number_names
 
 __all__ = ["RobustAccuracy"]
 
+_TASKS = TASKS[1:]
+
 
 class RobustAccuracy(Measure):
-    """Share of points that a classifier gets right, as they are and under attack.
+    """Share of the decisions that a classifier gets right, as they are and under attack.
 
-    See :func:`lc_callback.functional.robust_accuracy` for the attack and the logits that it sees. ``compute()`` returns
-    float64 tensors ``()`` from 0 to 1 by ``"clean_acc"`` and ``"robust_acc_eps0.03"`` and so on;
-    NaN if a logit was not finite.
+    See :func:`lc_callback.functional.robust_accuracy` for the attack, for the logits that it sees, and for what is a
+    decision. ``compute()`` returns float64 tensors ``()`` by ``"clean_acc"`` and ``"robust_acc_eps0.03"`` and so on,
+    from 0 to 1; NaN if a logit was not finite. With ``metric=`` they are values of that metric.
+
+    Without ``bounds`` the domain is that of the points of each batch, and so is the unit of ``eps`` if it is their
+    spread. Each batch starts from the same noise.
 
     Args:
-        eps: budget, or several.
-        attack: name of an attack, or a function.
-        alpha: of one step; ``None`` is 2.5 eps / steps.
-        steps: of the attack.
-        bounds: ``(low, high)`` of the domain; ``None`` takes the range of the points of each batch.
-        seed: of the start noise, the same in each batch.
-        eps_unit: ``"auto"``, ``"input"`` or ``"std"``; in spreads of the points of each batch.
-        attack_args: further arguments of the attack.
-        normalize_logits: whether the attack sees logits that do not saturate.
-        at: name of the module whose output is attacked instead of the input.
-        forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
-        chunk_size: points in one pass.
-        kwargs: of :class:`torchmetrics.Metric`.
+        eps: radius of the attack, or several.
+        kwargs: the other arguments of the function, and those of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: for an argument out of range; in ``update()``, for a model or points that the function refuses.
+        ValueError: for an argument out of range; in ``update()``, for a model or points that the function refuses, or
+            for a batch that belongs to another task than those before it.
 
     Example::
 
@@ -55,65 +59,106 @@ class RobustAccuracy(Measure):
         {'clean_acc': 0.75, 'robust_acc_eps0.5': 0.5}
     """
 
+    function = staticmethod(robust_accuracy)
+    left_out = ("return_adversarial",)
     higher_is_better = True
     plot_lower_bound, plot_upper_bound = 0.0, 1.0
     n_right: Tensor
-    n_robust: Tensor
-    n_attacked: Tensor
+    n_broken: Tensor
+    n_decided: Tensor
+    n_of_task: Tensor
 
-    def __init__(
-        self,
-        eps: float | Sequence[float],
-        *,
-        attack: str | Callable[..., Tensor] = "PGD",
-        alpha: float | None = None,
-        steps: int = 10,
-        bounds: tuple[Any, Any] | None = None,
-        seed: int = 0,
-        eps_unit: str = "auto",
-        attack_args: Mapping[str, Any] | None = None,
-        normalize_logits: bool = True,
-        at: str | None = None,
-        forward_fn: Callable[..., Any] | None = None,
-        chunk_size: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, eps: float | Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_arguments(eps, attack, alpha, steps, bounds, eps_unit, attack_args, at, chunk_size)
-        self.eps = [eps] if isinstance(eps, (int, float)) else list(eps)
-        self._options: dict[str, Any] = {
-            "eps": self.eps,
-            "attack": attack,
-            "alpha": alpha,
-            "steps": steps,
-            "bounds": bounds,
-            "seed": seed,
-            "eps_unit": eps_unit,
-            "attack_args": attack_args,
-            "normalize_logits": normalize_logits,
-            "at": at,
-            "forward_fn": forward_fn,
-            "chunk_size": chunk_size,
-        }
-        self.add_state("n_right", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n_robust", torch.zeros(len(self.eps), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n_attacked", torch.tensor(0), dist_reduce_fx="sum")
+        check_arguments(eps=eps, **self.options)
+        self.eps: list[float] = [float(eps)] if isinstance(eps, Real) else [float(one) for one in eps]  # type: ignore[union-attr]
+        #: What was done about a model that returns probabilities; empty for logits.
+        self.note = ""
+        n = 1 + len(self.eps)
+        self.add_state("n_right", torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_broken", torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_decided", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_of_task", torch.zeros(len(_TASKS), dtype=torch.int64), dist_reduce_fx="sum")
+        metric = self.options["metric"]
+        self._judge = None if metric is None else fresh(metric)
+        if self._judge is not None:  # the same metric for each eps, whose states are kept here
+            for index in range(n):
+                for name, default in self._judge._defaults.items():
+                    self.add_state(f"{name}_{index}", default, dist_reduce_fx=self._judge._reductions[name])
 
-    def update(self, model: nn.Module, inputs: Any, targets: Tensor) -> None:
-        """Attack a batch of points."""
-        found, n = robust_accuracy(model, inputs, targets, **self._options), len(targets)
-        robust = torch.tensor([found.robust_acc[eps] for eps in self.eps], dtype=torch.float64)
-        self.n_right += torch.tensor(n * found.clean_acc, dtype=torch.float64).round().to(self.n_right)
-        self.n_robust += (n * robust).round().to(self.n_robust)
-        self.n_attacked += n
+    def update(self, model: nn.Module, inputs: Any, targets: Any, *, share: tuple[int, int] = (0, 1)) -> None:
+        """Attack a batch of points.
+
+        Args:
+            model: the classifier.
+            inputs: the points.
+            targets: what is right there.
+            share: ``(index, of)``: of ``of`` processes that have the same points, this one judges every ``of``-th, from
+                ``index`` on.
+        """
+        found = outcome_of(model, inputs, targets, share=share, eps=self.eps, **self.options)
+        if found.note and not self.note:
+            self.note = found.note
+            self._tell(found.note)
+        self.n_of_task[_TASKS.index(found.labels.task)] += 1
+        self._check_tasks()
+        labels = found.labels.to(self.device)
+        for index, verdict in enumerate([found.clean, *(found.robust[eps] for eps in self.eps)]):
+            self._take(index, verdict, labels)
+        self.n_decided += labels.n_counted
+
+    def _tell(self, note: str) -> None:
+        warnings.warn(note, stacklevel=4)
+
+    @property
+    def task(self) -> str:
+        """The task of the batches so far; empty before the first."""
+        return next((task for task, n in zip(_TASKS, self.n_of_task.tolist(), strict=True) if n), "")
+
+    def _check_tasks(self) -> None:
+        tasks = [task for task, n in zip(_TASKS, self.n_of_task.tolist(), strict=True) if n]
+        if len(tasks) > 1:
+            raise ValueError(
+                f"the targets of some batches are {tasks[0]}, those of others {tasks[1]}: pass `task=`, for a batch "
+                "may not show it."
+            )
+
+    def _take(self, index: int, verdict: Verdict, labels: Labels) -> None:
+        right = verdict.right.to(self.device)
+        self.n_right[index] += (right if labels.counted is None else right[labels.counted]).sum()
+        self.n_broken[index] += not verdict.is_known
+        if self._judge is not None and verdict.is_known and len(right):
+            assert verdict.logits is not None
+            with self._judging(index) as judge:
+                take(judge, Verdict(right, True, verdict.logits.to(self.device)), labels)
+
+    @contextmanager
+    def _judging(self, index: int) -> Iterator[Metric]:
+        """The metric that was given, with the states that it has for the points as they are (0) or under an attack."""
+        judge = self._judge
+        assert judge is not None
+        judge.reset()
+        for name in judge._defaults:
+            setattr(judge, name, getattr(self, f"{name}_{index}"))
+        yield judge
+        for name in judge._defaults:
+            setattr(self, f"{name}_{index}", getattr(judge, name))
 
     def compute(self) -> dict[str, Tensor]:
-        """The shares of all points."""
-        robust = dict(
-            zip(
-                (f"robust_acc_eps{name}" for name in number_names(self.eps)),
-                self.n_robust / self.n_attacked,
-                strict=True,
-            )
-        )
-        return {"clean_acc": self.n_right / self.n_attacked, **robust}
+        """The shares of all decisions, or the values of the metric."""
+        self._check_tasks()
+        names = ["clean_acc", *(f"robust_acc_eps{name}" for name in number_names(self.eps))]
+        values = [self._value(index) for index in range(len(names))]
+        return {
+            name: torch.where(broken > 0, torch.nan, value)
+            for name, value, broken in zip(names, values, self.n_broken, strict=True)
+        }
+
+    def _value(self, index: int) -> Tensor:
+        if self._judge is None:
+            return self.n_right[index] / self.n_decided
+        if bool(self.n_broken[index] > 0):
+            return self._number(math.nan)
+        with self._judging(index) as judge:
+            judge._update_count = 1  # else it warns that it has seen nothing
+            return number(judge.compute(), judge).double()

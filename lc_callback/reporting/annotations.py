@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lc_callback.detection.outliers import lone_rows
 from lc_callback.detection.transitions import Transition, in_order
 from lc_callback.reporting.layout import Layout, extent, spread_out
-from lc_callback.run.timeline import Panel, Part
+from lc_callback.run.timeline import Panel, RunCurves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ _BAND = 0.08  # opacity of an interval
 _HOLLOW = 2.6  # width of a tentative line in points, white within
 _NUMBERS_AT = 0.945  # of the height of a panel
 _ALIKE = 0.1  # of a value: one that differs by less is not told beside it
-#: Rows that are cut off, whose values are told in one panel; of more only the farthest.
+#: Rows that are cut off, whose values one panel names; of more only the farthest.
 N_TOLD = 4
 
 Floats = NDArray[np.float64]
@@ -157,10 +157,10 @@ class Marker:
     step: int
     curve: str
     kinds: tuple[str, ...]
-    part: Part
+    part: RunCurves
     found: Transition
 
-    def is_of(self, part: Part, panel: Panel) -> bool:
+    def is_of(self, part: RunCurves, panel: Panel) -> bool:
         """Whether the panel has its curve."""
         return self.part is part and self.curve in panel.keys
 
@@ -182,7 +182,7 @@ class Marker:
         return [f"{self.number}  {names[0]}", *(f"    {name}" for name in names[1:])]
 
 
-def number(parts: Sequence[Part]) -> list[Marker]:
+def number(parts: Sequence[RunCurves]) -> list[Marker]:
     """The markers of all panels, numbered in the order of their steps."""
     alike: dict[tuple[int, str, int, str], list[Transition]] = {}
     for i, part in enumerate(parts):
@@ -196,7 +196,7 @@ def number(parts: Sequence[Part]) -> list[Marker]:
     ]
 
 
-def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], layout: Layout) -> list[Any]:
+def draw_markers(ax: Axes, part: RunCurves, panel: Panel, markers: Sequence[Marker], layout: Layout) -> list[Any]:
     """A numbered line at each marker of the panel, a thin one at each of others. Returns those of the key.
 
     A marker of the panel has a band for its interval; a tentative one has two thin lines, hollow between, and a number
@@ -244,7 +244,7 @@ def draw_markers(ax: Axes, part: Part, panel: Panel, markers: Sequence[Marker], 
 # Rows beyond the axis
 
 
-def y_range(part: Part, panel: Panel) -> tuple[float, float, bool]:
+def y_range(part: RunCurves, panel: Panel) -> tuple[float, float, bool]:
     """Of the vertical axis: from, to, and whether it is made for all rows but those that stand out.
 
     A lone row, or one at which a layer spikes, is cut off if it is so far from all other rows that these would have
@@ -285,7 +285,7 @@ def y_range(part: Part, panel: Panel) -> tuple[float, float, bool]:
     return low, high, cut
 
 
-def rows_beyond(part: Part, panel: Panel, limits: tuple[float, float]) -> list[tuple[str, int]]:
+def rows_beyond(part: RunCurves, panel: Panel, limits: tuple[float, float]) -> list[tuple[str, int]]:
     """The finite rows outside the axis as it is drawn, each as key and step; not at an edge that the panel gives."""
     bottom, top = (
         edge if given is None else sign * np.inf
@@ -299,12 +299,12 @@ def rows_beyond(part: Part, panel: Panel, limits: tuple[float, float]) -> list[t
     ]
 
 
-def is_spiky(part: Part, cut: Sequence[tuple[str, int]]) -> bool:
+def is_spiky(part: RunCurves, cut: Sequence[tuple[str, int]]) -> bool:
     """Whether several of the rows that are cut off are spikes of layers."""
     return len({step for key, step in cut if (key, step) in part.made_by}) > 1
 
 
-def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> None:
+def draw_cut_rows(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> None:
     """An arrow at the edge for each row beyond the axis; at the farthest ones their value, step and layer."""
     bottom, top = ax.get_ylim()
     values = {(key, int(row["step"])): row[key] for key, _ in cut for row in part.rows if key in row}
@@ -350,7 +350,7 @@ def draw_cut_rows(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, i
         )
 
 
-def _told(step: int, own: Sequence[tuple[str, float]], part: Part) -> str:
+def _told(step: int, own: Sequence[tuple[str, float]], part: RunCurves) -> str:
     """What stands at an arrow: the values of all curves there, the step, and the layers."""
     told = [own[0][1]]
     told += [value for _, value in own[1:] if all(abs(value - other) > _ALIKE * abs(other) for other in told)]

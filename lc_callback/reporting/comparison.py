@@ -20,7 +20,7 @@ from lc_callback.detection.phases import PHASE_KINDS, find_phases
 from lc_callback.detection.seeds import Pooled, pool
 from lc_callback.detection.transitions import Curves, Transition, Turn, in_order, supported
 from lc_callback.reporting.run_dir import read_run
-from lc_callback.run.timeline import Measure, Panel, Part, place
+from lc_callback.run.timeline import MeasureSpec, Panel, RunCurves, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,7 @@ class Comparison:
 
 def compare(
     runs: Sequence[Path | str] | Mapping[str, Sequence[Path | str]],
-    measures: Sequence[type[Measure]],
+    measures: Sequence[type[MeasureSpec]],
     pattern: str | None = None,
     detection: Mapping[str, float] | None = None,
 ) -> Comparison:
@@ -222,10 +222,10 @@ def _shortened(names: Sequence[Path]) -> list[str]:
     return ["/".join(p[common:]) or "runs" for p in parts]
 
 
-def _group(name: str, runs: Sequence[Sequence[Part]], paths: tuple[Path, ...], kinds: Mapping[str, Any]) -> Group:
+def _group(name: str, runs: Sequence[Sequence[RunCurves]], paths: tuple[Path, ...], kinds: Mapping[str, Any]) -> Group:
     curves: dict[str, list[tuple[Any, Any]]] = {}
     in_runs: dict[tuple[str, str], list[int]] = {}
-    settled: dict[str, tuple[Part, str]] = {}  # of each curve a part that has it, and its key there without prefix
+    settled: dict[str, tuple[RunCurves, str]] = {}  # of each curve a part that has it, and its key there without prefix
     for parts in runs:
         for part in parts:
             seen = part.seen()
@@ -247,7 +247,7 @@ def _group(name: str, runs: Sequence[Sequence[Part]], paths: tuple[Path, ...], k
     return Group(name, paths, pooled, tuple(sorted(found, key=_place_of)), curves)
 
 
-def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[Part, str]]) -> list[Transition]:
+def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[RunCurves, str]]) -> list[Transition]:
     """The transitions of the mean curves."""
     turns: list[tuple[str, Turn, int]] = []
     prefixes = dict.fromkeys(part.prefix for part, _ in settled.values())
@@ -268,11 +268,11 @@ def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[Part, st
     return sorted(made, key=in_order)
 
 
-def _measure_of(part: Part) -> str:
+def _measure_of(part: RunCurves) -> str:
     return ",".join(sorted(part.settings)) + ",".join(sorted({key.split("/")[0] for key in part.followed}))
 
 
-def _shown(part: Part, curves: Curves, pooled: Mapping[str, Pooled]) -> list[Turn]:
+def _shown(part: RunCurves, curves: Curves, pooled: Mapping[str, Pooled]) -> list[Turn]:
     """What the mean curves show; of phases and ranks with the noise that the runs' differences tell."""
     if part.find is None:
         return []
@@ -294,7 +294,7 @@ def _place_of(found: Found) -> float:
     return found.median if found.steps else float(found.of_mean.step) if found.of_mean is not None else math.inf
 
 
-def _warn_of_radii(read: Mapping[Path, Sequence[Part]]) -> None:
+def _warn_of_radii(read: Mapping[Path, Sequence[RunCurves]]) -> None:
     """Local complexity is comparable at one radius only."""
     radii: dict[str, dict[float, Path]] = {}
     for path, parts in read.items():

@@ -27,7 +27,7 @@ from lc_callback.reporting.annotations import (
 from lc_callback.reporting.layout import Layout, elided, extent, wrapped
 from lc_callback.reporting.notes import Notes
 from lc_callback.run.files import beside
-from lc_callback.run.timeline import Panel, Part
+from lc_callback.run.timeline import Panel, RunCurves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ _SETTINGS: dict[Any, Any] = {
 _UNDATED: dict[str, Any] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
-def draw(figure: Figure, parts: Sequence[Part], title: str = "") -> list[Axes]:
+def draw(figure: Figure, parts: Sequence[RunCurves], title: str = "") -> list[Axes]:
     """Draw the parts of a run into an empty figure, one panel below the other.
 
     The axis of the steps is logarithmic from step 1 on; step 0 stands at its left end. The figure keeps its width and
@@ -66,7 +66,7 @@ def draw(figure: Figure, parts: Sequence[Part], title: str = "") -> list[Axes]:
     """
     last = max((row["step"] for part in parts for row in part.rows), default=1.0)
     markers = number(parts)
-    drawn = [(part, panel) for part in parts for panel in part.panels] or [(Part([], [], []), Panel("", {}))]
+    drawn = [(part, panel) for part in parts for panel in part.panels] or [(RunCurves([], [], []), Panel("", {}))]
     layout = _layout(figure.get_figwidth(), drawn, markers)
     heading = wrapped(title or _models(parts), layout.width - 2 * layout.left, 1.15 * layout.text)
     # A part without phases of its own has those of the first that has some.
@@ -96,7 +96,7 @@ def draw(figure: Figure, parts: Sequence[Part], title: str = "") -> list[Axes]:
     return axes
 
 
-def _models(parts: Sequence[Part]) -> str:
+def _models(parts: Sequence[RunCurves]) -> str:
     return ", ".join(dict.fromkeys(part.model for part in parts if part.model))
 
 
@@ -115,7 +115,7 @@ def _axis_of_steps(ax: Axes, last: float, layout: Layout, labelled: bool) -> Non
         ax.set_xlabel("optimizer steps", fontsize=layout.text, labelpad=0.15 * layout.text)
 
 
-def _layout(width: float, drawn: Sequence[tuple[Part, Panel]], markers: Sequence[Marker]) -> Layout:
+def _layout(width: float, drawn: Sequence[tuple[RunCurves, Panel]], markers: Sequence[Marker]) -> Layout:
     """With room for the widest number and the widest entry of a legend."""
     layout = Layout(width)
     highest = [y_range(part, panel)[:2] for part, panel in drawn]
@@ -128,7 +128,7 @@ def _layout(width: float, drawn: Sequence[tuple[Part, Panel]], markers: Sequence
     )
 
 
-def _key(part: Part, panel: Panel, markers: Sequence[Marker]) -> list[list[str]]:
+def _key(part: RunCurves, panel: Panel, markers: Sequence[Marker]) -> list[list[str]]:
     """The entries of a legend, each in its lines."""
     curves = [[name] for name in panel.lines] + ([[panel.faint_name]] if panel.faint else [])
     return curves + [marker.lines for marker in markers if marker.is_of(part, panel)]
@@ -147,7 +147,13 @@ class _Block:
     """
 
     def __init__(
-        self, part: Part, panel: Panel, markers: Sequence[Marker], spans: Sequence[Span], named: bool, layout: Layout
+        self,
+        part: RunCurves,
+        panel: Panel,
+        markers: Sequence[Marker],
+        spans: Sequence[Span],
+        named: bool,
+        layout: Layout,
     ) -> None:
         self._part, self._panel, self._markers, self._layout = part, panel, markers, layout
         self._spans, self._named = spans, named
@@ -268,7 +274,7 @@ class _Legend:
             text.set_parse_math(False)
 
 
-def _curves(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> list[Any]:
+def _curves(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[str, int]], layout: Layout) -> list[Any]:
     """Draw the curves and bands, thinly where several spikes are cut off. Returns entries for the legend."""
     from matplotlib.lines import Line2D
 
@@ -299,12 +305,12 @@ def _curves(ax: Axes, part: Part, panel: Panel, cut: Sequence[tuple[str, int]], 
     return lines
 
 
-def _column(part: Part, key: str) -> tuple[Any, Any]:
+def _column(part: RunCurves, key: str) -> tuple[Any, Any]:
     rows = [row for row in part.rows if key in row]
     return np.array([row["step"] for row in rows]), np.array([row[key] for row in rows])
 
 
-def image(parts: Sequence[Part], title: str = "", width: float = WIDTH) -> tuple[np.ndarray[Any, Any], bytes]:
+def image(parts: Sequence[RunCurves], title: str = "", width: float = WIDTH) -> tuple[np.ndarray[Any, Any], bytes]:
     """The timeline as pixels ``(H, W, 3)`` and as the bytes of a PNG file; ``width`` in inches of 110 pixels.
 
     The file holds its captions as text, too, see :class:`lc_callback.reporting.notes.Notes`.
@@ -336,7 +342,7 @@ def _canvas(width: float) -> Iterator[Any]:
         yield FigureCanvasAgg(Figure((width, 4), dpi=_DPI))
 
 
-def save(parts: Sequence[Part], path: Path, title: str = "", width: float = WIDTH) -> None:
+def save(parts: Sequence[RunCurves], path: Path, title: str = "", width: float = WIDTH) -> None:
     """Write the timeline to ``path``: a PNG, or by its suffix what else matplotlib writes, such as PDF or SVG.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lc_callback.detection.outliers import layers_of_outliers, shares_in_columns
-from lc_callback.run.timeline import Panel, Part
+from lc_callback.run.timeline import Panel, RunCurves
 
 __all__ = ["Notes"]
 
@@ -29,7 +29,7 @@ class Notes:
     groups: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> Notes:
+    def of(cls, parts: Sequence[RunCurves]) -> Notes:
         """Those of a timeline."""
         return cls(
             {_first(panel): part.model for part in parts for panel in part.panels},
@@ -66,7 +66,7 @@ class Notes:
         }
         return {_FIELD: json.dumps(known)}
 
-    def added_to(self, part: Part) -> Part:
+    def added_to(self, part: RunCurves) -> RunCurves:
         """The part with its captions and its model, and with the layers of lone rows that these or its columns tell."""
         panels = [replace(panel, caption=self.captions.get(_first(panel)) or panel.caption) for panel in part.panels]
         curves = [key for panel in panels for key in panel.keys]

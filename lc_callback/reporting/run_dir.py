@@ -12,15 +12,15 @@ import numpy as np
 
 from lc_callback.detection.transitions import Curves, Detector, Transition, in_order, only_supported
 from lc_callback.reporting.notes import Notes
-from lc_callback.run.timeline import Measure, Part, final_transitions, panel_order, read_events, read_rows
+from lc_callback.run.timeline import MeasureSpec, RunCurves, final_transitions, panel_order, read_events, read_rows
 from lc_callback.suggestions import did_you_mean
 
 __all__ = ["read_run"]
 
 
 def read_run(
-    folder: Path, measures: Sequence[type[Measure]], detection: Mapping[str, float] | None = None
-) -> list[Part]:
+    folder: Path, measures: Sequence[type[MeasureSpec]], detection: Mapping[str, float] | None = None
+) -> list[RunCurves]:
     """Read what the callbacks of a run left in its log directory.
 
     Args:
@@ -63,7 +63,7 @@ def read_run(
                 transitions = sorted([*_detected(measure, prefix, rows, settings), *beyond], key=in_order)
         followed = [prefix + key for key in measure.followed([key.removeprefix(prefix) for key in _keys(rows)])]
         find = partial(measure.find, settings=settings)
-        part = Part(rows, panels, transitions, followed, prefix, settings, find, group=measure.group)
+        part = RunCurves(rows, panels, transitions, followed, prefix, settings, find, group=measure.group)
         parts.append((panel_order(measure.group, prefix), notes.added_to(part)))
     unknown = sorted({*(detection or {})} - used)
     if unknown:
@@ -73,7 +73,7 @@ def read_run(
 
 
 def _detected(
-    measure: type[Measure], prefix: str, rows: list[dict[str, float]], settings: dict[str, float]
+    measure: type[MeasureSpec], prefix: str, rows: list[dict[str, float]], settings: dict[str, float]
 ) -> list[Transition]:
     detector = Detector(only_supported(partial(measure.find, settings=settings)), prefix)
     for row in rows:
@@ -82,7 +82,9 @@ def _detected(
     return detector.transitions
 
 
-def _measure_of(rows: list[dict[str, float]], measures: Sequence[type[Measure]]) -> tuple[type[Measure] | None, str]:
+def _measure_of(
+    rows: list[dict[str, float]], measures: Sequence[type[MeasureSpec]]
+) -> tuple[type[MeasureSpec] | None, str]:
     """The measure that wrote the rows, and its prefix, both told by the key of its seconds."""
     for key in _keys(rows):
         own = [measure for measure in measures if key.endswith(f"{measure.group}/seconds")]

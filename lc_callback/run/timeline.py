@@ -31,9 +31,9 @@ from lc_callback.run.files import LineFile
 
 __all__ = [
     "EventsFile",
-    "Measure",
+    "MeasureSpec",
     "Panel",
-    "Part",
+    "RunCurves",
     "describe",
     "final_transitions",
     "leads",
@@ -129,7 +129,7 @@ def spaced(scale: Sequence[str], n: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Part:
+class RunCurves:
     """What one measure saw.
 
     Attributes:
@@ -178,7 +178,7 @@ class Part:
     group: str = ""
 
 
-class Measure(Protocol):
+class MeasureSpec(Protocol):
     """What a kind of callback says of the rows that it writes."""
 
     group: ClassVar[str]
@@ -269,7 +269,7 @@ def summary(transitions: Sequence[Transition]) -> str:
     return "\n".join([*lines, *(["", *said] if said else [])])
 
 
-def run_sentences(parts: Sequence[Part]) -> list[str]:
+def run_sentences(parts: Sequence[RunCurves]) -> list[str]:
     """What the run showed: first what it comes to, then each curve without a transition."""
     seen = [part.seen() for part in parts]
     if len({one.name for one in seen}) == 1:  # nothing to tell apart
@@ -278,7 +278,7 @@ def run_sentences(parts: Sequence[Part]) -> list[str]:
     return [*([first] if first else []), *curve_sentences(seen)]
 
 
-def run_summary(parts: Sequence[Part], remarks: Sequence[str] = (), sentences: Sequence[str] | None = None) -> str:
+def run_summary(parts: Sequence[RunCurves], remarks: Sequence[str] = (), sentences: Sequence[str] | None = None) -> str:
     """All that is known of a run, as Markdown: what it comes to, each transition, and the leads.
 
     Args:

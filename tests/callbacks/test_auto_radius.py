@@ -66,6 +66,41 @@ def test_a_radius_that_is_given_is_logged_as_it_is(arguments: Any, logged: Any, 
     assert "This radius is" not in callback.describe()
 
 
+class Pairs(nn.Module):
+    """Each unit behind a ReLU sees two others, so that affine pieces say too much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight, self.last = nn.Linear(DIM, 400), nn.Parameter(torch.randn(2, 400)), nn.Linear(400, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = torch.relu(self.first(x))
+        return self.last(torch.relu(self.weight[0] * hidden + self.weight[1] * hidden.roll(1, -1)))
+
+
+@pytest.mark.parametrize(("method", "counts"), [("auto", "vertices"), ("linear", "linear"), ("vertices", "vertices")])
+def test_where_the_methods_differ_the_vertices_count(method: str, counts: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    callback, data = LocalComplexityCallback(method=method), vectors(100)
+    module = Classifier(Pairs())
+    found = find_radius(module.net, data.tensors[0], n_directions=DIM)
+    assert found.difference
+    trainer = fit(tmp_path, callback, module, data)
+    settings: dict[str, Any] = {"radius": found.radius, "n_directions": DIM, "method": counts}
+    assert callback.history["lc/train"][-1] == local_complexity(module.net, data.tensors[0], **settings).mean
+    assert ("lc_density/train" in callback.history.keys) is (counts == "linear")
+    text = callback.describe()
+    assert f"({found.difference})" in text
+    assert ("counted by the vertices" in text) is (counts == "vertices")
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    second = LocalComplexityCallback(method=method)
+    again = make_trainer(tmp_path / "b", second, max_steps=6)
+    again.fit(module, loader(data), loader(data), ckpt_path=tmp_path / "three.ckpt")
+    assert ("lc_density/train" in second.history.keys) is (counts == "linear")
+    assert len(second.history["lc/train"]) == 7
+    assert second.describe().splitlines()[0] == callback.describe().splitlines()[0]
+
+
 class Shrinking(Classifier):
     """Its embedding shrinks and the next layer grows, so it stays the same function."""
 

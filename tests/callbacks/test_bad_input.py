@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ from helpers import CLASSES, DIM, Classifier, loader, make_trainer, mlp, points
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lc_callback.callbacks.settings import arguments_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 
@@ -83,6 +84,8 @@ CONSTRUCTOR = [
     ({"per_layer": "all"}, "`per_layer`", "got 'all'", FLAG),
     ({"log_key_prefix": 3}, "`log_key_prefix`", "got 3", "must be a string"),
     ({"target_fn": 3}, "`target_fn`", "got 3", "a function or an import path"),
+    ({"task": "classes"}, "`task`", "got 'classes'", "'multilabel'"),
+    ({"metric": "f1"}, "`metric`", "got str 'f1'", "a metric of torchmetrics"),
     ({"eps": -0.1}, "`eps`", "got -0.1", EPS),
     ({"eps": "8/255"}, "`eps`", "got '8/255'", EPS),
     ({"eps": []}, "`eps`", "got []", EPS),
@@ -160,7 +163,7 @@ CONSTRUCTOR = [
 
 
 def parameters(kind: str) -> set[str]:
-    return {*inspect.signature(KINDS[kind]).parameters}
+    return {*arguments_of(KINDS[kind])}
 
 
 # Each row for every callback that has its arguments.
@@ -416,7 +419,7 @@ OF_ROBUSTNESS: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         {},
         one_output,
         loader,
-        ["returns shape (24, 1) for 24 points", "C >= 2", "`forward_fn=`", "[-z, z]"],
+        ["returns shape (24, 1)", "range from 0 to 2", "task='binary' needs 0 and 1", "`target_fn=`", "`forward_fn=`"],
     ),
     "target_fn_is_no_import": ({"target_fn": "os.nothing"}, Classifier, loader, ["`target_fn='os.nothing'`", "import"]),
     "target_fn_is_a_method": ({"target_fn": "loss"}, Classifier, loader, ["`target_fn='loss'`", "import path"]),

@@ -1,7 +1,6 @@
 import ast
 import copy
 import csv
-import inspect
 import pickle
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
+from lc_callback.callbacks.settings import arguments_of
 from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy, slice_partition
 
 PACKAGE = Path(lc_callback.__file__).parent
@@ -202,7 +202,7 @@ FILES = {
 
 
 def in_file(kind):
-    shared = [line for line in SHARED.splitlines() if line.strip().split(":")[0] in inspect.signature(kind).parameters]
+    shared = [line for line in SHARED.splitlines() if line.strip().split(":")[0] in arguments_of(kind)]
     return [line.strip() for line in [*FILES[kind].splitlines(), *shared] if line]
 
 
@@ -238,7 +238,7 @@ IN_PYTHON = {
 @pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.__name__)
 def test_a_yaml_file_names_every_argument_of_the_others(from_file, tmp_path, kind):
     lines = in_file(kind)
-    assert {line.split(":")[0] for line in lines} == {*inspect.signature(kind).parameters}
+    assert {line.split(":")[0] for line in lines} == {*arguments_of(kind)}
     from_yaml = from_file("{" + ", ".join(lines) + "}", kind.__name__)
     shared = {"n_probes": 6, "seed": 4, "chunk_size": 5, "log_key_prefix": "y_", "schedule": [0, 2, 5]}
     from_script = kind(**IN_PYTHON[kind], **shared, forward_fn=two_logits, target_fn=classes)

@@ -8,7 +8,7 @@ import pytest
 from helpers import Classifier, loader, make_trainer, points
 
 from lc_callback import LocalComplexityCallback
-from lc_callback.callbacks import base
+from lc_callback.callbacks import clock, loop
 
 
 class Clock:
@@ -30,7 +30,7 @@ def run(folder: Any, monkeypatch: Any, tick: float) -> tuple[list[str], LocalCom
         def print(self, *args: Any, **kwargs: Any) -> None:
             lines.append(" ".join(map(str, args)))
 
-    monkeypatch.setattr(base, "time", Clock(tick))
+    monkeypatch.setattr(clock, "time", Clock(tick))
     callback = LocalComplexityCallback(n_probes=8, n_directions=3, chunk_size=6, schedule=[0, 2])
     make_trainer(folder, callback, max_steps=4).fit(Printing(), loader(), loader(points(seed=1)))
     return lines, callback
@@ -61,6 +61,6 @@ def test_a_run_that_spent_much_on_it_is_told_what_to_change(tmp_path: Any, monke
 
 
 def test_a_run_that_spent_little_on_it_is_not(tmp_path: Any, monkeypatch: Any, recwarn: Any) -> None:
-    monkeypatch.setattr(base, "SHARE_TO_SAY", 1.0)
+    monkeypatch.setattr(loop, "SHARE_TO_SAY", 1.0)
     run(tmp_path, monkeypatch, tick=1.0)
     assert not [w for w in recwarn if "of the training" in str(w.message)]

@@ -188,7 +188,7 @@ def test_nothing_is_changed_by_it(stage: str, inference_mode: bool, tmp_path: An
     callbacks = several("together")
     alone, measured = evaluated(), evaluated(*callbacks.values())
     assert measured == alone
-    assert all(callback._described for callback in callbacks.values())  # and so has measured
+    assert all(callback.peer.writer.is_described for callback in callbacks.values())  # and so has measured
 
 
 @pytest.mark.parametrize("kind", KINDS)

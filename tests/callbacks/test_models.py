@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
-from lc_callback.callbacks import base, partition
+from lc_callback.callbacks import loop, partition
 from lc_callback.functional import cross_polytope_frame
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
@@ -149,14 +149,14 @@ def functional_twin(m, batch, move, tap):
     tap("net#5", m.net.layers[4](x) - m.net.floor)
 
 
-def two_knots_net():
+def two_kinks_net():
     first = [nn.Linear(6, 30), nn.ReLU6(), nn.Linear(30, 9), nn.Hardtanh()]
-    first[0].bias.data = torch.linspace(0, 6, 30)  # so that both knots are met
+    first[0].bias.data = torch.linspace(0, 6, 30)  # so that both kinks are met
     first[2].bias.data = torch.linspace(-1, 1, 9)
     return Lit(nn.Sequential(*first, nn.Linear(9, 4), nn.Softplus(), nn.Linear(4, 1)))
 
 
-def two_knots_twin(m, batch, move, tap):
+def two_kinks_twin(m, batch, move, tap):
     z = m.net[0](move(batch[0]))
     tap("net.1", z, 0.0, 6.0)
     z = m.net[2](z.clamp(0, 6))
@@ -597,10 +597,10 @@ CASES = {
         sequential_twin((nn.PReLU, nn.LeakyReLU)),
     ),
     "relu6_hardtanh_softplus": Case(
-        two_knots_net,
+        two_kinks_net,
         vectors(6),
         {"net.1": 30, "net.3": 9, "net.5": 4},
-        two_knots_twin,
+        two_kinks_twin,
     ),
     "lstm_head": Case(LSTMHead, vectors(3, 3), LSTM, lstm_twin),
     "gru": Case(GRUHead, vectors(3, 3), {"gru": 3 * 3 * 4}, gru_twin),
@@ -670,10 +670,10 @@ def count(case: Case, module: Any, data: Any) -> tuple[dict[str, float], dict[st
         parts = [p.view_as(t) for p, t in zip(flat.split([t[0].numel() for t in tensors], 1), tensors, strict=True)]
         return parts[0] if len(parts) == 1 else parts
 
-    def tap(name: str, z: Tensor, *knots: float) -> None:
+    def tap(name: str, z: Tensor, *kinks: float) -> None:
         crossed = torch.zeros(z.shape[1:], dtype=torch.bool)
-        for knot in knots or (0.0,):
-            crossed |= (z > knot).any(0) & (z <= knot).any(0)
+        for kink in kinks or (0.0,):
+            crossed |= (z > kink).any(0) & (z <= kink).any(0)
         switching[name] += int(crossed.sum())
         units[name] += crossed.numel()
 
@@ -765,7 +765,7 @@ def features_by_hand(name: str, module: Any, data: Any) -> dict[str, np.ndarray]
         else:
             activations = ACTIVATIONS.get(name, lambda m: {})(module)
 
-            def tap(layer: str, z: Tensor, *knots: float) -> None:
+            def tap(layer: str, z: Tensor, *kinks: float) -> None:
                 found[layer] = activations.get(layer, torch.relu)(z)
 
             case.twin(module, data, lambda *tensors: tensors[0] if len(tensors) == 1 else tensors, tap)
@@ -786,7 +786,7 @@ class Labels:
     """Why a model is refused by the attack, what is passed then, and its logits and classes by hand."""
 
     found: str
-    remedy: str
+    hint: str
     arguments: dict[str, Any]
     logits: Callable[[Any, Any], Tensor]
     classes: Callable[[Any], Tensor]
@@ -794,16 +794,6 @@ class Labels:
 
 def second(batch):
     return batch[1]
-
-
-def one_logit(x_of=operator.itemgetter(0)):
-    return Labels(
-        "returns shape (6, 1)",
-        "`forward_fn=`",
-        {"forward_fn": lambda module, x: torch.cat([-module(x), module(x)], 1)},
-        lambda m, batch: m(x_of(batch)) * torch.tensor([-1.0, 1.0]),
-        second,
-    )
 
 
 PADDED = Labels(
@@ -821,11 +811,10 @@ PARITY = Labels(
     lambda batch: torch.arange(N) % 2,
 )
 NOT_CLASSIFIERS = {
-    **dict.fromkeys(("gelu_silu", "prelu_leaky", "relu6_hardtanh_softplus", "conv1d"), one_logit()),
     **dict.fromkeys(("encoder_batch_first", "encoder_time_first"), PADDED),
     **dict.fromkeys(("dict_one_key", "dict_forward_fn"), PARITY),
     "gpt_tokens": Labels(
-        "returns shape (6, 5, 9)",
+        "outputs of shape (6, 5, 9)",
         "`forward_fn=`",
         {"forward_fn": lambda m, tokens: m(tokens)[:, -1], "target_fn": lambda batch: batch[0][:, 0]},
         lambda m, batch: m(batch[0])[:, 4],
@@ -854,7 +843,9 @@ NOT_CLASSIFIERS = {
     ),
 }
 NO_FORWARD = ("no_forward_forward_fn", "no_forward_method_name", "no_forward_submodule")
+ONE_LOGIT = ("gelu_silu", "prelu_leaky", "relu6_hardtanh_softplus", "conv1d")
 LOGITS = {
+    **dict.fromkeys(ONE_LOGIT, lambda m, batch: m(batch[0]) * torch.tensor([-1.0, 1.0])),
     "bert_dict": lambda m, batch: m(batch["input_ids"], batch["attention_mask"]).logits,
     **dict.fromkeys(NO_FORWARD, lambda m, batch: m.net(batch[0])),
 }
@@ -905,7 +896,7 @@ def grid(extent: Any) -> np.ndarray:
 
 
 def units_on(name: str, module: Any, data: Any, plane: Any, uv: np.ndarray) -> Tensor:
-    """Whether each tapped unit is above its knot, one row for each point of the plane."""
+    """Whether each tapped unit is above its kink, one row for each point of the plane."""
     values, found = plane.to_input(uv).flatten(1), []
 
     def move(*tensors: Tensor) -> Any:
@@ -924,7 +915,7 @@ def units_on(name: str, module: Any, data: Any, plane: Any, uv: np.ndarray) -> T
 
 @pytest.fixture(autouse=True)
 def slow_is_no_fault(monkeypatch):
-    monkeypatch.setattr(base, "SECONDS_TO_SAY", math.inf)
+    monkeypatch.setattr(loop, "SECONDS_TO_SAY", math.inf)
 
 
 @dataclass
@@ -964,8 +955,8 @@ def measuring(name: str, kind: str, **arguments: Any) -> Any:
     own.pop("max_pool", None)
     if kind == "rank":
         return FeatureRankCallback(n_probes=N, **own)
-    remedy = NOT_CLASSIFIERS[name].arguments if name in NOT_CLASSIFIERS else {}
-    return PGDRobustnessCallback(**{"eps": 0.3, "steps": 2, "n_probes": N, **own, **remedy, **arguments})
+    hint = NOT_CLASSIFIERS[name].arguments if name in NOT_CLASSIFIERS else {}
+    return PGDRobustnessCallback(**{"eps": 0.3, "steps": 2, "n_probes": N, **own, **hint, **arguments})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -1046,7 +1037,7 @@ def test_what_is_no_classifier_is_refused_before_the_first_step(name, tmp_path):
     callback = PGDRobustnessCallback(eps=0.3, steps=2, n_probes=N, schedule=[2], **case.callback)
     with pytest.raises(ValueError, match=r"^PGDRobustnessCallback: train probes: ") as caught:
         fit(case, module, (case.data(), case.data()), tmp_path, [callback])
-    assert [part for part in (labels.found, labels.remedy) if part not in str(caught.value)] == []
+    assert [part for part in (labels.found, labels.hint) if part not in str(caught.value)] == []
     for key, tensor in seeded(case.make).state_dict().items():
         assert torch.equal(module.state_dict()[key], tensor), key
 

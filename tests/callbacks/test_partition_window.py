@@ -124,7 +124,7 @@ def test_the_cost_is_told_before_the_first_row(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_long_row_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lc_callback.callbacks.base._PROGRESS_EVERY", 0.0)
+    monkeypatch.setattr("lc_callback.callbacks.conditions._PROGRESS_EVERY", 0.0)
     said: list[str] = []
     monkeypatch.setattr(Classifier, "print", lambda self, text: said.append(text), raising=False)
     fit(tmp_path, limited(schedule=[0]))

@@ -44,10 +44,10 @@ KILLS = {"together": 20, **dict.fromkeys(KINDS, 3)}
 ZONES = {
     "slices": ("/partition.py", "subdivision.py", "vertex_values.py", "film.py"),
     "anywhere": (".py",),
-    "measurement": ("local_complexity.py", "knots.py", "layers.py", "isolation.py", "points.py", "batch_axis.py"),
+    "measurement": ("local_complexity.py", "recorder.py", "layers.py", "context.py", "points.py", "batch_axis.py"),
     "attack": ("robustness.py", "attacks.py", "pgd.py", "space.py"),
     "features": ("feature_rank.py", "features.py", "alignment.py", "linear_probe.py", "weight_norm.py"),
-    "row": ("history.py", "files.py", "base.py", "loggers.py"),
+    "row": ("history.py", "files.py", "loop.py", "row_taker.py", "run_record.py", "row_writer.py", "loggers.py"),
     "checkpoint": ("model_checkpoint.py", "checkpoint_connector.py", "cloud_io.py"),
 }
 

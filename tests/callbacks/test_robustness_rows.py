@@ -14,8 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchmetrics.classification import MulticlassF1Score
 
 from lc_callback import PGDRobustnessCallback
+from lc_callback.engine.adversarial.domain import find_bounds
 from lc_callback.functional import robust_accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -266,6 +268,75 @@ def test_target_fn_draws_nothing_from_the_streams(tmp_path: Any) -> None:
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
     assert timeless(first.history) == timeless(second.history)
+
+
+# Tasks
+
+
+class Judged(Classifier):
+    """Trained with the loss of its task."""
+
+    def __init__(self, net: nn.Module, loss: Any) -> None:
+        super().__init__(net)
+        self._loss = loss
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        return self._loss(self(batch[0]), batch[1])
+
+
+def of_task(task: str) -> tuple[Any, TensorDataset]:
+    """A module of that task without any argument for us, and its data."""
+    torch.manual_seed(0)
+    inputs = points(N)[:][0]
+    yes_or_no = nn.functional.binary_cross_entropy_with_logits
+    if task == "binary":
+        return Judged(nn.Linear(DIM, 1), yes_or_no), TensorDataset(inputs, (inputs[:, :1] > 0).float())
+    if task == "multilabel":
+        return Judged(nn.Linear(DIM, 3), yes_or_no), TensorDataset(inputs, (inputs[:, :3] > 0).float())
+    images = inputs.reshape(N, 1, 2, 3)
+    net = nn.Sequential(nn.Conv2d(1, CLASSES, 3, padding=1))
+    return Judged(net, nn.functional.cross_entropy), TensorDataset(images, (images[:, 0] > 0).long())
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel", "pixels"])
+def test_tasks_need_no_arguments(task: str, tmp_path: Any) -> None:
+    module, data = of_task(task)
+    callback = small(eps=[0.1, 0.5])
+    fit(tmp_path, callback, module=module, data=data)
+    inputs, targets = data.tensors
+    z = module(inputs)
+    right = z.argmax(1) == targets if task == "pixels" else (z > 0) == targets
+    assert callback.history["clean_acc/train"][-1] == right.double().mean().item()
+    found = robust_accuracy(module, inputs, targets, eps=[0.1, 0.5], steps=2, bounds=find_bounds(inputs)[:2])
+    row = callback.history.rows[-1]
+    assert {eps: row[f"robust_acc/test_eps{eps}"] for eps in (0.1, 0.5)} == found.robust_acc
+    assert found.robust_acc[0.5] < found.robust_acc[0.1] < found.clean_acc
+    name = "multiclass" if task == "pixels" else task
+    assert f"Judged by accuracy, {name} task" in callback.describe()
+
+
+def test_the_task_is_that_of_all_points(tmp_path: Any) -> None:
+    """In one split each point happens to have one label."""
+    module, data = of_task("multilabel")
+    inputs, targets = data.tensors
+    single = nn.functional.one_hot(targets.argmax(1), 3).float()
+    callback = small(train_probes=(inputs, single))
+    fit(tmp_path, callback, module=module, data=data)
+    right = (module(inputs) > 0) == single
+    assert callback.history["clean_acc/train"][-1] == right.double().mean().item()
+
+
+def test_a_metric_takes_the_place_of_accuracy(tmp_path: Any) -> None:
+    metric = MulticlassF1Score(num_classes=CLASSES)
+    callback = small(metric=metric)
+    fit(tmp_path, callback)
+    for split, (inputs, targets) in zip(("train", "test"), both(), strict=True):
+        expected = MulticlassF1Score(num_classes=CLASSES)(first_module()(inputs), targets)
+        assert callback.history[f"clean_acc/{split}"][0] == pytest.approx(float(expected))
+    assert callback.history["robust_acc/test_eps0.5"][0] == pytest.approx(by_function([0.5], metric=metric)[0.5])
+    assert metric.update_count == 0
+    assert "MulticlassF1Score of" in callback.caption(callback.panels(callback.history.keys)[0])
+    assert "Judged by MulticlassF1Score" in callback.describe()
 
 
 # Where rows go

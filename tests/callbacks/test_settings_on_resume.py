@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lc_callback.callbacks import ProbeCallback
-from lc_callback.callbacks.settings import in_text
+from lc_callback.callbacks.settings import arguments_of, in_text
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 
@@ -106,7 +105,7 @@ NOT_MEASURED: dict[str, tuple[Any, Any]] = {
 
 
 def parameters(kind: str) -> list[str]:
-    return [*inspect.signature(KINDS[kind]).parameters]
+    return [*arguments_of(KINDS[kind])]
 
 
 def test_every_argument_is_in_one_of_the_tables() -> None:
@@ -118,7 +117,7 @@ def resumed(before: ProbeCallback, now: ProbeCallback) -> list[str]:
     """What is said when the state of one goes to the other, without a run."""
     now.load_state_dict(before.state_dict())
     with our_warnings(type(now).__name__) as warned:
-        now._check_fingerprints()
+        now._loop.warn_of_changes(now._arguments)
     return warned
 
 
@@ -154,7 +153,7 @@ def test_a_checkpoint_of_an_earlier_version_is_not_reported(kind: str) -> None:
     callback = tiny(kind)
     callback.load_state_dict(state)
     with our_warnings(KINDS[kind].__name__) as warned:
-        callback._check_fingerprints()
+        callback._loop.warn_of_changes(callback._arguments)
     assert warned == []
 
 

@@ -70,7 +70,7 @@ def saving(folder: Any, key: str = "lc/train", **arguments: Any) -> ModelCheckpo
 
 
 @pytest.mark.parametrize(
-    ("schedule", "monitor", "trainer", "remedy"),
+    ("schedule", "monitor", "trainer", "hint"),
     [
         # the log schedule gets rarer and rarer; three steps an epoch
         ({}, {}, {}, "every_n_epochs=1"),
@@ -104,18 +104,18 @@ def saving(folder: Any, key: str = "lc/train", **arguments: Any) -> ModelCheckpo
     ],
     ids=str,
 )  # fmt: skip
-def test_early_stopping(schedule: Any, monitor: Any, trainer: Any, remedy: str | None, tmp_path: Any) -> None:
+def test_early_stopping(schedule: Any, monitor: Any, trainer: Any, hint: str | None, tmp_path: Any) -> None:
     found = stale(tmp_path, tiny("lc", **schedule), stopping(**monitor), **trainer)
-    assert len(found) == (remedy is not None)
-    if remedy is not None:
+    assert len(found) == (hint is not None)
+    if hint is not None:
         assert found[0].startswith("LocalComplexityCallback: `EarlyStopping(monitor='lc/train')` looks after every ")
-        assert f"Set `{remedy}` in LocalComplexityCallback" in found[0]
-        name, _, n = remedy.partition("=")
+        assert f"Set `{hint}` in LocalComplexityCallback" in found[0]
+        name, _, n = hint.partition("=")
         assert not stale(tmp_path, tiny("lc", **{name: int(n)}), stopping(**monitor), **trainer)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "monitor", "trainer", "remedy"),
+    ("schedule", "monitor", "trainer", "hint"),
     [
         ({}, {}, {}, "every_n_epochs=1"),
         ({}, {"every_n_epochs": 2}, {}, "every_n_epochs=2"),
@@ -134,16 +134,16 @@ def test_early_stopping(schedule: Any, monitor: Any, trainer: Any, remedy: str |
     ],
     ids=str,
 )  # fmt: skip
-def test_checkpoints(schedule: Any, monitor: Any, trainer: Any, remedy: str | None, tmp_path: Any) -> None:
+def test_checkpoints(schedule: Any, monitor: Any, trainer: Any, hint: str | None, tmp_path: Any) -> None:
     best = saving(tmp_path, **monitor)
     found = stale(tmp_path, tiny("lc", **schedule), best, enable_checkpointing=True, **trainer)
-    assert len(found) == (remedy is not None)
-    assert remedy is None or "`ModelCheckpoint(monitor='lc/train')` looks after every " in found[0]
-    assert remedy is None or f"Set `{remedy}` in" in found[0]
+    assert len(found) == (hint is not None)
+    assert hint is None or "`ModelCheckpoint(monitor='lc/train')` looks after every " in found[0]
+    assert hint is None or f"Set `{hint}` in" in found[0]
 
 
 @pytest.mark.parametrize(
-    ("schedule", "config", "remedy"),
+    ("schedule", "config", "hint"),
     [
         ({}, {}, "every_n_epochs=1"),
         ({}, {"frequency": 3}, "every_n_epochs=3"),
@@ -157,11 +157,11 @@ def test_checkpoints(schedule: Any, monitor: Any, trainer: Any, remedy: str | No
     ],
     ids=str,
 )
-def test_learning_rates(schedule: Any, config: Any, remedy: str | None, tmp_path: Any) -> None:
+def test_learning_rates(schedule: Any, config: Any, hint: str | None, tmp_path: Any) -> None:
     found = stale(tmp_path, tiny("lc", **schedule), module=Plateau(monitor="lc/train", **config))
-    assert len(found) == (remedy is not None)
-    assert remedy is None or "`ReduceLROnPlateau` with `monitor='lc/train'` looks after every " in found[0]
-    assert remedy is None or f"Set `{remedy}` in" in found[0]
+    assert len(found) == (hint is not None)
+    assert hint is None or "`ReduceLROnPlateau` with `monitor='lc/train'` looks after every " in found[0]
+    assert hint is None or f"Set `{hint}` in" in found[0]
 
 
 @pytest.mark.parametrize("prefix", ["", "deep/"])

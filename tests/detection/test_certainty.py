@@ -208,7 +208,7 @@ def test_the_rising_curve_is_the_nearest_one(seed: int) -> None:
     assert np.abs(got - y).sum() == pytest.approx(min(best.values()))
 
 
-# The search, against least squares with all knots
+# The search, against least squares with all breakpoints
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.4, 0.8])
@@ -217,8 +217,8 @@ def test_squares_of_the_search_are_those_of_least_squares(rho: float) -> None:
     x, scales = np.sort(rng.uniform(0, 4, 30)), rng.uniform(0.5, 2.0, 30)
     y = rng.normal(size=30)
     search = HingeSearch.in_noise(x, y, [0.0, rho], scales)
-    for squares, knots in search.fits():
-        columns = np.column_stack([np.ones(30), x, *(np.maximum(x - at, 0) for at in search.grid[knots[1]])])
+    for squares, breakpoints in search.fits():
+        columns = np.column_stack([np.ones(30), x, *(np.maximum(x - at, 0) for at in search.grid[breakpoints[1]])])
         white, new = columns / scales[:, None], y / scales
         for z in (white, new):
             before = z[:-1].copy()

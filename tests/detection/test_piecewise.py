@@ -14,21 +14,21 @@ CURVES = {
     "line": ([], [1, 3]),
     "valley": ([2.0], [5, 1, 4]),
     "three phases": ([1.5, 2.5, 3.25], [5, 1, 8, 0, 0]),
-    "five knots": ([1.0, 1.5, 2.0, 2.75, 3.5], [5, 1, 4, 0, 6, 6, 2]),
+    "five breakpoints": ([1.0, 1.5, 2.0, 2.75, 3.5], [5, 1, 4, 0, 6, 6, 2]),
 }
 
 
-def curve(knots: list[float], heights: list[float]) -> np.ndarray:
-    return np.interp(X, [X[0], *knots, X[-1]], heights)
+def curve(breakpoints: list[float], heights: list[float]) -> np.ndarray:
+    return np.interp(X, [X[0], *breakpoints, X[-1]], heights)
 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_a_known_curve_is_found(name: str) -> None:
-    knots, heights = CURVES[name]
-    values = curve(knots, heights)
+    breakpoints, heights = CURVES[name]
+    values = curve(breakpoints, heights)
     found = fit(STEPS, values)
     assert found is not None
-    assert found.nodes == pytest.approx([X[0], *knots, X[-1]], abs=1e-9)
+    assert found.nodes == pytest.approx([X[0], *breakpoints, X[-1]], abs=1e-9)
     assert found.values == pytest.approx([values[np.abs(X - node).argmin()] for node in found.nodes], abs=1e-6)
     assert found.sigma == pytest.approx(0, abs=1e-6)
 

@@ -23,7 +23,7 @@ def turn(step: int, kind: str = "bend", curve: str = "loss", value: float = 1.0)
     return Turn(kind, math.log10(step + 1), value, 0.5, "seen", curve)
 
 
-class Script:
+class Scripted:
     """Shows what it is told to; counts how often it is asked."""
 
     def __init__(self, *looks: list[Turn]) -> None:
@@ -37,7 +37,7 @@ class Script:
 
 
 def run(*looks: list[Turn], finish: bool = False) -> tuple[Detector, list[PhaseEvent]]:
-    detector = Detector(Script(*looks))
+    detector = Detector(Scripted(*looks))
     events = [event for step in STEPS[: len(looks)] for event in detector.update(step, {"loss": 1.0})]
     return detector, events + (detector.finish() if finish else [])
 
@@ -120,7 +120,7 @@ def test_kinds_and_curves_are_told_apart() -> None:
 
 
 def test_at_most_one_look_a_bin() -> None:
-    script = Script([])
+    script = Scripted([])
     detector = Detector(script)
     for step in range(3000):
         detector.update(step, {"loss": 0.0})
@@ -128,7 +128,7 @@ def test_at_most_one_look_a_bin() -> None:
 
 
 def test_rows_of_a_bin_are_seen_at_the_next_look() -> None:
-    script = Script([])
+    script = Scripted([])
     detector = Detector(script)
     for step in (1000, 1001, 1002, 2000):
         detector.update(step, {"loss": float(step)})
@@ -136,7 +136,7 @@ def test_rows_of_a_bin_are_seen_at_the_next_look() -> None:
 
 
 def test_finish_looks_at_a_last_row_that_was_not_looked_at() -> None:
-    script = Script([turn(10)])
+    script = Scripted([turn(10)])
     detector = Detector(script)
     detector.update(1000, {"loss": 0.0})
     assert detector.update(1001, {"loss": 0.0}) == []
@@ -146,7 +146,7 @@ def test_finish_looks_at_a_last_row_that_was_not_looked_at() -> None:
 
 
 def test_finish_does_not_look_twice() -> None:
-    script = Script([turn(10)])
+    script = Scripted([turn(10)])
     detector = Detector(script)
     detector.update(1000, {"loss": 0.0})
     assert told(detector.finish()) == [("found", 1000, 10)]
@@ -155,7 +155,7 @@ def test_finish_does_not_look_twice() -> None:
 
 
 def test_finish_without_rows() -> None:
-    assert Detector(Script([turn(10)])).finish() == []
+    assert Detector(Scripted([turn(10)])).finish() == []
 
 
 def test_what_the_last_row_shows_is_told_and_provisional() -> None:
@@ -230,7 +230,7 @@ def test_the_interval_is_in_steps_and_holds_the_step() -> None:
 
 
 def test_values_that_are_not_finite_are_left_out_of_their_curve_only() -> None:
-    script = Script([])
+    script = Scripted([])
     detector = Detector(script)
     detector.update(10, {"loss": 1.0, "gain": math.nan})
     detector.update(20, {"loss": math.inf, "gain": 2.0})
@@ -242,7 +242,7 @@ def test_values_that_are_not_finite_are_left_out_of_their_curve_only() -> None:
 
 @pytest.mark.parametrize("steps", [(3, 3), (3, 2), (-1,)])
 def test_steps_must_increase(steps: tuple[int, ...]) -> None:
-    detector = Detector(Script([]))
+    detector = Detector(Scripted([]))
     for step in steps[:-1]:
         detector.update(step, {})
     with pytest.raises(ValueError, match="must increase"):
@@ -250,7 +250,7 @@ def test_steps_must_increase(steps: tuple[int, ...]) -> None:
 
 
 def test_the_prefix_stands_before_the_curve_and_is_not_shown_to_find() -> None:
-    script = Script([turn(10), turn(20, kind="twist", curve="")])
+    script = Scripted([turn(10), turn(20, kind="twist", curve="")])
     detector = Detector(script, "wide_")
     for step in STEPS[:2]:
         detector.update(step, {"loss": 1.0})
@@ -388,6 +388,6 @@ def test_a_state_is_a_copy() -> None:
 
 def test_restoring_forgets_what_was_before() -> None:
     detector, _ = run([turn(10)], [turn(10)], [turn(10)])
-    detector.restore(Detector(Script([])).state(), [])
+    detector.restore(Detector(Scripted([])).state(), [])
     assert detector.transitions == []
     assert detector.update(0, {"loss": 1.0}) == []

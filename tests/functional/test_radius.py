@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lc_callback.engine.counting.task import CountingTask
@@ -17,6 +18,7 @@ from lc_callback.functional.radius import (
     LOCAL,
     _bisected,
     _chosen,
+    _difference,
     _DistinctVertices,
     _smallest_radii,
     count_units,
@@ -247,3 +249,189 @@ def test_nothing_is_left_on_the_model() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert all(module.training for module in net.modules())
+
+
+class Inverted(nn.Module):
+    """The block of a MobileNet: behind ReLU a depthwise convolution sees nine others."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(12, 48, 1, bias=False),
+            nn.BatchNorm2d(48),
+            act(),
+            nn.Conv2d(48, 48, 3, padding=1, groups=48, bias=False),
+            nn.BatchNorm2d(48),
+            act(),
+            nn.Conv2d(48, 12, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def inverted(act: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), *[Inverted(act) for _ in range(3)])
+
+
+class Pairs(nn.Module):
+    """Each unit sees two others."""
+
+    def __init__(self, act: Any) -> None:
+        super().__init__()
+        self.first, self.act, self.weight = nn.Linear(64, 256), act, nn.Parameter(torch.randn(2, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.act(self.first(x))
+        return self.act(self.weight[0] * hidden + self.weight[1] * hidden.roll(1, -1))
+
+
+class RMSNorm(nn.Module):
+    """It bends sharply at 0."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def padded(eps: float) -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Embedding(20, 32, padding_idx=0),
+        *(RMSNorm(eps), nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 32)),
+        *(RMSNorm(eps), nn.Linear(32, 128), nn.ReLU()),
+    )
+    nn.init.normal_(net[2].bias, std=0.5)
+    return net
+
+
+def padded_tokens(share: int) -> Tensor:
+    tokens = torch.randint(1, 20, (64, 6), generator=torch.Generator().manual_seed(1))
+    tokens[:share, -1] = 0
+    return tokens
+
+
+class Attention(nn.Module):
+    """Attention whose logits are ``scale`` times as large as usual."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(32, 32) for _ in range(3))
+        self.mlp, self.scale = nn.Sequential(nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 32)), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            weights = torch.softmax(self.query(x) @ self.key(x).mT * self.scale / 32**0.5, -1)
+            x = self.value(x) + weights @ x
+            x = x + self.mlp(x)
+        return x.mean(1)
+
+
+class Flat(nn.Module):
+    """Its second layer moves by less than the rounding of float32 over a small step."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.first, self.second, self.size = nn.Linear(64, 40), nn.Linear(40, 400, bias=False), size
+        with torch.no_grad():
+            self.second.weight -= self.second.weight.mean(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(1 + self.size * torch.tanh(self.first(x))))
+
+
+class ZeroBlock(nn.Module):
+    """The identity at initialisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm(self.conv(torch.relu(x))))
+
+
+def smooth(size: int, n: int = 64) -> Tensor:
+    """Images that change slowly, so that neighbours are inactive together."""
+    return F.interpolate(normal(n, 3, size, size), size=(12, 12), mode="bilinear")
+
+
+DIFFER: dict[str, tuple[Any, Tensor]] = {
+    "depthwise_relu": (lambda: inverted(nn.ReLU), smooth(2)),
+    "depthwise_relu6": (lambda: inverted(nn.ReLU6), smooth(3)),
+    "depthwise_clamped": (lambda: inverted(lambda: nn.Hardtanh(0.0, 4.0)), smooth(2)),
+    "pairs": (lambda: Pairs(nn.ReLU()), normal(400, 64)),
+    "pairs_thresholds": (lambda: Pairs(nn.Threshold(0.0, 0.0)), normal(400, 64)),
+    "padding_behind_a_norm": (lambda: padded(1e-3), padded_tokens(16)),
+    "some_padding_behind_a_norm": (lambda: padded(1e-3), padded_tokens(8)),
+    "sharp_attention": (lambda: Attention(30.0), normal(64, 6, 32)),
+    "sharper_attention": (lambda: Attention(100.0), normal(64, 6, 32)),
+    "flat": (lambda: Flat(1e-4), normal(64, 64)),
+}
+AGREE: dict[str, tuple[Any, Tensor]] = {
+    "depthwise_silu": (lambda: inverted(nn.SiLU), smooth(2)),
+    "depthwise_leaky": (lambda: inverted(nn.LeakyReLU), smooth(2)),
+    "pairs_of_abs": (lambda: Pairs(nn.Softshrink(0.0)), normal(400, 64)),
+    "no_padding": (lambda: padded(1e-3), padded_tokens(0)),
+    "attention": (lambda: Attention(1.0), normal(64, 6, 32)),
+    "zero_blocks": (lambda: nn.Sequential(nn.Conv2d(3, 12, 3), ZeroBlock(), ZeroBlock()), smooth(6)),
+    "not_flat": (lambda: Flat(0.1), normal(64, 64)),
+    **{name: case for name, case in NETWORKS.items() if name != "jumps"},
+}
+
+
+def both(net: nn.Module, points: Tensor, radius: float) -> list[int]:
+    """What is counted at every so manieth point."""
+    some = points[:: -(-len(points) // 64)]
+    methods = ("linear", "vertices")
+    return [int(local_complexity(net, some, radius=radius, method=method).total.sum()) for method in methods]
+
+
+@pytest.mark.parametrize("name", DIFFER)
+def test_where_the_methods_differ_it_is_said(name: str) -> None:
+    make, points = DIFFER[name]
+    net = made(make).eval()
+    found = find_radius(net, points)
+    linear, vertices = both(net, points, found.radius)
+    assert abs(linear / vertices - 1) > 0.01
+    n = len(points[:: -(-len(points) // 64)])
+    assert found.difference == (
+        f"the linear method counts {linear:,} switching units at {n} of these points, the vertices {vertices:,}"
+    )
+
+
+@pytest.mark.parametrize("name", AGREE)
+def test_where_they_agree_nothing_is_said(name: str) -> None:
+    make, points = AGREE[name]
+    net = made(make).eval()
+    found = find_radius(net, points)
+    linear, vertices = both(net, points, found.radius)
+    assert linear == pytest.approx(vertices, rel=0.01, abs=3)
+    assert found.difference == ""
+
+
+@pytest.mark.parametrize(
+    ("linear", "vertices", "differs"),
+    [
+        ([100.0] * 50, [100.0] * 50, False),
+        ([101.0] * 50, [100.0] * 50, False),  # 1 %
+        ([102.0] * 50, [100.0] * 50, True),
+        ([98.0] * 50, [100.0] * 50, True),
+        ([95.0, 105.0] * 25, [100.0] * 50, False),
+        ([7.0, 8.0], [8.0, 8.0], False),  # one unit
+        ([0.0] * 20, [0.0] * 20, False),
+        ([1.0] * 20, [0.0] * 20, True),
+        ([torch.nan, 3.0], [2.0, 9.0], False),  # what is not finite, the rows say
+    ],
+)
+def test_a_difference_is_more_than_chance(linear: list[float], vertices: list[float], differs: bool) -> None:
+    assert (_difference(torch.tensor(linear), torch.tensor(vertices)) != "") is differs
+
+
+def test_jumps_and_layers_have_no_other_method() -> None:
+    make, points = NETWORKS["jumps"]
+    assert find_radius(made(make), points).difference == ""
+    assert find_radius(made(lambda: Pairs(nn.ReLU())), normal(90, 64), layers=["Linear"]).difference == ""

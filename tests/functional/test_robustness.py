@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lc_callback.engine.adversarial.attacks import _NoiseOfTheCPU, lowered_confidence
+from lc_callback.engine.adversarial.domain import find_bounds
 from lc_callback.functional import robust_accuracy
-from lc_callback.functional.robustness import find_bounds
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in SparseFool
 NETS = {2: 1, 3: 5, 5: 5}  # seeds by number of classes, that leave some points robust and some not
@@ -769,7 +769,7 @@ def test_out_of_memory_halves_the_chunk(attack, chunk_size):
 
 
 def test_memory_of_the_backward_pass_is_budgeted(monkeypatch):
-    monkeypatch.setattr("lc_callback.functional.robustness._BUDGET", {"cpu": 1000})
+    monkeypatch.setattr("lc_callback.engine.adversarial.logits._BUDGET", {"cpu": 1000})
     x = uniform(20, 6)
     net = net_for(x)
     y = classes_of(net, x)
@@ -796,7 +796,7 @@ def test_parts_draw_the_noise_of_the_whole(engine, dtype, request):
 
 @pytest.mark.parametrize("settings", [{}, {"chunk_size": 7}])
 def test_pgd_computes_no_logits_twice(settings, monkeypatch):
-    monkeypatch.setattr("lc_callback.functional.robustness._FAST", 0)
+    monkeypatch.setattr("lc_callback.engine.adversarial.logits._FAST", 0)
     x = uniform(50, 6)
     net = net_for(x)
     y = classes_of(net, x)
@@ -1080,8 +1080,8 @@ def test_one_hot_rows_columns_and_bytes_are_classes(change):
 @pytest.mark.parametrize(
     ("shape_of", "text"),
     [
-        (lambda z: z[:, 0], r"shape \(8,\) for 8 points.*C >= 2.*forward_fn="),
-        (lambda z: z[:, :1], r"shape \(8, 1\).*\[-z, z\]"),
+        (lambda z: z[:, 0], r"shape \(8,\); they range from 0 to 3, where task='binary' needs 0 and 1: .*target_fn="),
+        (lambda z: z[:, :1], r"shape \(8, 1\); they range from 0 to 3.*target_fn="),
         (lambda z: z[:, :, None], r"shape \(8, 5, 1\)"),
         (lambda z: {"probabilities": z}, r"dict with keys \['probabilities'\].*forward_fn="),
         (lambda z: "logits", "str.*forward_fn="),

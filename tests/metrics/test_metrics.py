@@ -186,7 +186,7 @@ def test_an_infinite_logit_makes_accuracies_nan() -> None:
         (lambda: RobustAccuracy(0.1, bounds=(1, 0)), "bounds"),
         (lambda: FeatureRank(matrix="other"), "matrix"),
         (lambda: NeuralCollapse(layer="x").update(net(), *data()), "layer"),
-        (lambda: NeuralCollapse().update(net(), data()[0], torch.arange(3)), "one target for each of 37 points"),
+        (lambda: NeuralCollapse().update(net(), data()[0], torch.arange(3)), "3 targets for 37 points"),
     ],
 )
 def test_bad_arguments(make: Any, message: str) -> None:

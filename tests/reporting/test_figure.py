@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from lc_callback.detection.transitions import Transition
 from lc_callback.reporting.annotations import phase_spans
 from lc_callback.reporting.figure import draw, image, save
-from lc_callback.run.timeline import Panel, Part
+from lc_callback.run.timeline import Panel, RunCurves
 
 STEPS = [0, 1, 10, 100, 1000, 10_000]
 SHADES = {"first descent": "#e8f0fa", "ascent": "#fdf3dc", "region migration": "#e6f4e6"}
@@ -31,18 +31,18 @@ def transition(kind: str, step: int, curve: str = "lc/train") -> Transition:
     return Transition(kind, step, 2 * step, 1.0, 0.5, "why", curve)
 
 
-def lc_part(*found: tuple[str, int], rows: list[dict[str, float]] | None = None) -> Part:
+def lc_part(*found: tuple[str, int], rows: list[dict[str, float]] | None = None) -> RunCurves:
     if rows is None:
         rows = [{"step": s, "lc/train": 5.0 + i, "lc/test": 4.0 + i, "lc_ci99/train": 1.0} for i, s in enumerate(STEPS)]
-    return Part(rows, [LC], [transition(kind, step) for kind, step in found])
+    return RunCurves(rows, [LC], [transition(kind, step) for kind, step in found])
 
 
-def accuracy_part(*found: Transition) -> Part:
+def accuracy_part(*found: Transition) -> RunCurves:
     rows = [{"step": s, "clean_acc/test": 0.1 * i, "robust_acc/test_eps0.1": 0.05 * i} for i, s in enumerate(STEPS)]
-    return Part(rows, [ACCURACY], found)
+    return RunCurves(rows, [ACCURACY], found)
 
 
-def drawn(*parts: Part, title: str = "") -> list[Axes]:
+def drawn(*parts: RunCurves, title: str = "") -> list[Axes]:
     axes = draw(Figure(), parts, title)
     axes[0].figure.draw_without_rendering()
     return axes
@@ -78,7 +78,7 @@ def legend(ax: Axes) -> list[str]:
 
 
 def test_one_axes_for_each_panel() -> None:
-    both = Part(lc_part().rows, [LC, Panel("again", {"train": "lc/train"})], [])
+    both = RunCurves(lc_part().rows, [LC, Panel("again", {"train": "lc/train"})], [])
     axes = drawn(both, accuracy_part())
     assert [ax.get_ylabel() for ax in axes] == ["local complexity", "again", "accuracy"]
     assert axes[0].figure.axes == axes
@@ -122,7 +122,7 @@ def test_limits_hold_with_room_for_the_numbers() -> None:
 @pytest.mark.parametrize("limits", [(0, 1), (0, None), (None, None)])
 def test_a_line_at_the_lower_limit_is_above_the_spine(limits: tuple[float | None, float | None]) -> None:
     rows: list[dict[str, float]] = [{"step": s, "a": 0.0, "b": s / 1e4} for s in STEPS]
-    (ax,) = drawn(Part(rows, [Panel("x", {"a": "a", "b": "b"}, limits=limits)], []))
+    (ax,) = drawn(RunCurves(rows, [Panel("x", {"a": "a", "b": "b"}, limits=limits)], []))
     line = ax.lines[0]
     bottom = ax.transData.transform((0, 0))[1]
     assert bottom - ax.bbox.y0 > line.get_linewidth() / 72 * ax.figure.dpi
@@ -131,7 +131,7 @@ def test_a_line_at_the_lower_limit_is_above_the_spine(limits: tuple[float | None
 
 def test_curves_that_coincide_are_all_seen() -> None:
     rows: list[dict[str, float]] = [{"step": s, "a": 0.0, "b": 0.0, "c": 0.0} for s in STEPS]
-    (ax,) = drawn(Part(rows, [Panel("x", {"a": "a", "b": "b", "c": "c"}, limits=(0, 1))], []))
+    (ax,) = drawn(RunCurves(rows, [Panel("x", {"a": "a", "b": "b", "c": "c"}, limits=(0, 1))], []))
     widths = [line.get_linewidth() for line in ax.lines]
     assert widths == sorted(widths, reverse=True)
     assert len({*widths}) == 3
@@ -179,7 +179,9 @@ def test_numbers_of_close_lines_do_not_cover_each_other() -> None:
 
 def test_a_transition_stands_in_the_panel_of_its_curve_only() -> None:
     other = Panel("other", {"x": "lc/x"})
-    part = Part(lc_part().rows, [LC, other], [transition("rank_rise", 30, "lc/train"), transition("gone", 40, "lc/?")])
+    part = RunCurves(
+        lc_part().rows, [LC, other], [transition("rank_rise", 30, "lc/train"), transition("gone", 40, "lc/?")]
+    )
     axes = drawn(part)
     assert [verticals(ax) for ax in axes] == [[(30, "--")], []]
 
@@ -291,10 +293,12 @@ def test_other_transitions_shade_nothing() -> None:
 # Lone rows
 
 
-def lone_part(values: list[float], made_by: dict[tuple[str, int], str] | None = None, limits: Any = (0, None)) -> Part:
+def lone_part(
+    values: list[float], made_by: dict[tuple[str, int], str] | None = None, limits: Any = (0, None)
+) -> RunCurves:
     rows = [{"step": float(3**i), "lc/train": v, "lc/test": 5.0, "lc_ci99/train": v / 10} for i, v in enumerate(values)]
     panel = Panel("local complexity", LC.lines, bands=LC.bands, limits=limits)
-    return Part(rows, [panel], [], made_by=made_by or {})
+    return RunCurves(rows, [panel], [], made_by=made_by or {})
 
 
 def arrows(ax: Axes) -> list[tuple[float, str]]:
@@ -387,7 +391,7 @@ def test_each_curve_that_leaves_the_axis_has_an_arrow_and_no_other(name: str) ->
     curves, found, values = LEAVES[name]
     rows = [{"step": float(3**i), **{key: v[i] for key, v in curves.items()}} for i in range(11)]
     limits = (None, None) if name == "at both edges" else (0, None)
-    (ax,) = drawn(Part(rows, [Panel("x", {key: key for key in curves}, limits=limits)], []))
+    (ax,) = drawn(RunCurves(rows, [Panel("x", {key: key for key in curves}, limits=limits)], []))
     bottom, top = ax.get_ylim()
     assert [(row["step"], key) for row in rows for key in curves if not bottom <= row[key] <= top] != []
     assert arrows(ax) == found
@@ -399,7 +403,7 @@ def test_of_many_rows_the_farthest_has_its_value() -> None:
     for i in range(6):
         values[8 + 12 * i] = 100.0 + i
     rows = [{"step": float(i), "lc/train": v} for i, v in enumerate(values)]
-    (ax,) = drawn(Part(rows, [Panel("x", {"train": "lc/train"}, limits=(0, None))], []))
+    (ax,) = drawn(RunCurves(rows, [Panel("x", {"train": "lc/train"}, limits=(0, None))], []))
     assert len(arrows(ax)) == 6
     assert [text.partition(" ")[0] for text in told(ax)] == ["105"]
     assert caption_of(ax) == "Arrow: a row beyond the axis, the farthest with its value."
@@ -442,7 +446,7 @@ def test_faint_curves_have_the_colour_of_theirs() -> None:
         faint_name="numerical",
         strong="e/b",
     )
-    (ax,) = drawn(Part(rows, [panel], [transition("rank_descent", 50, "r/b")]))
+    (ax,) = drawn(RunCurves(rows, [panel], [transition("rank_descent", 50, "r/b")]))
     by_value = {float(np.mean(line.get_ydata())): line for line in ax.lines if len(line.get_xdata()) == len(STEPS)}
     for strong, faint in ((3.0, 9.0), (2.0, 8.0)):
         assert by_value[strong].get_color() == by_value[faint].get_color()
@@ -479,13 +483,15 @@ def test_numbers_stay_inside(last: int) -> None:
 def test_nothing_overlaps_at_any_width(width: float, title: str) -> None:
     caption = "What it is: the mean of something over many points, with a band that is no interval over seeds. " * 2
     names = {"train": "lc/train", "a name.that.is_much.longer.than.the.others.and.has.no.end.at.all": "lc/test"}
-    top = Part(
+    top = RunCurves(
         lc_part().rows,
         [Panel("local complexity of the generator", names, caption=caption)],
         lc_part(*FOUND).transitions,
     )
     onsets = [transition(f"robustness_{i}", 10**i, "robust_acc/test_eps0.1") for i in range(4)]
-    bottom = Part(accuracy_part().rows, [Panel("accuracy", ACCURACY.lines, limits=(0, 1), caption=caption)], onsets)
+    bottom = RunCurves(
+        accuracy_part().rows, [Panel("accuracy", ACCURACY.lines, limits=(0, 1), caption=caption)], onsets
+    )
     figure = Figure((width, 3))
     axes = draw(figure, [top, bottom], title)
     figure.draw_without_rendering()
@@ -524,8 +530,8 @@ def test_a_narrow_figure_has_its_legend_below() -> None:
 
 def test_names_are_no_formulas() -> None:
     rows: list[dict[str, float]] = [{"step": s, "a": 1.0} for s in STEPS]
-    (ax,) = drawn(Part(rows, [Panel("$\\frac{", {"$x_{": "a"}, caption="$y^{")], []), title="$\\sqrt{")
-    image([Part(rows, [Panel("$\\frac{", {"$x_{": "a"}, caption="$y^{")], [])], "$\\sqrt{")
+    (ax,) = drawn(RunCurves(rows, [Panel("$\\frac{", {"$x_{": "a"}, caption="$y^{")], []), title="$\\sqrt{")
+    image([RunCurves(rows, [Panel("$\\frac{", {"$x_{": "a"}, caption="$y^{")], [])], "$\\sqrt{")
     assert legend(ax) == ["$x_{"]
 
 
@@ -538,7 +544,7 @@ def test_names_are_no_formulas() -> None:
     ],
 )
 def test_the_title_is_that_of_the_models(models: list[str], title: str) -> None:
-    parts = [Part(lc_part().rows, [LC], [], model=model) for model in models]
+    parts = [RunCurves(lc_part().rows, [LC], [], model=model) for model in models]
     assert drawn(*parts)[0].get_title(loc="left") == title
     assert drawn(*parts, title="mine")[0].get_title(loc="left") == "mine"
 
@@ -572,8 +578,8 @@ def test_little_to_draw_is_drawn(rows: list[dict[str, float]]) -> None:
     assert pixels.std() > 0
 
 
-@pytest.mark.parametrize("parts", [[], [Part([], [], [])], [Part([{"step": 5}], [], [])]])
-def test_without_panels_there_is_one_empty_axes(parts: list[Part]) -> None:
+@pytest.mark.parametrize("parts", [[], [RunCurves([], [], [])], [RunCurves([{"step": 5}], [], [])]])
+def test_without_panels_there_is_one_empty_axes(parts: list[RunCurves]) -> None:
     (ax,) = drawn(*parts)
     assert not ax.lines
 
@@ -581,7 +587,7 @@ def test_without_panels_there_is_one_empty_axes(parts: list[Part]) -> None:
 # Files and pixels
 
 
-def full() -> list[Part]:
+def full() -> list[RunCurves]:
     onset = transition("robustness_onset", 700, "robust_acc/test_eps0.1")
     return [lc_part(*PHASES["all"][0]), accuracy_part(onset)]
 
@@ -669,7 +675,7 @@ def test_a_firm_marker_has_its_interval_and_a_tentative_one_is_hollow(
     rows = [{"step": float(step), "lc/train": float(value)} for step, value in values.items()]
     found = replace(transition("first_descent_end", 70, "lc/train"), **grade)
     figure = Figure((10, 4))
-    (ax,) = draw(figure, [Part(rows, [Panel("LC", {"train": "lc/train"})], [found])])
+    (ax,) = draw(figure, [RunCurves(rows, [Panel("LC", {"train": "lc/train"})], [found])])
     bands = [patch.get_x() for patch in ax.patches if patch.get_gid() == "interval"]
     assert bands == ([60] if has_band else [])
     assert len([line for line in ax.lines if line.get_gid() == "hollow"]) == is_hollow

@@ -13,7 +13,7 @@ from lc_callback.__main__ import main
 from lc_callback.callbacks import ProbeCallback
 from lc_callback.reporting.figure import image
 from lc_callback.reporting.run_dir import _measure_of, read_run
-from lc_callback.run.timeline import Panel, Part, read_events, read_rows
+from lc_callback.run.timeline import Panel, RunCurves, read_events, read_rows
 
 ROWS = "step,lc/train,lc/test,lc/seconds\n0,12.0,11.0,0.1\n10,9.5,9.0,0.1\n100,7.0,,0.1\n"
 EVENT = {"at": 100, "what": "found", "kind": "first_descent_end", "step": 10, "detected_at": 100, "value": 9.5}
@@ -151,7 +151,7 @@ def test_a_torn_event_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + 99 * b"\0", None])
 def test_a_timeline_that_is_damaged_is_drawn_anew(data: bytes | None, tmp_path: Path) -> None:
     run = run_dir(tmp_path / "run", events=event())
-    part = Part([{"step": 0, "lc/train": 1.0}], [Panel("lc", {"train": "lc/train"})], [])
+    part = RunCurves([{"step": 0, "lc/train": 1.0}], [Panel("lc", {"train": "lc/train"})], [])
     (run / "timeline.png").write_bytes(image([part])[1][:2000] if data is None else data)
     main(["report", str(run)])
     assert (run / "report.png").stat().st_size > 1000
@@ -203,7 +203,7 @@ def test_the_timeline_knows_the_groups_of_its_run(group: str, tmp_path: Path) ->
     (tmp_path / "stable_rank").mkdir()
     (tmp_path / "stable_rank" / "history.csv").write_text(f"step,{key},stable_rank/seconds\n0,1.0,0.1\n1,2.0,0.1\n")
     prefix = "stable_rank/".removesuffix(f"{group}/")
-    part = Part([{"step": 0, key: 1.0}], [Panel("own", {"x": key})], [], prefix=prefix, group=group)
+    part = RunCurves([{"step": 0, key: 1.0}], [Panel("own", {"x": key})], [], prefix=prefix, group=group)
     (tmp_path / "timeline.png").write_bytes(image([part])[1])
     found = read_run(tmp_path, KNOWN)
     assert [part.prefix for part in found] == ([] if group == "stable_rank" else ["stable_"])

@@ -15,7 +15,7 @@ import pytest
 from lc_callback.callbacks import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.detection.transitions import Detector, only_supported
 from lc_callback.run.conclusions import PHRASES
-from lc_callback.run.timeline import Panel, Part, leads, run_sentences, run_summary
+from lc_callback.run.timeline import Panel, RunCurves, leads, run_sentences, run_summary
 
 STEPS = np.unique(np.append(0, np.round(10 ** np.arange(0, 4.31, 0.1))))
 Curves = Mapping[str, Any]
@@ -31,7 +31,7 @@ def at(*nodes: tuple[float, float]) -> np.ndarray:
     return np.interp(np.log10(STEPS + 1), *zip(*nodes, strict=True))
 
 
-def parts(curves: Curves, n: int = len(STEPS), prefix: str = "") -> list[Part]:
+def parts(curves: Curves, n: int = len(STEPS), prefix: str = "") -> list[RunCurves]:
     """What the callbacks would have found in the first ``n`` rows."""
     made = []
     for measure, groups in MEASURES.items():
@@ -48,7 +48,7 @@ def parts(curves: Curves, n: int = len(STEPS), prefix: str = "") -> list[Part]:
             detector.update(int(row["step"]), {key: float(own[key][i]) for key in own})
         detector.finish()
         followed = [prefix + key for key in measure.followed([*own])]
-        made.append(Part(rows, [], detector.transitions, followed, prefix, settings, find))
+        made.append(RunCurves(rows, [], detector.transitions, followed, prefix, settings, find))
     return made
 
 
@@ -312,7 +312,7 @@ def test_the_summary_is_the_answer_then_the_curves_then_the_table() -> None:
 
 
 def test_parts_that_nothing_is_known_of_say_nothing() -> None:
-    assert run_sentences([]) == run_sentences([Part([{"step": 0, "x": 1.0}], [], [])]) == []
+    assert run_sentences([]) == run_sentences([RunCurves([{"step": 0, "x": 1.0}], [], [])]) == []
     assert run_summary([]) == "No transition was found."
 
 

@@ -1,4 +1,4 @@
-"""What is told of a run: the file of its events, leads, texts, panels."""
+"""What is reported of a run: the file of its events, leads, texts, panels."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lc_callback.engine.adversarial.labels import Labels
 from lc_callback.engine.adversarial.pgd import pgd_step
 from lc_callback.isolation import fixed_rng
 from lc_callback.suggestions import did_you_mean
@@ -29,6 +30,10 @@ _FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "
 _OF_COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
 _SCALE_FREE = ("FAB", "SparseFool", "JSMA", "EADL1", "EADEN")
+# With a loss that is a mean over the decisions of a point, if there are several.
+_OF_SEVERAL = {"BIM", "DIFGSM", "EOTPGD", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "PGDL2", "PIFGSM", "PIFGSMPP"}
+_OF_SEVERAL |= {"RFGSM", "SINIFGSM", "TIFGSM", "TPGD", "UPGD", "VMIFGSM", "VNIFGSM"}
+_NO_CLASS = -100  # what the cross entropy of torch leaves out
 _FEWEST_CLASSES = {"APGD": 3, "APGDT": 4, "AutoAttack": 4}  # that their losses index
 # Sharpness of the softmax over the wrong classes, in units of the typical margin.
 _SHARPNESS = 10.0
@@ -179,13 +184,22 @@ class Attack:
         """Inside, as many points as there are up to the last of these rows draw, and these have what is theirs."""
         return nullcontext() if len(rows) == int(rows[-1]) + 1 else _NoiseOfSome(rows)
 
-    def run(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, box: Box, n_classes: int) -> Tensor:
-        """Adversarial points ``(N, ...)`` for the points ``x (N, ...)`` and labels ``y (N,)``.
+    def check_decisions(self, is_single: bool) -> None:
+        """Refuse an attack whose loss is of one decision for each point where there are several."""
+        if not is_single and isinstance(self.attack, str) and self.attack not in _OF_SEVERAL:
+            raise ValueError(
+                f"`attack={self.attack!r}` is for one decision at each point, but there are several (pixels or "
+                f"labels): use one of {', '.join(sorted(_OF_SEVERAL))}, or a function."
+            )
 
-        ``logits`` maps points to ``(N, C)`` and is differentiable. Nothing is checked yet.
+    def run(self, logits: Callable[[Tensor], Tensor], x: Tensor, labels: Labels, box: Box, n_classes: int) -> Tensor:
+        """Adversarial points ``(N, ...)`` for the points ``x (N, ...)`` and their labels.
+
+        ``logits`` maps points to ``(N, C, *E)`` and is differentiable. Nothing is checked yet.
         """
         if not isinstance(self.attack, str):
-            return self._own(logits, x, y)
+            return self._own(lambda u: labels.outputs(logits(u)), x, labels)
+        y = labels.classes if labels.counted is None else labels.classes.where(labels.counted, _NO_CLASS)
         if self.attack == "PGD" and not _installed():
             start = self.arguments.get("random_start", True)
             run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self.in_unit_box(box), self.steps, start)
@@ -196,9 +210,11 @@ class Attack:
         """Budget and step size."""
         return (self.eps, self.alpha) if box.is_unit else (self.eps / box.scale, self.alpha / box.scale)
 
-    def _own(self, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def _own(self, outputs: Callable[[Tensor], Tensor], x: Tensor, labels: Labels) -> Tensor:
+        y = labels.targets().clone()
+        y = y if labels.task == "multiclass" else y.to(x.dtype)  # as the binary cross entropy takes them
         takes_eps = "eps" in _parameters(self.attack)
-        result = self.attack(Victim(logits, x.device), x.clone(), y.clone(), **({"eps": self.eps} if takes_eps else {}))
+        result = self.attack(Victim(outputs, x.device), x.clone(), y, **({"eps": self.eps} if takes_eps else {}))
         if not isinstance(result, Tensor) or result.shape != x.shape:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise ValueError(f"`attack` must return a tensor {tuple(x.shape)}, the attacked points, but gave {got}.")

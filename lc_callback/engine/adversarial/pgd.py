@@ -16,14 +16,17 @@ class Descent:
     """What PGD with one budget did to ``n`` points.
 
     Attributes:
-        found: ``(n, ...)``, the first iterate at which a point is misclassified; the last one if there is none.
-        fallen: ``(n,)``, whether there is one.
+        found: ``(n, ...)``, the iterate at which the last decision of a point has fallen; the last one if some stand.
+        fallen: ``(n, *E)``, whether a decision is wrong at an iterate.
         broken: ``(n,)``, whether an iterate has logits that are not finite; the point stays there.
+        logits: ``(n, C, *E)``, those at the first iterate at which a decision is wrong, else the last ones; ``None`` if
+            they are not kept.
     """
 
     found: Tensor
     fallen: Tensor
     broken: Tensor
+    logits: Tensor | None = None
 
 
 def pgd_step(origin: Tensor, at: Tensor, gradient: Tensor, alpha: float, eps: float) -> Tensor:
@@ -45,61 +48,88 @@ def pgd_until_fallen(
     alpha: float,
     steps: int,
     size: int,
+    standing: Tensor,
     to_the_end: Tensor | None = None,
+    keeps_logits: bool = False,
 ) -> Descent:
-    """Attack points, each until its first iterate that is misclassified: the start, or any of ``steps`` steps.
+    """Attack points, each until all its decisions were wrong: at the start, or at any of ``steps`` steps.
 
-    What a point gets does not depend on the others, but for rounding: its noise is its own, and so is its loss. A
-    point that has fallen leaves its batch, so that a step costs what the standing points cost.
+    What a point gets does not depend on the others, but for rounding: its noise is its own, and so is its loss, the
+    cross entropy summed over its decisions that stand. A point of which all have fallen leaves its batch, so that a
+    step costs what the standing points cost.
 
     Args:
-        logits: ``(rows, points) -> (k, C)``; ``rows (k,)`` on the CPU say which of the ``n`` points these belong to.
+        logits: ``(rows, points) -> (k, C, *E)``; ``rows (k,)`` on the CPU say to which of the ``n`` points they belong.
         seen: logits as the attack sees them, with the same decisions.
         enter: from points to the unit box.
         leave: from the unit box to points within their bounds.
         x: ``(n, ...)`` points.
-        y: ``(n,)`` classes.
+        y: ``(n, *E)`` classes.
         noise: ``(n, ...)`` that is added to the points at the start, in the unit box; ``None`` to start at them.
         eps: budget in the unit box.
         alpha: step size in the unit box.
         steps: number of steps.
         size: points in one pass.
-        to_the_end: ``(n,)``, points that are attacked further though they are misclassified: they end with the last
+        standing: ``(n, *E)``, the decisions that may fall.
+        to_the_end: ``(n,)``, points whose decisions stay in the loss though they are wrong: they end with the last
             iterate, and whether they fell says nothing.
+        keeps_logits: whether to return logits.
     """
     origin = enter(x)
     at = origin if noise is None else (origin + noise).clamp(0, 1)
     found = at.clone()
-    fallen, broken = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
-    active: tuple[Tensor, ...] = torch.arange(len(x)), at, origin, y
+    fallen, broken = torch.zeros_like(standing), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    kept: Tensor | None = None
+    active: tuple[Tensor, ...] = torch.arange(len(x)), at, origin, y, standing
     for step in range(steps + 1):
         moves = step < steps
         going = []
-        for rows, at, origin, y in _in_parts(active, size):
+        for rows, at, origin, y, stands in _in_parts(active, size):
             here = leave(at).detach().requires_grad_(moves)
             with torch.set_grad_enabled(moves):
                 z = logits(rows, here)
             decided = z.detach()
-            finite = decided.isfinite().all(1)
-            wrong = finite & (decided.argmax(1) != y)
-            on = finite & (~wrong | to_the_end[rows]) if to_the_end is not None else finite & ~wrong
+            finite = _each(decided.isfinite()).all(1)
+            wrong = (decided.argmax(1) != y) & _of(finite, y)
+            if keeps_logits:
+                kept = z.new_zeros(len(x), *z.shape[1:]) if kept is None else kept
+                kept[rows] = torch.where(fallen[rows][:, None], kept[rows], decided)
+            left = stands & ~wrong if to_the_end is None else stands & (~wrong | _of(to_the_end[rows], wrong))
+            on = finite & _each(left).any(1)
             n_on = int(on.sum())
-            if n_on < len(rows):
+            if n_on < len(rows) or y.ndim > 1:
                 fallen[rows], broken[rows] = fallen[rows] | wrong, broken[rows] | ~finite
             if not moves or n_on < len(rows):
                 found[rows] = at
             if not moves or not n_on:
                 continue
-            loss = nn.functional.cross_entropy(seen(z), y, reduction="sum")
+            loss = _loss(seen(z), y, left)
             # The box has one positive scale for all directions: the sign is that of the gradient inside it.
             (gradient,) = torch.autograd.grad(loss, here)
             if n_on < len(rows):
-                rows, at, origin, y, gradient = rows[on.cpu()], at[on], origin[on], y[on], gradient[on]
-            going.append((rows, pgd_step(origin, at, gradient, alpha, eps), origin, y))
+                rows, at, origin, y, left, gradient = rows[on.cpu()], at[on], origin[on], y[on], left[on], gradient[on]
+            going.append((rows, pgd_step(origin, at, gradient, alpha, eps), origin, y, left))
         if not going:
             break
         active = going[0] if len(going) == 1 else tuple(map(torch.cat, zip(*going, strict=True)))
-    return Descent(leave(found), fallen, broken)
+    return Descent(leave(found), fallen, broken, kept)
+
+
+def _loss(logits: Tensor, y: Tensor, stands: Tensor) -> Tensor:
+    """Cross entropy, summed over the decisions that stand."""
+    if y.ndim == 1:  # a point whose decision does not stand leaves: its loss does not matter
+        return nn.functional.cross_entropy(logits, y, reduction="sum")
+    return (nn.functional.cross_entropy(logits, y, reduction="none") * stands).sum()
+
+
+def _each(values: Tensor) -> Tensor:
+    """``(n, k)`` for what each of ``n`` points has ``k`` of."""
+    return values.reshape(len(values), -1)
+
+
+def _of(mask: Tensor, like: Tensor) -> Tensor:
+    """``mask (n,)`` in the shape of ``like (n, ...)``."""
+    return mask.view(-1, *[1] * (like.ndim - 1))
 
 
 def _in_parts(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:

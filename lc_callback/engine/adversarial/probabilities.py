@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["BeforeSquashing", "kind_of_probabilities", "logits_from", "same_probabilities", "share_rounded"]
+__all__ = ["BeforeSquashing", "kind_of_probabilities", "kind_of_squashing", "logits_from", "share_rounded"]
 
 # How far rows of probabilities may be from a sum of 1, or from those of a softmax that is computed again.
 _SLACK = 1e-3
@@ -70,22 +70,31 @@ class BeforeSquashing(TorchFunctionMode):
         return None if found is None else found[1]
 
 
-def same_probabilities(logits: Tensor, output: Tensor) -> bool:
-    """Whether ``output (N, C)`` is the softmax or the sigmoid of ``logits``."""
-    if logits.shape != output.shape or output.ndim != 2 or not _in_unit_interval(output):
-        return False
-    squashings: tuple[Callable[[Tensor], Tensor], ...] = (lambda z: z.softmax(1), torch.sigmoid)
-    return any(torch.allclose(squash(logits.detach()), output.detach(), atol=_SLACK) for squash in squashings)
-
-
-def kind_of_probabilities(outputs: Tensor) -> str | None:
-    """``"softmax"`` if rows ``(N, C)`` look like its results, ``"sigmoid"`` likewise, ``None`` if these may be logits.
-
-    Rows of a softmax sum to 1. Values between 0 and 1 may be logits, too, unless they come near both ends.
-    """
-    if outputs.ndim != 2 or not _in_unit_interval(outputs):
+def kind_of_squashing(logits: Tensor, output: Tensor) -> str | None:
+    """``"softmax"`` or ``"sigmoid"`` if that of ``logits (N, ...)`` is the ``output``, else ``None``."""
+    if logits.shape != output.shape or not _in_unit_interval(output):
         return None
-    if bool(((outputs.sum(1) - 1).abs() <= _SLACK).all()):
+    squashings: dict[str, Callable[[Tensor], Tensor]] = {"softmax": lambda z: z.softmax(1), "sigmoid": torch.sigmoid}
+    for kind, squash in squashings.items():
+        several = output.ndim > 1 and output.shape[1] > 1
+        if (several or kind == "sigmoid") and torch.allclose(squash(logits.detach()), output.detach(), atol=_SLACK):
+            return kind
+    return None
+
+
+def kind_of_probabilities(outputs: Tensor, of_classes: bool) -> str | None:
+    """``"softmax"`` if ``outputs (N, ...)`` look like its results, ``"sigmoid"`` likewise, ``None`` for logits.
+
+    The classes of a softmax, along the second axis, sum to 1. Values between 0 and 1 may be logits, too, unless they
+    come near both ends.
+
+    Args:
+        outputs: what a model returns.
+        of_classes: whether the second axis has the classes of one decision.
+    """
+    if not _in_unit_interval(outputs):
+        return None
+    if of_classes and bool(((outputs.sum(1) - 1).abs() <= _SLACK).all()):
         return "softmax"
     ends = float(outputs.min()) < _NEAR and float(outputs.max()) > 1 - _NEAR
     return "sigmoid" if ends else None
@@ -99,9 +108,10 @@ def logits_from(outputs: Tensor, kind: str) -> Tensor:
 
 
 def share_rounded(outputs: Tensor) -> float:
-    """The share of rows in which each value has been rounded to 0 or 1: no gradient passes them."""
+    """The share of points ``(N, ...)`` of which each value has been rounded to 0 or 1: no gradient passes them."""
     limits = torch.finfo(outputs.dtype)
-    return float(((outputs <= limits.tiny) | (outputs >= 1 - limits.eps)).all(1).double().mean())
+    rounded = (outputs <= limits.tiny) | (outputs >= 1 - limits.eps)
+    return float(rounded.reshape(len(outputs), -1).all(1).double().mean())
 
 
 def _in_unit_interval(outputs: Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -31,9 +32,9 @@ class Channels:
     def executed(self, op: str, args: Any, result: Any) -> None:
         """Note the axis of the result of the operation ``op``."""
         out = result[0] if isinstance(result, (tuple, list)) and result else result
-        if not isinstance(out, Tensor) or out.ndim < 2:
+        if not _has_strides(out) or out.ndim < 2:
             return
-        sources = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        sources = [leaf for leaf in tree_leaves(args) if _has_strides(leaf)]
         storage = _storage(out)
         axis = _AXIS.get(op)
         if axis is not None:
@@ -54,12 +55,17 @@ class Channels:
         return self._latest % tensor.ndim if axis is None else axis
 
     def _find(self, tensor: Tensor) -> int | None:
-        if _storage(tensor) not in self._known:
+        if not _has_strides(tensor) or _storage(tensor) not in self._known:
             return None
         size, stride = self._known[_storage(tensor)]
         axes = [axis for axis in range(tensor.ndim) if tensor.stride(axis) == stride]
         exact = [axis for axis in axes if tensor.shape[axis] == size]
         return next(iter(exact or axes), None)
+
+
+def _has_strides(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a tensor that lies in one storage: a sparse one does not."""
+    return isinstance(value, Tensor) and value.layout is torch.strided
 
 
 def _storage(tensor: Tensor) -> int:

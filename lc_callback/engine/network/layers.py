@@ -163,8 +163,9 @@ class TracedLayers:
         else:  # samples that differ although they are one point: else the order of a folded axis could not be told
             inputs = space.points.batch(first, self._nudges(n))
         tracer = make(inputs, space.model, keep, **self.options(functools.partial(self._nudge_output, n)))
-        leaves = tree_leaves(inputs) if space.at_module is None or self.results else []
-        tracer.watch([leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()])
+        leaves = tree_leaves(inputs)
+        moving = leaves if space.at_module is None or self.results else []
+        tracer.watch([leaf for leaf in moving if isinstance(leaf, Tensor) and leaf.is_floating_point()], leaves)
         with tracer:
             output = space.run(inputs)
         unused = tracer.unused(output)

@@ -1,4 +1,4 @@
-"""Which tensors come of those that move."""
+"""Which tensors come of some others."""
 
 from __future__ import annotations
 
@@ -13,31 +13,29 @@ __all__ = ["Lineage"]
 
 
 class Lineage:
-    """Follows what is computed of some tensors. Until they are named, all tensors belong to it."""
+    """What is computed of some tensors. They are known by their memory, which is kept alive.
 
-    def __init__(self) -> None:
-        self._known: dict[int, Tensor] | None = None  # by memory, and so kept alive
+    Args:
+        tensors: with which it begins.
+    """
 
-    def start(self, moving: Any) -> None:
-        """Follow these tensors."""
-        self._known = {memory: tensor for tensor in moving for memory in memories_of(tensor)}
-
-    def add(self, tensor: Tensor) -> None:
-        """Follow this tensor too."""
-        if self._known is not None:
-            self._known.update(dict.fromkeys(memories_of(tensor), tensor))
-
-    def executed(self, op: str, args: Any, result: Any) -> bool:
-        """Whether an operation reads what is followed; so is then what it returns."""
-        if self._known is None:
-            return True
-        shaped = op.endswith("_like") or op.startswith("new_")  # only the shape is read
-        if shaped or not memories_of(args) & self._known.keys():
-            return False
-        for leaf in tree_leaves(result):
-            self._known.update(dict.fromkeys(memories_of(leaf), leaf))
-        return True
+    def __init__(self, tensors: Any) -> None:
+        self._known: dict[int, Tensor] = {}
+        self.add(tensors)
 
     def has(self, tensors: Any) -> bool:
-        """Whether one of these is followed."""
-        return self._known is None or bool(memories_of(tensors) & self._known.keys())
+        """Whether one of these belongs to it."""
+        return bool(memories_of(tensors) & self._known.keys())
+
+    def add(self, tensors: Any) -> None:
+        """Let these belong to it."""
+        for leaf in tree_leaves(tensors):
+            self._known.update(dict.fromkeys(memories_of(leaf), leaf))
+
+    def executed(self, op: str, func: Any, args: Any, result: Any, always: bool = False) -> bool:
+        """Whether the result of an operation belongs to it; ``always``: whatever the operation gets."""
+        shaped = op.endswith("_like") or op.startswith("new_")  # only the shape is read
+        if not always and (shaped or not self.has(args)):
+            return False
+        self.add(args if result is None and func._schema.is_mutable else result)
+        return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["Signs"]
@@ -50,7 +51,7 @@ class Signs:
         sides = self._sides(op, args, kwargs, read)
         if written in read and not writes:  # a view
             sides = self(written)
-        elif written in read and out.numel() * out.element_size() < out.untyped_storage().nbytes():  # a part of it
+        elif written in read and _may_be_a_part(out):
             sides = _sum(sides, self(written))
         if sides == _ANY:
             self._known.pop(written, None)
@@ -87,6 +88,13 @@ class Signs:
         if isinstance(value, (int, float)):
             return value > 0, value < 0
         return self(memory)
+
+
+def _may_be_a_part(tensor: Tensor) -> bool:
+    """Whether more than this may be in its memory; of a sparse tensor that is not known."""
+    if tensor.layout is not torch.strided:
+        return True
+    return tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()
 
 
 def _product(one: Sides, other: Sides) -> Sides:

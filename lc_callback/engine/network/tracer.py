@@ -42,16 +42,22 @@ class Tracer(Recorder):
         self.decisions = Decisions()
         self.never_above: set[int] = set()
         self.masked_rows = MaskedRows()
-        self._lineage, self._outlets, self._signs = Lineage(), Outlets(), Signs()
+        self._moving: Lineage | None = None  # what comes of what is perturbed
+        self._of_inputs: Lineage | None = None  # what comes of any input, or is drawn
+        self._outlets, self._signs = Outlets(), Signs()
         self._guards, self._is_guard = Guards(), False
 
     def __enter__(self) -> Recorder:
         self._hooks.enter_context(_ValueReads(self))
         return super().__enter__()
 
-    def watch(self, moving: Any) -> None:
-        """Note decisions only by what comes of these tensors, and of what is moved on the way."""
-        self._lineage.start(moving)
+    def watch(self, moving: Any, inputs: Any) -> None:
+        """Note decisions only by what comes of ``moving``, and of what is moved on the way; reads by what of inputs."""
+        self._moving, self._of_inputs = Lineage(moving), Lineage(inputs)
+
+    def read_values(self, tensors: Any) -> None:
+        """Note that the model's Python code gets values of these: constants are the same for all samples."""
+        self.reads_values = self.reads_values or self._of_inputs is None or self._of_inputs.has(tensors)
 
     def unused(self, output: Any) -> set[int]:
         """Positions of what is no layer, when the model has returned this output.
@@ -66,18 +72,23 @@ class Tracer(Recorder):
 
     def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
         replaced = super()._leave_module(module, args, output)
-        if replaced is not None:
-            self._lineage.add(replaced)
+        for lineage in (self._moving, self._of_inputs):
+            if replaced is not None and lineage is not None:
+                lineage.add(replaced)
         return replaced
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        self.reads_values = self.reads_values or torch.Tag.data_dependent_output in func.tags
+        if torch.Tag.data_dependent_output in func.tags:
+            self.read_values([args, kwargs])
         result = super()._execute(op, func, args, kwargs)
+        if self._of_inputs is not None:
+            drawn = torch.Tag.nondeterministic_seeded in func.tags
+            self._of_inputs.executed(op, func, [args, kwargs], result, drawn)
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         memories = [memory_or_none(value) for value in [*args, first]]
         self._signs.executed(op, func._schema.is_mutable, args, kwargs, memories, first)
         # What Python makes of values cannot be followed.
-        if self.reads_values or self._lineage.executed(op, [args, kwargs], result):
+        if self.reads_values or self._moving is None or self._moving.executed(op, func, [args, kwargs], result):
             self._note(op, func, args, result)
         if self.masked_rows:
             self.masked_rows.passed(op, memories_of(args[:1]), memories_of([args, kwargs]), memories_of(result), result)
@@ -92,8 +103,12 @@ class Tracer(Recorder):
         self.decisions.executed(op, func, args, result, is_first=not self.emitted)
         if not self._max_pool and self._outputs_of is None and not self._entrance.waiting:
             self.decisions.chosen(op, result)
-        if picks(op, func, args) and (self.reads_values or self._lineage.has(choosers(args))):
+        if picks(op, func, args) and self._may_move(choosers(args)):
             self.masked_rows.executed(args, memories_of(result), result)
+
+    def _may_move(self, tensors: Any) -> bool:
+        """Whether one of these comes of what moves, as far as is known."""
+        return self.reads_values or self._moving is None or self._moving.has(tensors)
 
     def _emit(self, site: Site, knots: list[Knot]) -> None:
         if self.masked_rows and not self._entrance.waiting:  # also where no row was picked
@@ -123,5 +138,5 @@ class _ValueReads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _VALUE_READERS:
-            self._tracer.reads_values = True
+            self._tracer.read_values(args)
         return func(*args, **(kwargs or {}))

@@ -11,6 +11,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from lc_callback.engine.adversarial.attacks import Attack, Box
+from lc_callback.engine.adversarial.labels import Labels
 from lc_callback.functional import robust_accuracy
 
 EPS = 8 / 255
@@ -215,7 +216,8 @@ def test_8_the_device_is_that_of_the_points_in_each_call(monkeypatch):
     for device in ("cpu", "meta"):
         points = torch.empty(12, 1, 4, 4, device=device)
         box = Box(torch.zeros(1, 4, 4), torch.ones(1, 4, 4))
-        Attack("PGD", EPS, None, 10, {}, 0).run(net, points, torch.zeros(12, device=device), box, 5)
+        labels = Labels("multiclass", torch.zeros(12, device=device), None, (5,))
+        Attack("PGD", EPS, None, 10, {}, 0).run(net, points, labels, box, 5)
     assert [device.type for device in seen] == ["cpu", "meta"]
 
 

@@ -113,6 +113,17 @@ class Between(Graph):
         return torch.relu(torch.mm(self.matrix, torch.relu(self.net[0](x).T[:8])).T)
 
 
+class OnTheWay(Graph):
+    """What the model makes of its matrix is sparse as well."""
+
+    def __init__(self, matrix, use=None):
+        super().__init__(matrix)
+        self.use = use
+
+    def forward(self, x):
+        return self.net(self.use(self.matrix, x.T).T)
+
+
 LAYOUTS = {
     "coo": lambda a: a.to_sparse(),
     "uncoalesced": lambda a: torch.sparse_coo_tensor(
@@ -140,3 +151,31 @@ def test_a_sparse_matrix_is_a_matrix(kind, layout, call):
     x, y = draw(12, 8), torch.arange(12) % 3
     expected = CALLS[call](kind(matrix), x, y)
     assert CALLS[call](kind(LAYOUTS[layout](matrix)), x, y) == expected
+
+
+def over(matrix):
+    """Written to in place, as one that is normalised once more in each forward."""
+    return matrix.detach().clone().mul_(2)
+
+
+ON_THE_WAY = {
+    "product": lambda a, x: torch.sparse.mm(a, x),
+    "scaled": lambda a, x: (a * 2) @ x,
+    "in_place": lambda a, x: over(a) @ x,
+    "in_place_of_a_view": lambda a, x: a.detach().mul_(1.0) @ x,
+    "absolute": lambda a, x: a.abs() @ x,
+    "dense_after_all": lambda a, x: a.to_dense() @ x,
+    "sum": lambda a, x: (a + a) @ x,
+    "beside": lambda a, x: x + 0 * (a @ x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse")
+@pytest.mark.parametrize("call", ["vertices", "linear", "ranks", "slice"])
+@pytest.mark.parametrize("layout", ["coo", "uncoalesced", "csr"])
+@pytest.mark.parametrize("use", ON_THE_WAY)
+def test_a_sparse_result_is_a_result(use, layout, call):
+    matrix = (draw(8, 8, seed=3) > 0.5).float() + torch.eye(8)
+    x, y = draw(12, 8), torch.arange(12) % 3
+    expected = CALLS[call](OnTheWay(matrix, ON_THE_WAY[use]), x, y)
+    assert CALLS[call](OnTheWay(LAYOUTS[layout](matrix), ON_THE_WAY[use]), x, y) == expected

@@ -26,8 +26,8 @@ from torch import distributed, nn
 
 import lc_callback
 from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
-from lc_callback.callbacks import base
-from lc_callback.callbacks.processes import Processes
+from lc_callback.callbacks import clock
+from lc_callback.callbacks.ranks import RankGroup
 from lc_callback.engine.counting.counter import SwitchCounter
 from lc_callback.functional import local_complexity
 
@@ -156,10 +156,10 @@ def few_points(folder: Path, own: dict[str, Any]) -> Any:
 
 
 class FailsToDraw(LocalComplexityCallback):
-    def _draw(self, *args: Any) -> Any:
+    def choose_n_probes(self, *args: Any) -> int:
         if rank() == 1:
             raise OSError("no such file")
-        return super()._draw(*args)
+        return super().choose_n_probes(*args)
 
 
 class FailsToPrepare(LocalComplexityCallback):
@@ -217,25 +217,25 @@ class Clock:
 
 def left_out(folder: Path, own: dict[str, Any]) -> Any:
     """Only the clock of the first rank says that rows take long; those of the others, that they take nothing."""
-    clock, module = Clock(), base.time
+    ticks, module = Clock(), clock.time
 
     class Slow(LocalComplexityCallback):
         def measure(self, *args: Any) -> Any:
-            clock.now += 1000.0 * (rank() == 0)
+            ticks.now += 1000.0 * (rank() == 0)
             return super().measure(*args)
 
     class SlowRank(FeatureRankCallback):
         def measure(self, *args: Any) -> Any:
-            clock.now += 1000.0 * (rank() == 0)
+            ticks.now += 1000.0 * (rank() == 0)
             return super().measure(*args)
 
     limited = {"schedule": None, "every_n_train_steps": 1, "max_overhead": 0.1}
     callbacks = lc(Slow, **limited), SlowRank(n_probes=N_PROBES, **limited)
-    base.time = clock
+    clock.time = ticks
     try:
         fit(folder, own, *callbacks, max_steps=12)
     finally:
-        base.time = module
+        clock.time = module
     return [callback.history.steps for callback in callbacks]
 
 
@@ -389,7 +389,7 @@ sys.path[:0] = {tests!r}
 import torch
 
 torch.set_num_threads(1)
-from test_processes import all_runs
+from test_ranks import all_runs
 
 all_runs({folder!r}, {n})
 """
@@ -637,25 +637,25 @@ class Named(DDPStrategy):
 
 
 @pytest.mark.parametrize("kind", [DDPStrategy, Named])
-def test_processes_with_whole_models_share(kind: Any) -> None:
-    processes = Processes.that_share(Trainer(kind()))
+def test_ranks_with_whole_models_share(kind: Any) -> None:
+    processes = RankGroup.that_share(Trainer(kind()))
     assert (processes.rank, processes.n) == (1, 3)
 
 
-def test_processes_share_under_the_other_name_of_lightning() -> None:
+def test_ranks_share_under_the_other_name_of_lightning() -> None:
     from pytorch_lightning.strategies import DDPStrategy as OldStrategy
 
-    assert Processes.that_share(Trainer(OldStrategy())).n == 3
+    assert RankGroup.that_share(Trainer(OldStrategy())).n == 3
 
 
 @pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy, XLAStrategy])
-def test_processes_with_parts_of_a_model_do_not_share(kind: Any) -> None:
-    assert Processes.that_share(Trainer(kind.__new__(kind))).n == 1  # without what these import
+def test_ranks_with_parts_of_a_model_do_not_share(kind: Any) -> None:
+    assert RankGroup.that_share(Trainer(kind.__new__(kind))).n == 1  # without what these import
 
 
-def test_processes_whose_weights_differ_do_not_share() -> None:
-    assert Processes.that_share(Trainer(DDPStrategy(model_averaging_period=4))).n == 1
+def test_ranks_whose_weights_differ_do_not_share() -> None:
+    assert RankGroup.that_share(Trainer(DDPStrategy(model_averaging_period=4))).n == 1
 
 
 def test_one_process_shares_with_nobody() -> None:
-    assert Processes.that_share(Trainer(DDPStrategy(), world_size=1)).n == 1
+    assert RankGroup.that_share(Trainer(DDPStrategy(), world_size=1)).n == 1

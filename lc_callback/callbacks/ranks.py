@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lc_callback.callbacks._compat import DDP_STRATEGIES, FSDP_STRATEGIES
 
-__all__ = ["Processes", "RankError", "check_weights_are_whole", "communicates"]
+__all__ = ["RankError", "RankGroup", "Ranks", "check_weights_are_whole", "communicates"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class RankError(RuntimeError):
         self.everywhere = everywhere
 
 
-class Processes:
+class RankGroup:
     """``n`` processes that make the same calls in the same order, this one being ``rank``. One alone needs no others.
 
     Calls may be nested. They start with what may fail on one rank only, and end with one exchange: a rank that fails
@@ -47,7 +47,7 @@ class Processes:
         self.rank, self.n, self.shares = rank, n, shares
 
     @classmethod
-    def of_run(cls, trainer: Any) -> Processes:
+    def of_run(cls, trainer: Any) -> RankGroup:
         """All processes of a run, which do the same, if they can talk to each other; else this one alone."""
         talk = torch.distributed.is_available() and torch.distributed.is_initialized()
         if trainer.world_size == 1 or not talk or torch.distributed.get_world_size() != trainer.world_size:
@@ -55,7 +55,7 @@ class Processes:
         return cls(trainer.global_rank, trainer.world_size, shares=False)
 
     @classmethod
-    def that_share(cls, trainer: Any) -> Processes:
+    def that_share(cls, trainer: Any) -> RankGroup:
         """The processes of a run, if each has the whole model and a forward that needs no other; else this one alone.
 
         That is DDP, but not what inherits from it under another name, such as DeepSpeed, and not where weights differ
@@ -182,3 +182,23 @@ def _is_part(parameter: nn.Parameter) -> bool:
     return type(parameter).__name__ == "FlatParameter" or any(
         hasattr(parameter, mark) for mark in ("_is_flat_param", "ds_id")
     )
+
+
+class Ranks:
+    """The processes of one run, as a callback sees them.
+
+    Attributes:
+        everyone: all processes of the run.
+        measuring: those that measure a row together.
+    """
+
+    def __init__(self) -> None:
+        self.everyone, self.measuring = RankGroup(), RankGroup()
+
+    def begin(self, trainer: Any) -> None:
+        """A run begins; who measures together is found later."""
+        self.everyone, self.measuring = RankGroup.of_run(trainer), RankGroup()
+
+    def end(self) -> None:
+        """The run is over."""
+        self.everyone, self.measuring = RankGroup(), RankGroup()

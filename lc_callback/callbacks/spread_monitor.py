@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lc_callback.callbacks.network import Network
 from lc_callback.engine.network.space import spread_behind
 from lc_callback.run.probes import Probes
 
-if TYPE_CHECKING:
-    from lc_callback.callbacks.base import Network
+__all__ = ["SpreadMonitor"]
 
-__all__ = ["TrainedSpace"]
-
-_MUCH = 2.0  # factor from which a change of the spread is told
+_MUCH = 2.0  # factor from which a change of the spread is reported
 
 
-class TrainedSpace:
+class SpreadMonitor:
     """The spread of the points at the output of a module, such as an embedding, from the first row on.
 
     A radius stays as it is while an embedding shrinks to a part of what it was, and then reaches farther in it.

@@ -1,0 +1,12 @@
+"""The clock of the callbacks, in one place."""
+
+from __future__ import annotations
+
+import time
+
+__all__ = ["now"]
+
+
+def now() -> float:
+    """Seconds since some moment."""
+    return time.perf_counter()
