@@ -67,7 +67,7 @@ class Larger(nn.Module):
         return torch.maximum(*x.chunk(2, 1))
 
 
-# Networks of which the regions can be told by hand
+# Networks of which the regions can be found by hand
 
 
 def dense():

@@ -15,7 +15,7 @@ from lc_callback.engine.chunks import default_chunk
 from lc_callback.engine.network.frame import frame_directions
 from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.modules import select_modules
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.space import Space
 from lc_callback.functional.local_complexity import check_arguments
 from lc_callback.isolation import untouched
@@ -149,8 +149,8 @@ def _distances(network: TracedLayers, points: Tensor, offsets: Tensor) -> Tensor
     n, k = len(points), len(offsets)
     squares = torch.zeros(n, len(network.names), k, k, dtype=torch.float64, device=network.space.device)
 
-    def add(position: int, knots: list[Knot]) -> None:
-        z = knots[0][0].reshape(k, n, -1).double()  # several knots are of the same pre-activation
+    def add(position: int, kinks: list[Kink]) -> None:
+        z = kinks[0][0].reshape(k, n, -1).double()  # several kinks are of the same pre-activation
         z = (z - z.mean(0)).transpose(0, 1)  # so that little cancels below: 17 times as fast as differences
         products = z @ z.mT
         lengths = products.diagonal(dim1=-2, dim2=-1)

@@ -51,7 +51,7 @@ def local_complexity_of_sets(
         at: likewise.
         forward_fn: likewise.
         chunk_size: likewise.
-        progress: called with the name of a set, returns what is told of the progress there.
+        progress: called with the name of a set, returns what is called as ``(done, total)`` there.
         share: ``(index, of)``: of each set only the points of :func:`share_of`; what has to be decided is decided from
             all points.
 
@@ -76,8 +76,8 @@ def local_complexity_of_sets(
         with task.ready(smallest, n_directions, seed=seed, chunk_size=chunk_size) as counter:
             for index, name in enumerate(names):
                 points = share_of(counter.sets[index].n, *share)
-                told = None if progress is None else progress(name)
-                found[name] = wrapped(counter.count_set(index, radius, told, points))
+                report = None if progress is None else progress(name)
+                found[name] = wrapped(counter.count_set(index, radius, report, points))
 
     for names in _alike(sets):
         try:

@@ -20,7 +20,7 @@ from lc_callback.engine.counting.vertices import Tally, Vertices
 from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.layout import permuted
 from lc_callback.engine.network.modules import select_modules
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.local_complexity import counting_task, wrapped
 from lc_callback.isolation import untouched
@@ -291,10 +291,10 @@ class _DistinctTally(Tally):
         super().__init__(n)
         self._values: Tensor | None = None
 
-    def add(self, knots: list[Knot], rows: slice, first: bool) -> None:
+    def add(self, kinks: list[Kink], rows: slice, first: bool) -> None:
         """As its base does."""
-        super().add(knots, rows, first)
-        z, kink = knots[0]
+        super().add(kinks, rows, first)
+        z, kink = kinks[0]
         if first and kink is not None:
             values = (permuted(z, self.order)[0] - kink).flatten(1)
             if self._values is None:

@@ -1,4 +1,4 @@
-"""Linear probes against a ridge regression that is written down once more, in NumPy."""
+"""Linear probes against a ridge regression that is recorded once more, in NumPy."""
 
 from __future__ import annotations
 

@@ -48,15 +48,15 @@ def affine(u, w, b):
 
 
 def twin(weights, activation, residual, x, frame, radius):
-    """Counts ``(L,)`` at one point, and how near to a knot any vertex comes (relative to the layer's largest value)."""
-    _, act, knots = ACTIVATIONS[activation]
+    """Counts ``(L,)`` at one point, and how near to a kink any vertex comes (relative to the layer's largest value)."""
+    _, act, kinks = ACTIVATIONS[activation]
     u = np.concatenate([x + radius * frame, x - radius * frame])
     counts, nearest = [], np.inf
     for w, b in weights:
         z = affine(u, w, b)
-        crossed = [(z > k).any(0) & (z <= k).any(0) for k in knots]
+        crossed = [(z > k).any(0) & (z <= k).any(0) for k in kinks]
         counts.append(np.any(crossed, 0).sum())
-        nearest = min(nearest, *(abs(z - k).min() / abs(z).max() for k in knots))
+        nearest = min(nearest, *(abs(z - k).min() / abs(z).max() for k in kinks))
         u = act(z) + u if residual and u.shape == z.shape else act(z)
     return counts, nearest
 
@@ -109,7 +109,7 @@ def test_counts_are_those_of_the_twin(
     )
     frame = cross_polytope_frame(shape, n_directions, seed=seed, dtype=torch.float64).numpy()
     expected, nearest = zip(*(twin(weights, activation, residual, point, frame, radius) for point in x), strict=True)
-    assert min(nearest) > 1e-10  # no vertex so near to a knot that the rounding of a BLAS decides
+    assert min(nearest) > 1e-10  # no vertex so near to a kink that the rounding of a BLAS decides
     assert lc.counts.tolist() == np.array(expected).tolist()
 
 
@@ -155,7 +155,7 @@ def test_knots_out_of_reach_count_zero():
 
 
 def test_zero_is_not_above_the_knot():
-    # Vertices on the knot are one side, whatever the other sign: sign(0) is no third state.
+    # Vertices on the kink are one side, whatever the other sign: sign(0) is no third state.
     line = nn.Sequential(nn.Identity(), nn.ReLU())
     below, above = torch.tensor([[-0.5]]), torch.tensor([[0.5]])
     assert local_complexity(line, below, radius=0.5, n_directions=1).total.tolist() == [0]
@@ -634,7 +634,7 @@ def test_a_step_that_drowns_in_rounding_moves_to_float64_and_says_so():
     weight = net[0].weight
     x = 1000 + torch.randn(4, 4)
     with torch.no_grad():
-        net[0].bias.copy_(-(weight.double() @ x[0].double()))  # every knot passes near the first point
+        net[0].bias.copy_(-(weight.double() @ x[0].double()))  # every kink passes near the first point
     with pytest.warns(UserWarning, match=r"`radius=0\.0001` is a step of 5.0e-05 .* computing in float64"):
         lc = local_complexity(net, x, radius=1e-4, n_directions=4)
     assert lc.dtype == torch.float64

@@ -34,9 +34,9 @@ WINDOW = (-4.0, 4.0, -4.0, 4.0)
 TRIANGLE = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64)
 
 
-# Where each module bends, written down without the library.
-KNOTS = {nn.ReLU: [0], nn.LeakyReLU: [0], nn.PReLU: [0], nn.ReLU6: [0, 6], nn.Hardtanh: [-1, 1], Abs: [0]}
-KNOTS[Clamp] = [-0.5, 1.0]
+# The kinks of each module, noted without the library.
+KINKS = {nn.ReLU: [0], nn.LeakyReLU: [0], nn.PReLU: [0], nn.ReLU6: [0, 6], nn.Hardtanh: [-1, 1], Abs: [0]}
+KINKS[Clamp] = [-0.5, 1.0]
 
 
 def watched(net, x, look):
@@ -46,7 +46,7 @@ def watched(net, x, look):
     def note(path):
         return lambda module, args: found.update({path: look(module, args[0])})
 
-    kinds = (*KNOTS, Larger, nn.MaxPool2d)
+    kinds = (*KINKS, Larger, nn.MaxPool2d)
     hooks = [m.register_forward_pre_hook(note(path)) for path, m in net.named_modules() if isinstance(m, kinds)]
     with torch.no_grad():
         output = net(x)
@@ -63,11 +63,11 @@ def piece(module, x):
     if isinstance(module, Larger):
         a, b = x.chunk(2, 1)
         return (a > b).flatten(1)
-    return sum((x > knot).long() for knot in KNOTS[type(module)]).flatten(1)
+    return sum((x > kink).long() for kink in KINKS[type(module)]).flatten(1)
 
 
 def to_knot(module, x):
-    """How far each unit is from bending."""
+    """How far each unit is from a kink."""
     if isinstance(module, nn.MaxPool2d):
         k, s, p = module.kernel_size, module.stride, module.padding
         x = F.pad(x, (p, p, p, p), value=-1e9)
@@ -77,7 +77,7 @@ def to_knot(module, x):
     if isinstance(module, Larger):
         a, b = x.chunk(2, 1)
         return (a - b).abs().flatten(1)
-    return torch.stack([(x - knot).abs() for knot in KNOTS[type(module)]]).amin(0).flatten(1)
+    return torch.stack([(x - kink).abs() for kink in KINKS[type(module)]]).amin(0).flatten(1)
 
 
 def patterns(net, x):

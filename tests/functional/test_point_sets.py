@@ -211,11 +211,11 @@ def test_the_precision_is_what_one_of_the_sets_takes():
     net = NETS["mlp"][0]().float()
     near, far = normal(5, 6, seed=1).float(), 1e5 * normal(3, 6, seed=2).float()
     for sets in ({"near": near, "far": far}, {"far": far, "near": near}):
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found = local_complexity_of_sets("vertices", net, sets, RADII, 3)
         assert {lc.dtype for lc in found.values()} == {torch.float64}
-        assert len([warning for warning in told if "float64" in str(warning.message)]) == 1
+        assert len([warning for warning in caught if "float64" in str(warning.message)]) == 1
 
 
 def test_the_precision_behind_a_module_is_what_one_of_the_sets_takes():
@@ -249,9 +249,9 @@ def test_radii_may_be_tried_without_another_trace(method, monkeypatch):
 
 def test_progress_is_told_for_each_set():
     make, sets = of_table("mlp")
-    told = []
+    reported = []
     local_complexity_of_sets(
-        "vertices", make(), sets, 0.1, 3, progress=lambda name: lambda done, total: told.append((name, done, total))
+        "vertices", make(), sets, 0.1, 3, progress=lambda name: lambda done, total: reported.append((name, done, total))
     )
-    assert told[-1] == ("random", 1, 1)
-    assert {name for name, done, total in told if done == total} == {*sets}
+    assert reported[-1] == ("random", 1, 1)
+    assert {name for name, done, total in reported if done == total} == {*sets}

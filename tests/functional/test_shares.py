@@ -62,6 +62,6 @@ def test_the_precision_is_that_of_all_points():
 
 def test_progress_counts_the_points_of_the_share():
     net, x = made()
-    told = []
-    parts("vertices", net, x, 3, progress=lambda done, total: told.append((done, total)))
-    assert [each for each in told if each[0] == each[1]] == [(6, 6), (4, 4), (4, 4)]
+    reported = []
+    parts("vertices", net, x, 3, progress=lambda done, total: reported.append((done, total)))
+    assert [each for each in reported if each[0] == each[1]] == [(6, 6), (4, 4), (4, 4)]

@@ -63,8 +63,8 @@ class CriticalRadii:
         found: list[Tensor] = []
 
         def keep(position: int, reaches: list[Reach]) -> None:
-            for z, knot, reach in reaches:
-                found.extend((z - (knot or 0.0), reach))
+            for z, kink, reach in reaches:
+                found.extend((z - (kink or 0.0), reach))
 
         for some in points.split(max(1, min(most // 2, 2))):
             self.reaches.follow(way, some, moves[:1], keep)
@@ -122,7 +122,7 @@ class _PlaceReaches:
 
         def note(position: int, reaches: list[Reach]) -> None:
             if position in self._layers.never_above:  # beyond the kink before it the affine piece would rise
-                reaches = [(z, knot, 0 * reach) for z, knot, reach in reaches]
+                reaches = [(z, kink, 0 * reach) for z, kink, reach in reaches]
             self._reached[position].add(reaches, rows, first)
 
         self._sweep.strategy.reaches.follow(self._sweep.route.way, points, part, note)
@@ -143,7 +143,7 @@ class _PlaceReaches:
 
 
 class _UnitReaches:
-    """Of ``n`` points, where each unit of one place is relative to its knots, and how far it gets."""
+    """Of ``n`` points, where each unit of one place is relative to its kinks, and how far it gets."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -153,14 +153,14 @@ class _UnitReaches:
     def add(self, reaches: list[Reach], rows: slice, first: bool) -> None:
         """Add directions from the points in these rows. ``first``: none was before."""
         self._order = self._order or memory_order(reaches[0][0], 1)
-        for i, (z, knot, reach) in enumerate(reaches):
+        for i, (z, kink, reach) in enumerate(reaches):
             ordered, reach = permuted(z, self._order), permuted(reach, self._order)
             if len(self._found) == i:
                 shape = self._n, *ordered.shape[1:]
                 self._found.append((z.new_empty(shape), z.new_empty(shape)))
             at, farthest = (each[rows] for each in self._found[i])
             if first:
-                torch.sub(ordered, knot or 0.0, out=at)
+                torch.sub(ordered, kink or 0.0, out=at)
                 farthest.copy_(reach)
             else:
                 torch.maximum(farthest, reach, out=farthest)
@@ -173,7 +173,7 @@ class _UnitReaches:
         return ~functools.reduce(torch.bitwise_and, [end.isfinite() for each in ends for end in each])
 
     def by_unit(self) -> list[tuple[Tensor, Tensor]]:
-        """For each knot ``(n, units)`` of both."""
+        """For each kink ``(n, units)`` of both."""
         return [(at.flatten(1), farthest.flatten(1)) for at, farthest in self._found]
 
 

@@ -20,7 +20,7 @@ FEWEST_ULP = 16
 
 
 class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
-    """The model jumps, so its affine pieces do not tell where its units switch."""
+    """The model jumps, so its affine pieces do not show where its units switch."""
 
 
 class Collector(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from lc_callback.engine.counting.strategy import Sweep, steps_along
 from lc_callback.engine.network.layers import Consumer, Execution, TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, viewed
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.replay.route import Route
 from lc_callback.engine.replay.way import Way, pre_activations
 
@@ -86,8 +86,8 @@ class _Tallies:
             outermost = None if prefix is None else prefix.outermost(z, shape)
             return z.unflatten(0, shape) if outermost is None else outermost
 
-        def note(position: int, knots: list[Knot]) -> None:
-            self._tallies[position].add(viewed(knots, by_vertex), rows, first)
+        def note(position: int, kinks: list[Kink]) -> None:
+            self._tallies[position].add(viewed(kinks, by_vertex), rows, first)
 
         self._strategy.follow(self._route, points, part, note)
 
@@ -104,7 +104,7 @@ class _Tallies:
 
 
 class Tally:
-    """Over the vertices of ``n`` points, which units of one place are on both sides of a knot.
+    """Over the vertices of ``n`` points, which units of one place are on both sides of a kink.
 
     Only the largest and smallest value of each unit are kept: NaN if one is.
     """
@@ -114,16 +114,16 @@ class Tally:
         self._extremes: list[tuple[Tensor, Tensor, float | None]] = []
         self.order: list[int] = []  # of the axes, as they are in the memory
 
-    def add(self, knots: list[Knot], rows: slice, first: bool) -> None:
+    def add(self, kinks: list[Kink], rows: slice, first: bool) -> None:
         """Add vertices of the points in these rows: tensors of shape ``(k, rows, ...)``. ``first``: none was before."""
-        self.order = self.order or memory_order(knots[0][0], 2)
-        for position, (z, knot) in enumerate(knots):
-            ordered, repeated = permuted(z, self.order), position and z is knots[position - 1][0]
+        self.order = self.order or memory_order(kinks[0][0], 2)
+        for position, (z, kink) in enumerate(kinks):
+            ordered, repeated = permuted(z, self.order), position and z is kinks[position - 1][0]
             if len(self._extremes) == position:
                 shape = self.n, *ordered.shape[2:]
                 new = self._extremes[-1][:2] if repeated else (z.new_empty(shape), z.new_empty(shape))
-                self._extremes.append((*new, knot))
-            if repeated:  # several knots of the same values
+                self._extremes.append((*new, kink))
+            if repeated:  # several kinks of the same values
                 continue
             high, low = (extreme[rows] for extreme in self._extremes[position][:2])
             if first:
@@ -134,17 +134,17 @@ class Tally:
                 torch.minimum(low, ordered.amin(0), out=low)
 
     def crossed(self) -> Tensor:
-        """``(n,)``: the number of units with vertices above a knot and vertices not above it."""
-        high, low, knot = self._extremes[0]
-        if len(self._extremes) == 1 and knot is not None:  # as numbers of 0 and 1, for booleans take four times as long
+        """``(n,)``: the number of units with vertices above a kink and vertices not above it."""
+        high, low, kink = self._extremes[0]
+        if len(self._extremes) == 1 and kink is not None:  # as numbers of 0 and 1, for booleans take four times as long
             room = torch.empty_like(high)
-            most, least = (number_of_ones(torch.gt(end, knot, out=room).flatten(1)) for end in (high, low))
+            most, least = (number_of_ones(torch.gt(end, kink, out=room).flatten(1)) for end in (high, low))
             return most - least
         return self.switching().count_nonzero(1)
 
     def switching(self) -> Tensor:
-        """``(n, units)``: whether a unit has vertices above a knot and vertices not above it."""
-        either = [high != low if knot is None else (high > knot) & (low <= knot) for high, low, knot in self._extremes]
+        """``(n, units)``: whether a unit has vertices above a kink and vertices not above it."""
+        either = [high != low if kink is None else (high > kink) & (low <= kink) for high, low, kink in self._extremes]
         return functools.reduce(torch.bitwise_or, either).flatten(1)
 
     def broken(self) -> Tensor:

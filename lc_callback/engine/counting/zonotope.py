@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lc_callback.engine.chunks import BOUNDS
 from lc_callback.engine.network.layers import Execution, TracedLayers
-from lc_callback.engine.network.max_pools import MINIMA, WINNERS
-from lc_callback.engine.network.operations import Kind, Knot, is_a
+from lc_callback.engine.network.max_pools import MAX_POOLS, MINIMA
+from lc_callback.engine.network.operations import Kind, Kink, is_a
 from lc_callback.engine.network.recorder import Recorder
 from lc_callback.engine.network.space import Space
 
@@ -20,7 +20,7 @@ __all__ = ["UpperBound"]
 
 _SYMBOLS = 32  # at first
 _ROUNDING = 1e-12  # of a layer's largest value
-_BENT = 1e-7  # of how far the values of a layer move
+_OFF = 1e-7  # of how far the values of a layer move
 
 
 class UpperBound:
@@ -49,7 +49,7 @@ class UpperBound:
     def pools(self) -> list[bool]:
         """Which layers are max-pooling."""
         places = zip(self._layers.layer_of, self._layers.sites, strict=True)
-        pools = {layer for layer, site in places if site.op in WINNERS}
+        pools = {layer for layer, site in places if site.op in MAX_POOLS}
         return [layer in pools for layer in range(len(self._layers.names))]
 
     def count(self, radii: list[float], frame: Tensor) -> Tensor:
@@ -95,37 +95,37 @@ class _Zonotope:
 
     # At each non-linearity
 
-    def _note(self, position: int, knots: list[Knot]) -> None:
+    def _note(self, position: int, kinks: list[Kink]) -> None:
         """Before an operation (max-pooling: after): count, and say in ``becomes`` what its result is replaced by."""
-        z, knot = knots[0]
-        layer, units = self._layers.layer_of[position], z[0].numel() if knot is not None else z[0, ..., 0].numel()
-        if z.isnan().any() or (z == torch.inf).any() or (knot is not None and (z == -torch.inf).any()):
+        z, kink = kinks[0]
+        layer, units = self._layers.layer_of[position], z[0].numel() if kink is not None else z[0, ..., 0].numel()
+        if z.isnan().any() or (z == torch.inf).any() or (kink is not None and (z == -torch.inf).any()):
             self.counts[layer] = -1
         elif self.exhausted:
             self.counts[layer] += units
-        elif knot is None:
+        elif kink is None:
             self._note_winners(position, z.flatten(1, -2))
         else:
-            self._note_pieces(position, [(z.flatten(1).clone(), knot or 0.0) for z, knot in knots])
+            self._note_pieces(position, [(z.flatten(1).clone(), kink or 0.0) for z, kink in kinks])
 
-    def _note_pieces(self, position: int, knots: list[tuple[Tensor, float]]) -> None:
+    def _note_pieces(self, position: int, kinks: list[tuple[Tensor, float]]) -> None:
         """An elementwise non-linearity: a line from end to end of what each unit may reach."""
-        extreme = is_a(self._layers.sites[position].op, Kind.EXTREME)
-        if extreme:  # the larger of x and y is y plus the larger of x - y and 0
-            operand, x = None, knots[0][0]
-            kinks = [torch.zeros_like(x[0])]
+        is_min_max = is_a(self._layers.sites[position].op, Kind.BINARY_MIN_MAX)
+        if is_min_max:  # the larger of x and y is y plus the larger of x - y and 0
+            operand, x = None, kinks[0][0]
+            places = [torch.zeros_like(x[0])]
         else:
             operand = self.operand.clone()  # the operation may work in place
             x = self._front(position, operand).flatten(1).clone()
-            offsets = [x - z + knot for z, knot in knots]
-            if any((kink - kink[0]).abs().max() > _BENT * x.abs().max() for kink in offsets):
+            offsets = [x - z + kink for z, kink in kinks]
+            if any((offset - offset[0]).abs().max() > _OFF * x.abs().max() for offset in offsets):
                 raise self._not_affine(position)  # a bound that depends on the input
-            kinks = [kink[0] for kink in offsets]
+            places = [offset[0] for offset in offsets]
         reach, rounding = self._reach(position, x)
         low, high = x[0] - reach - rounding, x[0] + reach + rounding
-        active = torch.stack([(low <= kink) & (kink < high) for kink in kinks]).any(0) & (reach > 0)
+        active = torch.stack([(low <= place) & (place < high) for place in places]).any(0) & (reach > 0)
         self.counts[self._layers.layer_of[position]] += int(active.sum())
-        at = torch.stack([low, high, *(kink.clamp(low, high) for kink in kinks)])
+        at = torch.stack([low, high, *(place.clamp(low, high) for place in places)])
 
         def becomes(result: Tensor, apply: Callable[[Tensor], Tensor]) -> None:
             new = self._front(position, result).flatten(1).clone()
@@ -175,8 +175,8 @@ class _Zonotope:
         moved = x[1 : 1 + self._n_directions + self._n_used] - x[0]
         reach = moved[: self._n_directions].abs().amax(0) + moved[self._n_directions :].abs().sum(0)
         size = float((x[0].abs() + reach).max())
-        bent = float((x[-1] - self._weights @ x[:-1]).abs().max())
-        if bent > _BENT * float(reach.max()) + _ROUNDING * size:
+        off = float((x[-1] - self._weights @ x[:-1]).abs().max())
+        if off > _OFF * float(reach.max()) + _ROUNDING * size:
             raise self._not_affine(position)
         return reach, _ROUNDING * size
 
@@ -224,9 +224,9 @@ class _Relaxing(Recorder):
         zonotope.operand, zonotope.becomes = args[0] if args else None, None
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if zonotope.becomes is not None:
-            extreme = is_a(func._schema.name.removeprefix("aten::"), Kind.EXTREME)
+            is_min_max = is_a(func._schema.name.removeprefix("aten::"), Kind.BINARY_MIN_MAX)
             with _disable_current_modes():
                 zonotope.becomes(
-                    result, lambda x: func(x, torch.zeros_like(x)) if extreme else func(x, *args[1:], **others)
+                    result, lambda x: func(x, torch.zeros_like(x)) if is_min_max else func(x, *args[1:], **others)
                 )
         return result

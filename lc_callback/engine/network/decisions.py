@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.network.operations import Kind, is_a
 
 __all__ = ["Decisions"]
@@ -52,7 +52,7 @@ class Decisions:
 
     def chosen(self, op: str, result: Any) -> None:
         """An operation ran of which the winners, if it chooses any, are not followed."""
-        if op in WINNERS:
+        if op in MAX_POOLS:
             values = result if isinstance(result, Tensor) else result[0]
             if values.is_floating_point() and values.ndim:
                 self.maxima.append((op, values.numel()))

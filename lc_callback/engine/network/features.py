@@ -66,8 +66,8 @@ class Features:
             layers = TracedLayers(space, outputs_of=self._outputs_of, results=True)
             chunk = chunk_size or FEATURES.samples(space.device, layers.bytes_per_sample)
 
-            def receive(position: int, knots: list[Any]) -> None:
-                name, values = layers.names[layers.layer_of[position]], knots[0][0]
+            def receive(position: int, kinks: list[Any]) -> None:
+                name, values = layers.names[layers.layer_of[position]], kinks[0][0]
                 rows = values.reshape(len(values), 1, -1) if values.ndim < 3 else _rows(layers, position, values)
                 if rows.shape[-1] > self._max_width:
                     name, rows = f"{name}_proj{self._max_width}", self._narrow(rows)

@@ -1,4 +1,4 @@
-"""Guards against division by zero: bounds that bend nothing but a divisor that is next to nothing."""
+"""Guards against division by zero: lower bounds that change nothing but a divisor near zero."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _THROUGH |= {"expand_as", "view_as", "reshape", "_reshape_alias", "permute", "tr
 
 
 class Guards:
-    """Follows the results of small lower bounds, and tells which are read only as divisors.
+    """Follows the results of small lower bounds, and finds those that are read only as divisors.
 
     Tensors are known by their memory, which has to stay alive.
     """
@@ -32,7 +32,7 @@ class Guards:
         return bool(self._held)
 
     def add(self, position: int, memories: set[int], result: Any) -> None:
-        """What was handed over at this position is bounded from below by next to nothing."""
+        """What was emitted at this position is bounded from below by next to nothing."""
         self._held.update(dict.fromkeys(memories, position))
         self._alive.append(result)
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.engine.network.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.engine.network.frame import cross_polytope_frame
 from lc_callback.engine.network.layout import viewed
-from lc_callback.engine.network.operations import Kind, Knot, is_a
+from lc_callback.engine.network.operations import Kind, Kink, is_a
 from lc_callback.engine.network.recorder import Recorder, Site, known_operations
 from lc_callback.engine.network.space import Space
 from lc_callback.engine.network.tracer import Tracer
@@ -24,8 +24,8 @@ from lc_callback.engine.network.tracer import Tracer
 __all__ = ["Consumer", "Execution", "MakeTracer", "Samples", "TracedLayers", "plain_tracer"]
 
 T = TypeVar("T")
-#: Called with the number of a place and its knots.
-Consumer = Callable[[int, list[Knot]], None]
+#: Called with the number of a place and its kinks.
+Consumer = Callable[[int, list[Kink]], None]
 #: Makes a tracer, given what the model is going to be called with, the model, what receives, and keywords.
 MakeTracer = Callable[..., Tracer]
 
@@ -145,22 +145,22 @@ class TracedLayers:
             raise ValueError(self._nothing_found())
         self.names = _numbered(bases)
         self.sizes = [0] * len(bases)
-        for layer, (_, knots) in zip(self.layer_of, of_two, strict=True):
+        for layer, (_, kinks) in zip(self.layer_of, of_two, strict=True):
             if layer >= 0:
-                self.sizes[layer] += knots[0][0].numel() // 2
+                self.sizes[layer] += kinks[0][0].numel() // 2
 
-    def _traced(self, n: int, make: MakeTracer) -> tuple[list[tuple[Site, list[Knot]]], Tracer, set[int]]:
-        seen: list[tuple[Site, list[Knot]]] = []
+    def _traced(self, n: int, make: MakeTracer) -> tuple[list[tuple[Site, list[Kink]]], Tracer, set[int]]:
+        seen: list[tuple[Site, list[Kink]]] = []
 
-        def keep(site: Site, knots: list[Knot]) -> None:
-            seen.append((site, [(z.clone(), knot) for z, knot in knots]))
+        def keep(site: Site, kinks: list[Kink]) -> None:
+            seen.append((site, [(z.clone(), kink) for z, kink in kinks]))
 
         space, first = self.space, torch.zeros(1, dtype=torch.long)
         if self.results:
             inputs = space.points.batch(torch.arange(n) % space.points.n, None)
         elif space.at_module is not None:
             inputs = space.points.batch(first, None, n)
-        else:  # samples that differ although they are one point: else the order of a folded axis could not be told
+        else:  # samples that differ, though they are one point: else the order of a folded axis would not show
             inputs = space.points.batch(first, self._nudges(n))
         tracer = make(inputs, space.model, keep, **self.options(functools.partial(self._nudge_output, n)))
         leaves = tree_leaves(inputs)
@@ -268,7 +268,7 @@ class TracedLayers:
     ) -> Any:
         """Run the model on the points ``(n,)``, each moved by the ``(k, D)`` offsets. Returns its output.
 
-        ``consumer(position, knots)`` is called for each place that was traced and depends on the samples, with tensors
+        ``consumer(position, kinks)`` is called for each place that was traced and depends on the samples, with tensors
         whose first axis is the ``k * n`` samples: all points, moved by the first offset, then by the next one.
         """
         return self.run(self.moved(points, offsets), consumer, execution or Execution())
@@ -290,10 +290,10 @@ class TracedLayers:
         position = 0
         emit = self.emitter(samples.n, consumer, execution)
 
-        def receive(site: Site, knots: list[Knot]) -> None:
+        def receive(site: Site, kinks: list[Kink]) -> None:
             nonlocal position
             if position < len(self.axes):
-                emit(position, knots)
+                emit(position, kinks)
             position += 1
 
         with execution.recorder(self.space.model, receive, samples.options):
@@ -305,12 +305,12 @@ class TracedLayers:
     def emitter(self, n: int, consumer: Consumer, execution: Execution) -> Consumer:
         """Calls ``consumer`` with the ``n`` samples first, and notes for the execution where they were."""
 
-        def receive(position: int, knots: list[Knot]) -> None:
+        def receive(position: int, kinks: list[Kink]) -> None:
             axis = execution.here = self.axes[position]
             if axis is None:
                 return
             try:
-                fronts = viewed(knots, lambda z: axis.to_front(z, n))
+                fronts = viewed(kinks, lambda z: axis.to_front(z, n))
             except ValueError as reason:
                 raise self._cannot_follow(self.sites[position], reason) from None
             consumer(position, fronts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 
 __all__ = [
     "memories_of",
@@ -79,9 +79,9 @@ def reduced(z: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     return restored(reduce(permuted(z, order)), [axis - 1 for axis in order[1:]])
 
 
-def viewed(knots: list[Knot], view: Callable[[Tensor], Tensor]) -> list[Knot]:
-    """The knots with views of their tensors: one, where several are of the same tensor."""
-    views: list[Knot] = []
-    for i, (z, knot) in enumerate(knots):
-        views.append((views[-1][0] if i and z is knots[i - 1][0] else view(z), knot))
+def viewed(kinks: list[Kink], view: Callable[[Tensor], Tensor]) -> list[Kink]:
+    """The kinks with views of their tensors: one, where several are of the same tensor."""
+    views: list[Kink] = []
+    for i, (z, kink) in enumerate(kinks):
+        views.append((views[-1][0] if i and z is kinks[i - 1][0] else view(z), kink))
     return views

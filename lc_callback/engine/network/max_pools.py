@@ -1,4 +1,4 @@
-"""Maxima of several values: which operations choose a winner, and what tells where it changes."""
+"""Maxima of several values: which operations choose a winner, and the numbers that change when it does."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor, nn
 
 from lc_callback.engine.network.operations import Kind, named
 
-__all__ = ["MAX_POOLS", "MINIMA", "WINNERS", "winners_of"]
+__all__ = ["MAX_POOLS", "MINIMA", "winners_of"]
 
-#: Operations that return (values, index of the winner) of windows.
-MAX_POOLS = named(Kind.MAX_POOLING)
+# Operations that return (values, index of the winner) of windows.
+_OF_WINDOWS = named(Kind.MAX_POOLING)
 #: Of these the smallest wins.
 MINIMA = {"amin", "min"}
 # Along axes; ``max``, ``min`` and those with ranks return (values, index), unless of all values there are.
 _ALONG = {"amax", "max"} | MINIMA
-WINNERS = named(Kind.MAX_POOLING, Kind.SELECTION)
+#: Operations that choose winners: of windows, along axes, or by rank.
+MAX_POOLS = named(Kind.MAX_POOLING, Kind.SELECTION)
 
 
 def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | str) -> list[Tensor]:
-    """What tells where a winner changes in an operation that was executed: one integer for each unit, or none.
+    """Integers that change where a winner does, one for each unit of an operation that was executed; or none.
 
     A unit is an output; of ``topk`` a candidate, which is among the winners or not; of ``sort`` a cut between two
     neighbours in the order, on each side of which there is a set. With ``max_pool="candidates"`` it is what competes,
@@ -32,7 +33,7 @@ def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | st
     if whole or not (x.is_floating_point() and x.ndim):
         return []
     if max_pool == "candidates":
-        if op in MAX_POOLS:
+        if op in _OF_WINDOWS:
             return [_candidates(op, result[0], *args, **kwargs)]
         return [_in_a_row(op, *args, **kwargs).unsqueeze(-2)] if op in _ALONG else []
     if op in ("amax", "amin"):

@@ -17,12 +17,12 @@ from torch import Tensor
 __all__ = [
     "OPERATIONS",
     "Kind",
-    "Knot",
+    "Kink",
     "Operation",
     "has_slope",
     "is_a",
     "is_zero_below",
-    "knots_of",
+    "kinks_of",
     "named",
     "relative",
     "slope_of",
@@ -30,7 +30,7 @@ __all__ = [
 
 #: A pre-activation and the value at which its non-linearity has a kink. ``None``: the tensor holds the index of the
 #: winning input of a maximum, and the kink is where the winner changes.
-Knot = tuple[Tensor, float | None]
+Kink = tuple[Tensor, float | None]
 
 
 class Kind(Enum):
@@ -41,7 +41,7 @@ class Kind(Enum):
     SQUASHING = "squashing"  # smooth; turns logits into probabilities where it comes last, and nothing switches there
     BROKEN = "broken"  # piecewise affine, and jumps at its kinks
     JUMP = "jump"  # constant but for jumps
-    EXTREME = "extreme"  # piecewise affine, of two tensors the larger or the smaller
+    BINARY_MIN_MAX = "binary minimum or maximum"  # piecewise affine, of two tensors the larger or the smaller
     MAX_POOLING = "max-pooling"  # the largest of a window, with its index
     SELECTION = "selection"  # the largest, the smallest or some by rank, along axes
 
@@ -59,29 +59,29 @@ class Operation:
     """
 
     kind: Kind
-    kinks: Callable[..., list[Knot]] | None = None
+    kinks: Callable[..., list[Kink]] | None = None
     slope: Callable[..., Tensor] | None = None
     is_zero_below: bool = False
 
 
-def _at_zero(x: Tensor, *args: Any, **kwargs: Any) -> list[Knot]:
+def _at_zero(x: Tensor, *args: Any, **kwargs: Any) -> list[Kink]:
     return [(x, 0.0)]
 
 
-def _at_three(x: Tensor) -> list[Knot]:
+def _at_three(x: Tensor) -> list[Kink]:
     return [(x, -3.0), (x, 3.0)]
 
 
-def _at_both(x: Tensor, bound: float = 0.5) -> list[Knot]:
+def _at_both(x: Tensor, bound: float = 0.5) -> list[Kink]:
     return [(x, -bound), (x, bound)]
 
 
-def _at_bounds(x: Tensor, min: Any = None, max: Any = None) -> list[Knot]:  # noqa: A002 (the argument names of aten)
+def _at_bounds(x: Tensor, min: Any = None, max: Any = None) -> list[Kink]:  # noqa: A002 (the argument names of aten)
     bounds = (bound for bound in (min, max) if bound is not None)
     return [(x - bound, 0.0) if isinstance(bound, Tensor) else (x, float(bound)) for bound in bounds]
 
 
-def _where_equal(x: Tensor, y: Tensor) -> list[Knot]:
+def _where_equal(x: Tensor, y: Tensor) -> list[Kink]:
     return [(x - y, 0.0)]
 
 
@@ -103,7 +103,7 @@ def _leaky(x: Tensor, slope: Any = 0.01) -> Tensor:
     return torch.where(x > 0, 1.0, slope)
 
 
-_AFFINE, _SMOOTH, _EXTREME = Kind.PIECEWISE_AFFINE, Kind.SMOOTH, Kind.EXTREME
+_AFFINE, _SMOOTH, _MIN_MAX = Kind.PIECEWISE_AFFINE, Kind.SMOOTH, Kind.BINARY_MIN_MAX
 
 OPERATIONS: dict[str, Operation] = {
     "relu": Operation(_AFFINE, _at_zero, lambda x: _above(x, 0)),  # 0 below, by rules of its own: it is everywhere
@@ -136,10 +136,10 @@ OPERATIONS: dict[str, Operation] = {
         lambda x, high: _between(x, None, high),
         is_zero_below=True,
     ),
-    "maximum": Operation(_EXTREME, _where_equal, torch.gt),
-    "fmax": Operation(_EXTREME, _where_equal, torch.gt),
-    "minimum": Operation(_EXTREME, _where_equal, torch.lt),
-    "fmin": Operation(_EXTREME, _where_equal, torch.lt),
+    "maximum": Operation(_MIN_MAX, _where_equal, torch.gt),
+    "fmax": Operation(_MIN_MAX, _where_equal, torch.gt),
+    "minimum": Operation(_MIN_MAX, _where_equal, torch.lt),
+    "fmin": Operation(_MIN_MAX, _where_equal, torch.lt),
     "threshold": Operation(
         Kind.BROKEN,
         lambda x, threshold, value: [(x, threshold)],
@@ -180,8 +180,8 @@ def named(*kinds: Kind) -> frozenset[str]:
     return frozenset(op for op, row in OPERATIONS.items() if row.kind in kinds)
 
 
-def knots_of(op: str, args: Any, kwargs: Any) -> list[Knot]:
-    """What meets the knots of an operation that is about to be executed."""
+def kinks_of(op: str, args: Any, kwargs: Any) -> list[Kink]:
+    """What meets the kinks of an operation that is about to be executed."""
     kinks = OPERATIONS[op].kinks
     assert kinks is not None
     return kinks(*args, **kwargs)
@@ -204,6 +204,6 @@ def is_zero_below(op: str) -> bool:
     return op in OPERATIONS and OPERATIONS[op].is_zero_below
 
 
-def relative(z: Tensor, knot: float | None) -> Tensor:
-    """A pre-activation relative to a knot."""
-    return z - knot if knot else z
+def relative(z: Tensor, kink: float | None) -> Tensor:
+    """A pre-activation relative to a kink."""
+    return z - kink if kink else z

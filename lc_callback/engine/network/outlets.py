@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lc_callback.engine.network.layout import memories_of
-from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.network.operations import Kind, is_a
 from lc_callback.engine.network.points import main_output
 
@@ -33,7 +33,7 @@ class Outlets:
 
     def emitted(self, op: str, position: int, result: Any) -> None:
         """An operation, which emitted something at this position, returned a result."""
-        if op in WINNERS and not isinstance(result, Tensor):
+        if op in MAX_POOLS and not isinstance(result, Tensor):
             self._largest.update(dict.fromkeys(memories_of(result[0]), (position, result[0])))
         if is_a(op, Kind.SQUASHING):
             squashed = result[0] if isinstance(result, tuple) else result

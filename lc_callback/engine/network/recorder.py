@@ -13,9 +13,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lc_callback.engine.network.channels import Channels
-from lc_callback.engine.network.max_pools import WINNERS, winners_of
+from lc_callback.engine.network.max_pools import MAX_POOLS, winners_of
 from lc_callback.engine.network.modules import module_paths
-from lc_callback.engine.network.operations import OPERATIONS, Knot, knots_of
+from lc_callback.engine.network.operations import OPERATIONS, Kink, kinks_of
 
 __all__ = ["Recorder", "Site", "is_nonlinear", "known_operations"]
 
@@ -49,9 +49,9 @@ class Recorder(TorchDispatchMode):
 
     Args:
         model: the module that is going to run inside the ``with`` block.
-        consumer: called as ``consumer(site, knots)`` for each non-linearity, before it is executed (max-pooling:
+        consumer: called as ``consumer(site, kinks)`` for each non-linearity, before it is executed (max-pooling:
             after). It must reduce what it gets, for an in-place operation overwrites it next.
-        outputs_of: count the outputs of these modules, with a knot at 0, instead of the pre-activations.
+        outputs_of: count the outputs of these modules, with a kink at 0, instead of the pre-activations.
         max_pool: also emit the winners of max-pooling and other maxima; ``"candidates"``: what competes there,
             along a last axis, -inf beyond the border.
         results: emit what the non-linearities return instead of the pre-activations, and of a recurrent module
@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         model: nn.Module,
-        consumer: Callable[[Site, list[Knot]], None],
+        consumer: Callable[[Site, list[Kink]], None],
         *,
         outputs_of: Sequence[nn.Module] | None = None,
         max_pool: bool | str = False,
@@ -137,17 +137,17 @@ class Recorder(TorchDispatchMode):
         op = _name(func)
         if op == "threshold" and args[1] == args[2]:  # as nn.Threshold(0, 0): no jump
             op = "clamp_min"
-        knotted = self._outputs_of is None and _has_kinks(op)
-        knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
+        has_kink = self._outputs_of is None and _has_kinks(op)
+        has_kink = has_kink and isinstance(args[0], Tensor) and args[0].is_floating_point()
         before = self.emitted
-        if knotted and not self._results:
-            self._emit(self._site(op), knots_of(op, args, kwargs))
+        if has_kink and not self._results:
+            self._emit(self._site(op), kinks_of(op, args, kwargs))
         result = self._execute(op, func, args, kwargs)
         if self._channels is not None:
             self._channels.executed(op, args, result)
-        if knotted and self._results and not self._stack[-1].merge:
+        if has_kink and self._results and not self._stack[-1].merge:
             self._emit(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
-        if self._outputs_of is None and self._max_pool and op in WINNERS:
+        if self._outputs_of is None and self._max_pool and op in MAX_POOLS:
             winners = winners_of(op, result, args, kwargs, self._max_pool)
             self._emit(self._site(op), [(winner, None) for winner in winners])
         self._executed(op, result, followed=self.emitted > before)
@@ -162,12 +162,12 @@ class Recorder(TorchDispatchMode):
     def _executed(self, op: str, result: Any, followed: bool) -> None:
         """Called after each operation; ``followed``: it emitted something."""
 
-    def _emit(self, site: Site, knots: list[Knot]) -> None:
-        if not self._entrance.waiting and knots and knots[0][0].numel():
-            if self._channels is not None and knots[0][0].ndim:
-                site = replace(site, channels=self._channels.axis(knots[0][0]))
+    def _emit(self, site: Site, kinks: list[Kink]) -> None:
+        if not self._entrance.waiting and kinks and kinks[0][0].numel():
+            if self._channels is not None and kinks[0][0].ndim:
+                site = replace(site, channels=self._channels.axis(kinks[0][0]))
             with _disable_current_modes():  # what the consumer computes is no part of the model
-                self._consumer(site, knots)
+                self._consumer(site, kinks)
             self.emitted += 1
 
 
@@ -179,8 +179,8 @@ def _name(func: Any) -> str:
 
 
 def is_nonlinear(op: str) -> bool:
-    """Whether an operation may have a kink."""
-    return _has_kinks(op) or op in WINNERS
+    """Whether an operation may have a kink, or chooses a winner."""
+    return _has_kinks(op) or op in MAX_POOLS
 
 
 def _has_kinks(op: str) -> bool:

@@ -63,8 +63,8 @@ class Signs:
             return True, False
         if op in _KEEP and read:
             return self(read[0])
-        if op in _BENDING:
-            return self._bent(op, args, kwargs, self(read[0]))
+        if op in _BOUNDED:
+            return self._bounded(op, args, kwargs, self(read[0]))
         if op == "neg":
             return self(read[0])[::-1]
         if op in _ARITHMETIC and len(args) == 2 and not kwargs:
@@ -73,8 +73,8 @@ class Signs:
         return _ANY
 
     @staticmethod
-    def _bent(op: str, args: Sequence[Any], kwargs: Any, sides: Sides) -> Sides:
-        bounds = dict(zip(_BENDING[op], args[1:], strict=False)) | kwargs
+    def _bounded(op: str, args: Sequence[Any], kwargs: Any, sides: Sides) -> Sides:
+        bounds = dict(zip(_BOUNDED[op], args[1:], strict=False)) | kwargs
         low = 0.0 if op in ("relu", "relu6") else bounds.get("min")
         high = bounds.get("max")
         above, below = sides
@@ -106,8 +106,8 @@ def _sum(one: Sides, other: Sides) -> Sides:
     return one[0] or other[0], one[1] or other[1]
 
 
-_BENDING: dict[str, Sequence[str]] = {"relu": (), "relu6": (), "hardtanh": ("min", "max"), "clamp": ("min", "max")}
-_BENDING |= {"clamp_min": ("min",), "clamp_max": ("max",)}
+_BOUNDED: dict[str, Sequence[str]] = {"relu": (), "relu6": (), "hardtanh": ("min", "max"), "clamp": ("min", "max")}
+_BOUNDED |= {"clamp_min": ("min",), "clamp_max": ("max",)}
 _ARITHMETIC = {
     "add": _sum,
     "sub": lambda one, other: _sum(one, other[::-1]),

@@ -142,7 +142,7 @@ class Space:
         """The model's output at the points ``(n,)`` of this set, moved to ``values (n, *shape)``; differentiable."""
         if self._writes is False:
             return self._output(points, values)
-        copy = values.clone()  # the forward may work in place: the first one tells
+        copy = values.clone()  # the forward may work in place: the first one shows whether it does
         version = copy._version
         output = self._output(points, copy)
         self._writes = copy._version != version
@@ -177,7 +177,7 @@ def _module_and_call(model: nn.Module, at: str) -> tuple[nn.Module, int]:
     return find_module(model, "at", name if counted else at), int(call) if counted else 1
 
 
-def _drop(site: Any, knots: Any) -> None:
+def _drop(site: Any, kinks: Any) -> None:
     """Consumes what is not looked at."""
 
 

@@ -13,7 +13,7 @@ from lc_callback.engine.network.guards import Guards, is_guard
 from lc_callback.engine.network.layout import memories_of, memory_or_none
 from lc_callback.engine.network.lineage import Lineage
 from lc_callback.engine.network.masked_rows import MaskedRows, choosers, picks
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.outlets import Outlets
 from lc_callback.engine.network.recorder import Recorder, Site
 from lc_callback.engine.network.signs import Signs
@@ -110,12 +110,12 @@ class Tracer(Recorder):
         """Whether one of these comes of what moves, as far as is known."""
         return self.reads_values or self._moving is None or self._moving.has(tensors)
 
-    def _emit(self, site: Site, knots: list[Knot]) -> None:
+    def _emit(self, site: Site, kinks: list[Kink]) -> None:
         if self.masked_rows and not self._entrance.waiting:  # also where no row was picked
-            self.masked_rows.met(site.path or site.op, memories_of([z for z, _ in knots]))
-        if all(knot is not None and knot >= 0 and not self._signs(memory_or_none(z))[0] for z, knot in knots):
+            self.masked_rows.met(site.path or site.op, memories_of([z for z, _ in kinks]))
+        if all(kink is not None and kink >= 0 and not self._signs(memory_or_none(z))[0] for z, kink in kinks):
             self.never_above.add(self.emitted)
-        super()._emit(site, knots)
+        super()._emit(site, kinks)
         self.decisions.emitted()
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.engine.network.layers import Execution
-from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero_below, knots_of, slope_of
+from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero_below, kinks_of, slope_of
 from lc_callback.engine.network.recorder import Recorder
 
 __all__ = [
@@ -58,7 +58,7 @@ class AffineRecorder(Recorder):
         return execute_affine(self._pieces, op, func, args, kwargs)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
-        self._pieces.here = None  # what comes next is no non-linearity until it is handed over
+        self._pieces.here = None  # what comes next is no non-linearity until it is emitted
 
 
 def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -71,7 +71,7 @@ def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: 
         return flat.gather(-1, chosen).view(values.shape), chosen.reshape(winners.shape)
     if here is None or not has_slope(op):
         return func(*args, **kwargs)
-    if is_a(op, Kind.EXTREME):
+    if is_a(op, Kind.BINARY_MIN_MAX):
         args = torch.broadcast_tensors(*args)
     x = args[0]
     in_place = func._schema.is_mutable
@@ -90,7 +90,7 @@ def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: 
         return result
     slope = by_point(slope_of(op, args, kwargs).to(x.dtype).expand(x.shape))[:1]
     at_point = by_point(func(x.clone() if in_place else x, *args[1:], **kwargs))[:1]
-    if is_a(op, Kind.EXTREME):
+    if is_a(op, Kind.BINARY_MIN_MAX):
         y = by_point(args[1])
         new = slope * z + (1 - slope) * y
         beyond = torch.where(slope == 1, y - z, z - y)  # of the operand that has lost
@@ -141,9 +141,9 @@ def past_kink(
     """Result and slope of an operation at the points, with what is 0 and flat as by :func:`relu_slope`."""
     if not is_zero_below(op):
         return at_point, slope
-    z, knot = knots_of(op, args, kwargs)[0]
+    z, kink = kinks_of(op, args, kwargs)[0]
     axes, z = (1, z) if view is None else (2, view(z)[:1])
-    beyond = z - (knot or 0.0)
+    beyond = z - (kink or 0.0)
     some = faint(beyond, axes).where((slope == 0) & (at_point == 0), 0).to(slope.dtype)
     return at_point + (beyond * some).nan_to_num(0.0, 0.0, 0.0), slope + some
 

@@ -186,7 +186,7 @@ def _only_first(step: Any, args: list[Any]) -> None:
 
 
 RULES: dict[str, Callable[..., Any]] = {
-    **dict.fromkeys((op for op in OPERATIONS if has_slope(op) and not is_a(op, Kind.EXTREME)), _diagonal),
+    **dict.fromkeys((op for op in OPERATIONS if has_slope(op) and not is_a(op, Kind.BINARY_MIN_MAX)), _diagonal),
     **dict.fromkeys(named(Kind.MAX_POOLING), _winners),
     **dict.fromkeys(("add", "sub"), _sum),
     **dict.fromkeys(("mul", "div"), _multiple),

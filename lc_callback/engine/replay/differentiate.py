@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.engine.network.max_pools import WINNERS
-from lc_callback.engine.network.operations import Knot, knots_of, relative
+from lc_callback.engine.network.max_pools import MAX_POOLS
+from lc_callback.engine.network.operations import Kink, kinks_of, relative
 from lc_callback.engine.replay.affine_piece import is_hidden
 from lc_callback.engine.replay.derivative_rules import RULES
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_point, moves
@@ -18,7 +18,7 @@ from lc_callback.engine.replay.recording import EMIT, MOVE, in_words
 
 __all__ = ["differentiate"]
 
-Receive = Callable[[int, list[Knot], Dual], None]
+Receive = Callable[[int, list[Kink], Dual], None]
 
 
 def differentiate(
@@ -31,8 +31,8 @@ def differentiate(
         inputs: what the model would be called with; what moves is a :class:`Dual`.
         samples: ``n``.
         move: called with the output of the module where the samples are moved.
-        receive: called with the number of each pre-activation, its knots at the points, and what they are of. It has to
-            copy what it keeps, for this may be overwritten.
+        receive: called with the number of each pre-activation, its kinks at the points, and what they are of. It has to
+            copy what it keeps, for it may be overwritten.
         room: memory for what is not needed for long.
 
     Raises:
@@ -42,7 +42,7 @@ def differentiate(
     known = DualValues(values, room)
     for step in program.steps:
         args, kwargs = program.arguments(step, values, samples)
-        for number in step.dead_after:  # now, so that it is known what nothing else needs
+        for number in step.dead_after:  # now, so that the rules see what nothing else needs
             values[number] = None
         if step.op == MOVE:
             values[step.outputs[0]] = move(*args)
@@ -53,11 +53,11 @@ def differentiate(
             at_points[place] = at_point(args[place])
         if step.op == EMIT or (step.position >= 0 and duals != [0]) or any(map(moves, kwargs.values())):
             raise NoRule(f"{in_words(step)} has several operands that move")
-        if step.position >= 0 and step.op not in WINNERS:
-            knots = knots_of(step.op, at_points, kwargs)
-            if step.position > 0:  # the first has none before it
-                args[0].hidden = is_hidden(relative(*knots[0]), args[0].steepest())
-            receive(step.position, knots, args[0])
+        if step.position >= 0 and step.op not in MAX_POOLS:
+            kinks = kinks_of(step.op, at_points, kwargs)
+            if step.position > 0:  # nothing is inactive before the first
+                args[0].hidden = is_hidden(relative(*kinks[0]), args[0].steepest())
+            receive(step.position, kinks, args[0])
         if step.unused:
             continue
         if not duals:
@@ -70,4 +70,4 @@ def differentiate(
         for number, tensor in zip(step.outputs, results, strict=False):
             if number >= 0:
                 values[number] = tensor
-        del args, at_points, result, results  # here the last of what is not needed any more goes
+        del args, at_points, result, results  # so that dead tensors are freed here

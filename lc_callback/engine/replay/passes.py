@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.replay import cpu_kernels
 from lc_callback.engine.replay.recording import EMIT, MOVE, Recording, Slot, Step, place
 
@@ -19,7 +19,7 @@ _PAIRS = {"add", "sub", "mul", "div"}  # of which a pre-activation may be made
 
 
 def needed(steps: list[Step], recording: Recording, given: int | None) -> list[Step]:
-    """The steps that lead to something that is handed over, if a memory is given instead of computed."""
+    """The steps that lead to something that is emitted; ``given`` is the memory of what is not computed but given."""
     wanted: set[int] = set()
     kept = []
     for step in reversed(steps):
@@ -27,7 +27,7 @@ def needed(steps: list[Step], recording: Recording, given: int | None) -> list[S
         leads_on = bool((results | set(recording.writes(step))) & wanted)
         if step.position < 0 and not leads_on:
             continue
-        step.unused = not leads_on and step.op not in WINNERS
+        step.unused = not leads_on and step.op not in MAX_POOLS
         kept.append(step)
         wanted.update(recording.memory[number] for number in step.operands)
         if step.op == MOVE and given is not None:
@@ -36,7 +36,7 @@ def needed(steps: list[Step], recording: Recording, given: int | None) -> list[S
 
 
 def folded(steps: list[Step], recording: Recording) -> list[Step]:
-    """With those batch normalisations that only scale what a convolution returns as a part of it."""
+    """The steps, where a batch normalisation that alone reads a convolution has become a part of it."""
     readers = Counter(recording.memory[number] for step in steps for number in step.operands)
     made_by = {step.outputs[0]: step for step in steps if step.op == "convolution"}
     kept = []
@@ -51,7 +51,7 @@ def folded(steps: list[Step], recording: Recording) -> list[Step]:
 
 
 def _fold_into(convolution: Step, norm: Step, recording: Recording) -> bool:
-    """Whether weights and statistics are known, and the convolution does both from now on."""
+    """Make a convolution do its normalisation too, if weights and statistics are known. Returns whether they are."""
     constants = [_constant(spec, recording) for spec in (*convolution.args[1:3], *norm.args[1:5])]
     if Slot in map(type, constants) or convolution.args[6]:
         return False
@@ -63,9 +63,9 @@ def _fold_into(convolution: Step, norm: Step, recording: Recording) -> bool:
 
 
 def specialise_kernels(step: Step, recording: Recording, views: bool) -> None:
-    """A product with known weights by other means, where these are faster.
+    """Replace a product with known weights by a faster kernel, if there is one.
 
-    It may be laid out otherwise: where nothing is written to ``views``, these may be copies.
+    Its result may have another layout. So views may become copies, if ``views`` says that nothing is written to them.
     """
     if views and step.op == "view" and step.func is torch.ops.aten.view.default:
         step.func = torch.ops.aten.reshape.default
@@ -86,12 +86,12 @@ def _biased_product(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _constant(spec: Any, recording: Recording) -> Any:
-    """What an argument is in every pass; a slot where this is not known."""
+    """An argument that is the same in every pass; its slot if it is not."""
     return recording.known.get(spec.index, spec) if isinstance(spec, Slot) else spec
 
 
 def mark_dead(steps: list[Step], recording: Recording) -> None:
-    """Note after which step each tensor is not needed any more, and which step may overwrite its operand."""
+    """Note the step after which each tensor is dead, and the steps that may overwrite their operand."""
     in_memory: dict[int, list[int]] = {}
     for number, memory in enumerate(recording.memory):
         in_memory.setdefault(memory, []).append(number)
@@ -100,7 +100,7 @@ def mark_dead(steps: list[Step], recording: Recording) -> None:
     for step in reversed(steps):
         read = {recording.memory[number] for number in [*step.tensors, *step.operands]}
         step.dead_after = [number for memory in read - later - kept for number in in_memory[memory]]
-        if step.op in _PAIRS or (step.op not in (*WINNERS, EMIT) and step.position >= 0):
+        if step.op in _PAIRS or (step.op not in (*MAX_POOLS, EMIT) and step.position >= 0):
             step.overwrites = _overwriting(step, recording, later | kept)
         later |= read
 

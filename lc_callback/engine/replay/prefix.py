@@ -1,4 +1,4 @@
-"""The affine part of a model before its first non-linearity, which need not run for every vertex."""
+"""The affine part of a model before its first non-linearity: it runs once for each point, not for each vertex."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from lc_callback.engine.network.layout import memory_of, memory_order, permuted, reduced, restored
 from lc_callback.engine.network.modules import Reached, output_of
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.recorder import Recorder, Site
 from lc_callback.engine.network.space import Space
 
@@ -60,7 +60,7 @@ class Prefix:
     def outermost(self, z: Tensor, shape: tuple[int, int]) -> Tensor | None:
         """``(2, n, ...)``: the largest and smallest of ``(k * n, ...)`` over ``k``, if this is what entered last.
 
-        Without a look at it: rounding keeps the order of the sums of a number and others.
+        The values are not read: rounded sums of one number and others keep the order of the others.
         """
         if self.entered is None:
             return None
@@ -119,7 +119,7 @@ def modules_before_kinks(space: Space) -> list[nn.Module]:
         if isinstance(output, Tensor) and output.is_floating_point() and module in known:
             returned[module] = None
 
-    def stop(site: Site, knots: list[Knot]) -> None:
+    def stop(site: Site, kinks: list[Kink]) -> None:
         reached.append(site)
         raise Reached
 

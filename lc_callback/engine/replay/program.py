@@ -1,4 +1,4 @@
-"""Recorded operations, ready to be repeated."""
+"""Recorded operations, ready to be replayed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.engine.network.max_pools import WINNERS, winners_of
-from lc_callback.engine.network.operations import Knot, knots_of
+from lc_callback.engine.network.max_pools import MAX_POOLS, winners_of
+from lc_callback.engine.network.operations import Kink, kinks_of
 from lc_callback.engine.replay.passes import folded, mark_dead, needed, specialise_kernels
 from lc_callback.engine.replay.recording import EMIT, MOVE, NotRepeatable, Recording, Size, Slot, Step, leaves
 
@@ -18,14 +18,14 @@ __all__ = ["ReplayProgram"]
 
 
 class ReplayProgram:
-    """Those steps of a recording that lead to a pre-activation, ready to be executed.
+    """The steps of a recording that lead to a pre-activation, ready to be replayed.
 
     Args:
         recording: what the model executes.
-        entry: number of a tensor that is given instead of computed, and how many steps there are before it is used.
+        entry: the number of a tensor that is given instead of computed, and how many steps come before it.
 
     Raises:
-        NotRepeatable: if the inputs are read besides what is given.
+        NotRepeatable: if other steps read the inputs.
     """
 
     def __init__(self, recording: Recording, entry: tuple[int, int] | None = None) -> None:
@@ -40,7 +40,7 @@ class ReplayProgram:
         if entry is not None and any(number in read for number in range(recording.inputs)):
             raise NotRepeatable("the inputs are read again")
         written = {memory for step in self.steps for memory in recording.writes(step)}
-        #: Whether what is written to has several names.
+        #: Whether steps write to memory that several tensors share.
         self.writes_to_views = any(recording.memory.count(memory) > 1 for memory in written)
         self.steps = folded(self.steps, recording)
         mark_dead(self.steps, recording)
@@ -49,7 +49,7 @@ class ReplayProgram:
             step.reads = _reads(step)
         kept = {number for step in self.steps if not step.unused for number in step.tensors}
         sizes = [recording.growth[number] for number in kept]
-        #: Of the largest tensor that is computed, and in the mean.
+        #: For each sample, of the largest tensor that is computed, and in the mean.
         self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
 
     def start(self, inputs: list[Any]) -> list[Any]:
@@ -59,7 +59,7 @@ class ReplayProgram:
         return values
 
     def arguments(self, step: Step, values: list[Any], samples: int) -> tuple[list[Any], dict[str, Any]]:
-        """Of a step, given what came before by its number."""
+        """The arguments of a step, given what the steps before returned, by number."""
         if step.reads is not None:
             args = step.args.copy()
             for place, number in step.reads:
@@ -81,7 +81,7 @@ class ReplayProgram:
         inputs: Any,
         samples: int,
         move: Callable[[Any], Tensor],
-        receive: Callable[[int, list[Knot]], None],
+        receive: Callable[[int, list[Kink]], None],
         execute: Callable[[str, Any, Any, Any], Any],
         max_pool: bool | str,
     ) -> None:
@@ -91,21 +91,21 @@ class ReplayProgram:
             inputs: what the model would be called with.
             samples: their number.
             move: called with the output of the module where the samples are moved; ``None`` if it is not needed.
-            receive: called with the number of each pre-activation, and its knots.
+            receive: called with the number of each pre-activation, and its kinks.
             execute: called for each operation that may have a kink.
             max_pool: as for :class:`Recorder`.
         """
         values = self.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
         for step in self.steps:
             args, kwargs = self.arguments(step, values, samples)
-            met, pools = step.position >= 0, step.op in WINNERS
+            met, pools = step.position >= 0, step.op in MAX_POOLS
             result: Any = ()
             if step.op == MOVE:
                 result = move(*args)
             elif step.op == EMIT:
                 receive(step.position, [(args[0], 0.0)])
             elif met and not pools:
-                receive(step.position, knots_of(step.op, args, kwargs))
+                receive(step.position, kinks_of(step.op, args, kwargs))
                 if not step.unused:
                     result = execute(step.op, step.overwrites or step.func, args, kwargs)
             elif pools:
@@ -120,13 +120,13 @@ class ReplayProgram:
                 for number, tensor in zip(step.outputs, result, strict=False):
                     if number >= 0:
                         values[number] = tensor
-            del args, kwargs, result  # here the last of what is not needed any more goes
+            del args, kwargs, result  # so that dead tensors are freed here
             for number in step.dead_after:
                 values[number] = None
 
 
 def _reads(step: Step) -> list[tuple[int, int]] | None:
-    """Which arguments are tensors to fill in, if nothing else is."""
+    """Which arguments are tensors to fill in: place and number; ``None`` if a list or keyword holds some too."""
     others = [argument for argument in step.args if type(argument) is not Slot]
     if any(type(leaf) in (Slot, Size) for leaf in leaves([others, step.kwargs])):
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.layout import reduced, viewed
-from lc_callback.engine.network.operations import Knot, relative
+from lc_callback.engine.network.operations import Kink, relative
 from lc_callback.engine.replay.affine_piece import AffinePieces, is_hidden
 from lc_callback.engine.replay.differentiate import differentiate
 from lc_callback.engine.replay.dual import Dual, NoRule
@@ -18,7 +18,7 @@ from lc_callback.engine.replay.way import Way
 
 __all__ = ["Reach", "ReachConsumer", "Reaches"]
 
-#: For each unit of ``(n, ...)`` points, its value, a knot, and how far it gets along the directions.
+#: For each unit of ``(n, ...)`` points, its value, a kink, and how far it gets along the directions.
 Reach = tuple[Tensor, float | None, Tensor]
 ReachConsumer = Callable[[int, list[Reach]], None]
 
@@ -37,18 +37,18 @@ class Reaches:
 
     def follow(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
         """Call ``consumer`` with what is reached along ``(k, B)`` directions from the points ``(n,)``."""
-        (self._by_rules if way.uses_derivative_rules else self._by_steps)(way, points, directions, consumer)
+        (self._from_rules if way.uses_derivative_rules else self._from_steps)(way, points, directions, consumer)
 
-    def _by_steps(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
-        def differ(position: int, knots: list[Knot]) -> None:
+    def _from_steps(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
+        def differ(position: int, kinks: list[Kink]) -> None:
             reaches: list[Reach] = []
-            for i, (z, knot) in enumerate(viewed(knots, lambda z: z.unflatten(0, self.pieces.block))):
-                repeated = i > 0 and knots[i - 1][0] is knots[i][0]
+            for i, (z, kink) in enumerate(viewed(kinks, lambda z: z.unflatten(0, self.pieces.block))):
+                repeated = i > 0 and kinks[i - 1][0] is kinks[i][0]
                 reach = reaches[-1][2] if repeated else self._largest_step(z)
                 if i == 0 and position > 0:
-                    hidden = is_hidden(relative(z[0], knot), reach)
-                    reach = _settled(z[0], knot, reach, hidden)
-                reaches.append((z[0], knot, reach))
+                    hidden = is_hidden(relative(z[0], kink), reach)
+                    reach = _settled(z[0], kink, reach, hidden)
+                reaches.append((z[0], kink, reach))
             consumer(position, reaches)
 
         if self._samples[0] is not directions:
@@ -57,17 +57,17 @@ class Reaches:
         self.pieces.block = len(moves), len(points)
         way.follow(points, moves, differ)
 
-    def _by_rules(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
+    def _from_rules(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
         axes = way.layers.axes
 
-        def receive(position: int, knots: list[Knot], dual: Dual) -> None:
+        def receive(position: int, kinks: list[Kink], dual: Dual) -> None:
             axis = axes[position]
             if axis is not None:
-                at = viewed(knots, lambda z: axis.to_front(z, len(points)))
+                at = viewed(kinks, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
                 if dual.hidden is not None:
                     reach = _settled(*at[0], reach, axis.to_front(dual.hidden, len(points)))
-                consumer(position, [(z, knot, reach) for z, knot in at])
+                consumer(position, [(z, kink, reach) for z, kink in at])
 
         if way.program is None:
             raise NoRule("no operations are replayed")
@@ -110,6 +110,6 @@ def _duals(way: Way, points: Tensor, directions: Tensor) -> tuple[Any, int, Call
     return inputs, len(points), move
 
 
-def _settled(z: Tensor, knot: float | None, reach: Tensor, hidden: Tensor | None) -> Tensor:
+def _settled(z: Tensor, kink: float | None, reach: Tensor, hidden: Tensor | None) -> Tensor:
     """How far units get: nowhere, if they are 0 because of others and above by rounding; see ``relu_slope``."""
-    return reach if hidden is None else reach.masked_fill(hidden & (z > (knot or 0.0)), 0.0)
+    return reach if hidden is None else reach.masked_fill(hidden & (z > (kink or 0.0)), 0.0)

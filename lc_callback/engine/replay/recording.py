@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.layout import memory_of
-from lc_callback.engine.network.max_pools import WINNERS
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.max_pools import MAX_POOLS
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.recorder import Site, is_nonlinear
 from lc_callback.engine.network.tracer import Tracer
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class NotRepeatable(Exception):  # noqa: N818 (no error: the model runs as it is)
-    """What was executed depends on more than the samples."""
+    """The operations cannot be repeated: they depend on more than the samples. The text says why."""
 
 
 class _DiffersError(Exception):
@@ -58,7 +58,7 @@ class Size:
 
 @dataclass
 class Step:
-    """An operation; without one, a tensor that is handed over, or the place where the samples are moved."""
+    """An operation; without one, a tensor that is emitted, or the place where the samples are moved."""
 
     op: str
     func: Any
@@ -66,37 +66,46 @@ class Step:
     kwargs: Any
     path: str = ""  # of the module that executed it
     outputs: list[int] = field(default_factory=list)  # -1: no tensor
-    position: int = -1  # of what is handed over
-    dead_after: list[int] = field(default_factory=list)  # tensors that nothing reads later
+    position: int = -1  # of what is emitted
+    dead_after: list[int] = field(default_factory=list)  # numbers of the tensors that no later step reads
     overwrites: Any = None  # the operation's in-place form, where nothing reads its operand later
-    unused: bool = False  # handed over, but nothing needs the result
-    reads: list[tuple[int, int]] | None = None  # places among the arguments and tensors, if these are all to fill in
+    unused: bool = False  # its operand is emitted, but nothing reads its result
+    reads: list[tuple[int, int]] | None = (
+        None  # place and number of each tensor among the arguments, if no list or keyword holds one
+    )
 
     @property
     def tensors(self) -> list[int]:
-        """What it returns."""
+        """Numbers of the tensors that it returns."""
         return [number for number in self.outputs if number >= 0]
 
     @functools.cached_property
     def operands(self) -> list[int]:
-        """What it reads."""
+        """Numbers of the tensors that it reads."""
         return [leaf.index for leaf in leaves([self.args, self.kwargs]) if type(leaf) is Slot]
 
 
 MOVE, EMIT = "(move)", "(emit)"
+# What users call, where it is executed as an operation of another name.
+_CALLERS = {"bmm": ("einsum", "matmul"), "_local_scalar_dense": ("item", "float", "if"), "equal": ("torch.equal",)}
 _PLAIN = {int, float, bool, type(None)}
 
 
 def in_words(step: Step) -> str:
     """An operation and where it runs."""
-    return f"`{step.op}`" + (f" in {step.path!r}" if step.path else "")
+    return _in_words(step.op, step.path)
+
+
+def _in_words(op: str, path: str) -> str:
+    callers = f" (of `{'`, `'.join(_CALLERS[op])}`)" if op in _CALLERS else ""
+    return f"`{op}`{callers}" + (f" in {path!r}" if path else "")
 
 
 class OperationLog:
     """The operations of one forward pass, and the tensors that they read and return, by number.
 
     Attributes:
-        steps: the operations; ``None`` if not all that the model does can be told from them, and
+        steps: the operations; ``None`` if the model does more than they show, and
         why_not: the reason.
         tensors: by number; kept alive until they are cleared, so that no memory is used twice.
         sizes: of the tensors, in bytes.
@@ -182,7 +191,7 @@ class OperationRecorder(Tracer):
         log, path = self.log, self._stack[-1].path
         log.is_affine = log.is_affine and not is_nonlinear(op)
         if log.steps is not None and (reason := _why_unrepeatable(func)):
-            log.steps, log.why_not = None, f"`{op}`" + (f" in {path!r}" if path else "") + reason
+            log.steps, log.why_not = None, _in_words(op, path) + reason
         if log.steps is None:
             return super()._execute(op, func, args, kwargs)
         step = Step(op, func, log.spec(args), log.spec(kwargs), path, position=log.emitted)
@@ -193,14 +202,14 @@ class OperationRecorder(Tracer):
         log.steps.append(step)
         return result
 
-    def _emit(self, site: Site, knots: list[Knot]) -> None:
+    def _emit(self, site: Site, kinks: list[Kink]) -> None:
         before, log = self.emitted, self.log
-        super()._emit(site, knots)
+        super()._emit(site, kinks)
         if self.emitted == before or log.steps is None:
             return
         if self._outputs_of is not None:
-            log.steps.append(Step(EMIT, None, [log.spec(knots[0][0])], {}, position=before))
-        elif site.op in WINNERS:
+            log.steps.append(Step(EMIT, None, [log.spec(kinks[0][0])], {}, position=before))
+        elif site.op in MAX_POOLS:
             log.steps[-1].position = before
         else:
             log.emitted = before
@@ -277,7 +286,7 @@ class Recording:
             self.steps.append(None if self._fold(step, written) else step)
 
     def writes(self, step: Step) -> list[int]:
-        """The memory that a step writes to."""
+        """The memories that a step writes to."""
         if step.func is None or not step.func._schema.is_mutable:
             return []
         found = []
@@ -292,7 +301,7 @@ class Recording:
         return found
 
     def _fold(self, step: Step, written: set[int]) -> bool:
-        """Whether a step is the same in each pass; then its results are known from now on."""
+        """Whether a step is the same in each pass. Then its results are kept as known."""
         if step.func is None or step.position >= 0 or not all(number in self.known for number in step.operands):
             return False
         if torch.Tag.nondeterministic_seeded in step.func.tags:
@@ -307,7 +316,7 @@ class Recording:
 
 
 def _merged(two: Any, three: Any) -> Any:
-    """What holds for two samples and for three."""
+    """An argument for any number of samples, from what it was for two and for three."""
     if isinstance(two, Tensor) and isinstance(three, Tensor):
         if two is three or (two.shape == three.shape and two.dtype == three.dtype and torch.equal(two, three)):
             return three
@@ -326,7 +335,7 @@ def _merged(two: Any, three: Any) -> Any:
 
 
 def leaves(spec: Any) -> list[Any]:
-    """What is not nested, in any order."""
+    """All that is in nested lists and dicts, in any order."""
     found, rest = [], [spec]
     while rest:
         item = rest.pop()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.layers import Consumer, Execution, Samples, TracedLayers
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.replay.prefix import Prefix
 from lc_callback.engine.replay.program import ReplayProgram
 
@@ -77,8 +77,8 @@ def pre_activations(way: Way, points: Tensor, moves: Tensor, most: int, *, with_
     """Of all places at these points, and the output if it is needed; at most so many samples in one forward pass."""
     seen: list[Tensor] = []
 
-    def keep(position: int, knots: list[Knot]) -> None:
-        seen.append(knots[0][0].clone())
+    def keep(position: int, kinks: list[Kink]) -> None:
+        seen.append(kinks[0][0].clone())
 
     # Two samples, if ever there are several: a model may ask its input for their number.
     moves = moves[: min(most, max(1, 3 - len(points)))]

@@ -1,4 +1,4 @@
-"""Whether a network is affine in the regions that were found, and, if not, which of its modules bends there."""
+"""Checks that a network is affine in the regions that were found, and names the first module that is not."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ Ints = NDArray[np.int64]
 _CHECKED = 256  # regions
 _AFFINE = 1e-6  # of the output's largest value: what float32 inside the model may be off
 _ROUNDING = 1e-11  # of it: what float64 may be
-_SMALLER, _BENDS = 4, 8.0  # regions so many times smaller are more than so many times nearer to affine: 16, if it bends
-_ENOUGH = 2  # values to tell that by
+# In regions 4 times smaller a smooth network is 16 times nearer to affine. Rounding is not: less than 8 times is taken
+# for it.
+_SMALLER, _SMOOTH = 4, 8.0
+_ENOUGH = 2  # values to see that
 
 
 class Sliced(Protocol):
@@ -41,9 +43,9 @@ class Sliced(Protocol):
 
 
 def check_affine(sliced: Sliced, outputs: Floats, offsets: Ints, loop: Ints) -> None:
-    """Raise an error that names the first module that bends, if the network bends inside the largest regions.
+    """Raise an error that names the first module that is not affine, if the network is not inside the largest regions.
 
-    Bending is told from rounding by its size or, in small windows, by how it shrinks: with the square of a region.
+    A difference is no rounding if it is large or, in small windows, if it shrinks with the square of a region.
 
     Args:
         sliced: the slice.
@@ -52,7 +54,7 @@ def check_affine(sliced: Sliced, outputs: Floats, offsets: Ints, loop: Ints) -> 
         loop: the vertices of each region.
 
     Raises:
-        ValueError: if it bends, or if its output is not finite.
+        ValueError: if it is not affine, or if its output is not finite.
     """
     if not np.isfinite(outputs).all():
         raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
@@ -75,18 +77,18 @@ def check_affine(sliced: Sliced, outputs: Floats, offsets: Ints, loop: Ints) -> 
         nearer = sliced.outputs(middle + (corners[places] - middle) / _SMALLER)
         starts = np.concatenate([[0], np.diff(offsets)[some].cumsum()[:-1]])
         smaller = np.abs(at_centres - np.add.reduceat(weights[places] * nearer, starts))
-        if np.linalg.norm(difference) <= _BENDS * np.linalg.norm(smaller):
+        if np.linalg.norm(difference) <= _SMOOTH * np.linalg.norm(smaller):
             return
     own = slice(offsets[worst], offsets[worst + 1])
     raise ValueError(
         f"the network is not affine between its non-linearities (by {difference.max():.2g} in the middle of a region): "
         "something else in it bends, such as a softmax, a LayerNorm, a product or a comparison"
-        f"{_first_that_bends(sliced, corners[own], weights[own], centres[worst])}. See `local_complexity_map` for a "
+        f"{_first_not_affine(sliced, corners[own], weights[own], centres[worst])}. See `local_complexity_map` for a "
         "picture of any model."
     )
 
 
-def _first_that_bends(sliced: Sliced, corners: Floats, weights: Floats, centre: Floats) -> str:
+def _first_not_affine(sliced: Sliced, corners: Floats, weights: Floats, centre: Floats) -> str:
     """The first module to return what is not affine in a region, as the end of a sentence."""
     seen: list[tuple[nn.Module, float]] = []
     share = torch.as_tensor(weights[:, 0])

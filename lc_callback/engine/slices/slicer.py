@@ -15,9 +15,9 @@ from torch import Tensor
 from lc_callback.checks import positive_integer
 from lc_callback.engine.chunks import SLICES
 from lc_callback.engine.network.layers import Consumer, Execution, TracedLayers
-from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.network.modules import Reached
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.points import main_output
 from lc_callback.engine.network.space import Space
 from lc_callback.engine.replay.recording import NotRepeatable
@@ -125,7 +125,7 @@ class Slicer:
             raise TooManyRegions(f"more than {self._most:,} regions")
 
     def _is_pool(self, position: int) -> bool:
-        return self.layers.sites[position].op in WINNERS
+        return self.layers.sites[position].op in MAX_POOLS
 
     def _evaluate(self, start: int) -> None:
         """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
@@ -133,9 +133,9 @@ class Slicer:
         parts = -(-(n - start) // self.chunk)
         for part in (np.arange(start + i, n, parts) for i in range(parts)):  # each from all over the window
 
-            def note(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
+            def note(at: int, kinks: list[Kink], part: NDArray[np.int64] = part) -> None:
                 if at in self._ahead:
-                    self._ahead[at].add(part, knots)
+                    self._ahead[at].add(part, kinks)
 
             self._outputs.add(part, self._forward(self.cells.vertices[part], note))
             self._make_room()
@@ -187,9 +187,9 @@ class Slicer:
         n = len(self.cells.vertices)
         for part in self._chunks(np.arange(n)):
 
-            def note(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
+            def note(at: int, kinks: list[Kink], part: NDArray[np.int64] = part) -> None:
                 if at == position:
-                    rows.add(part, values.select(knots))
+                    rows.add(part, values.select(kinks))
                     raise Reached
 
             try:
@@ -242,5 +242,5 @@ def _rows(output: Any) -> Tensor:
     return output.flatten(1) if output.ndim > 1 else output[:, None]
 
 
-def _ignore(position: int, knots: list[Knot]) -> None:
+def _ignore(position: int, kinks: list[Kink]) -> None:
     """Consumes nothing: only the output counts."""

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.operations import Kink
 
 __all__ = ["UnitValues", "VertexRows", "WinnerValues"]
 
@@ -46,7 +46,7 @@ class VertexRows:
 
 
 class UnitValues:
-    """Values of the units of one layer, minus their knots, at the vertices.
+    """Values of the units of one layer, minus their kinks, at the vertices.
 
     Once memory is short, only units that change sign on the vertices so far, or nearly do, are kept. The extremes of
     all others are followed, so it is known when one of them turns out to be needed after all.
@@ -62,11 +62,11 @@ class UnitValues:
         """What is kept."""
         return self._rows.n_bytes
 
-    def add(self, vertices: Ints, knots: list[Knot]) -> None:
+    def add(self, vertices: Ints, kinks: list[Kink]) -> None:
         """Add vertices, for which the model gave ``(k, ...)`` here."""
-        z = self._columns(knots)
+        z = self._columns(kinks)
         if not len(self._kept):
-            self._n_units = z.shape[1] // len(knots)
+            self._n_units = z.shape[1] // len(kinks)
             self._kept = z.new_ones(z.shape[1], dtype=torch.bool)
         self._note(z)
         self._rows.add(vertices, z if self._kept.all() else z[:, self._kept])
@@ -88,12 +88,12 @@ class UnitValues:
         return bool((self._kept | ~self.active()).all())
 
     def units(self) -> list[int]:
-        """Numbers of the active units, one for each of their knots."""
+        """Numbers of the active units, one for each of their kinks."""
         return (self.active().nonzero().flatten() % self._n_units).tolist()
 
-    def select(self, knots: list[Knot]) -> Tensor:
+    def select(self, kinks: list[Kink]) -> Tensor:
         """The active columns at these vertices."""
-        return self._columns(knots)[:, self.active()]
+        return self._columns(kinks)[:, self.active()]
 
     def table(self) -> Floats:
         """``(V, M)``, the active columns, if they were kept."""
@@ -106,8 +106,8 @@ class UnitValues:
 
     # What competes
 
-    def _columns(self, knots: list[Knot]) -> Tensor:
-        return torch.cat([z.flatten(1) - (knot or 0.0) for z, knot in knots], dim=1)
+    def _columns(self, kinks: list[Kink]) -> Tensor:
+        return torch.cat([z.flatten(1) - (kink or 0.0) for z, kink in kinks], dim=1)
 
     def _note(self, z: Tensor) -> None:
         first = not len(self._low)
@@ -130,8 +130,8 @@ class WinnerValues(UnitValues):
         """Which windows have several winners."""
         return self._changed
 
-    def _columns(self, knots: list[Knot]) -> Tensor:
-        return knots[0][0].flatten(1, -2)
+    def _columns(self, kinks: list[Kink]) -> Tensor:
+        return kinks[0][0].flatten(1, -2)
 
     def _note(self, z: Tensor) -> None:
         top = z.argmax(-1)

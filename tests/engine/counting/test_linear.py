@@ -25,8 +25,8 @@ def critical_radii(net, x, frame):
     def pre_activations(point):
         seen = []
 
-        def keep(site, knots):
-            seen.append(torch.stack([z - knot for z, knot in knots]).flatten(1))
+        def keep(site, kinks):
+            seen.append(torch.stack([z - kink for z, kink in kinks]).flatten(1))
 
         with Recorder(net, keep):
             net(point[None])
@@ -227,7 +227,7 @@ def test_critical_radii_need_the_linear_method():
             linear.critical_radius(share)
 
 
-# What has no affine piece that tells
+# Networks whose affine pieces do not show where units switch
 
 
 def test_smooth_networks_do_not_depend_on_the_other_radii():

@@ -24,9 +24,9 @@ def switching(net, points, layer_names):
     """How many units of each layer are above a kink at some of these points and not above it at others."""
     counts = dict.fromkeys(layer_names, 0)
 
-    def count(site, knots):
+    def count(site, kinks):
         if site.path in counts:
-            sides = [z.amax(0) > knot for z, knot in knots], [z.amin(0) <= knot for z, knot in knots]
+            sides = [z.amax(0) > kink for z, kink in kinks], [z.amin(0) <= kink for z, kink in kinks]
             counts[site.path] += int(torch.stack([a & b for a, b in zip(*sides, strict=True)]).any(0).sum())
 
     with torch.no_grad(), Recorder(net, count):

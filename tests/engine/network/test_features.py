@@ -341,7 +341,7 @@ def test_a_recurrent_module_is_one_layer_of_its_outputs(kind, batch_first):
     assert_ranks(feature_ranks(net, x), {"relu": channels_last(x.relu()), "rnn": channels_last(out)})
 
 
-def test_packed_sequences_are_refused_with_a_remedy():
+def test_packed_sequences_are_refused_with_a_hint():
     def forward(m, x, lengths):
         packed = nn.utils.rnn.pack_padded_sequence(m.embed(x).relu(), lengths, batch_first=True, enforce_sorted=False)
         return m.rnn(packed)[1][0][-1]

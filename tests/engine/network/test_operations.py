@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lc_callback.engine.network.operations import OPERATIONS, Kind, has_slope, is_zero_below, knots_of, slope_of
+from lc_callback.engine.network.operations import OPERATIONS, Kind, has_slope, is_zero_below, kinks_of, slope_of
 
 ATEN: Any = torch.ops.aten
 # Arguments after the first, where an operation needs some.
@@ -39,7 +39,7 @@ def test_every_row_is_complete(op: str) -> None:
     assert hasattr(ATEN, op), "the name of an operation of aten"
     has_kinks = row.kind not in (Kind.JUMP, Kind.MAX_POOLING, Kind.SELECTION)
     assert (row.kinks is not None) == has_kinks
-    assert (row.slope is not None) == (row.kind in (Kind.PIECEWISE_AFFINE, Kind.EXTREME, Kind.BROKEN))
+    assert (row.slope is not None) == (row.kind in (Kind.PIECEWISE_AFFINE, Kind.BINARY_MIN_MAX, Kind.BROKEN))
     assert row.slope is not None or not row.is_zero_below
 
 
@@ -49,7 +49,7 @@ def test_the_slope_is_the_derivative_and_changes_at_the_kinks_only(op: str) -> N
     arguments = ARGUMENTS.get(op, ())
     step = x().diff()
     slope = slope_of(op, (x(), *arguments), {}).to(torch.float64).expand_as(x())
-    sides = torch.stack([torch.sign(z - (kink or 0.0)) for z, kink in knots_of(op, (x(), *arguments), {})])
+    sides = torch.stack([torch.sign(z - (kink or 0.0)) for z, kink in kinks_of(op, (x(), *arguments), {})])
     same = (sides[:, 1:] == sides[:, :-1]).all(0) & (sides[:, 1:] != 0).all(0)
     assert same.sum() > 3900
     torch.testing.assert_close((value(op).diff() / step)[same], slope[1:][same], atol=1e-8, rtol=0)
@@ -61,7 +61,7 @@ def test_the_slope_is_the_derivative_and_changes_at_the_kinks_only(op: str) -> N
 @pytest.mark.parametrize("op", [op for op in WITH_SLOPE if is_zero_below(op)])
 def test_what_is_zero_below_is_flat_on_one_side_of_its_first_kink(op: str) -> None:
     arguments = ARGUMENTS.get(op, ())
-    z, kink = knots_of(op, (x(), *arguments), {})[0]
+    z, kink = kinks_of(op, (x(), *arguments), {})[0]
     slope = slope_of(op, (x(), *arguments), {}).to(torch.float64)
     below, above = slope[z < (kink or 0.0)], slope[z > (kink or 0.0)]
     assert (below == 0).all() or (above == 0).all()

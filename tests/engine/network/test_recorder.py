@@ -24,14 +24,14 @@ class Call(nn.Module):
 
 
 def switching(function):
-    """Grid points whose neighbourhood on the line holds a knot, with the layer names."""
+    """Grid points whose neighbourhood on the line holds a kink, with the layer names."""
     points = torch.from_numpy(GRID)[:, None]
     lc = local_complexity(Call(function), points, radius=RADIUS, n_directions=1)
     return lc.counts.sum(1).tolist(), lc
 
 
-def near(knots):
-    return [sum(abs(x - knot) < RADIUS for knot in knots) for x in GRID]
+def near(kinks):
+    return [sum(abs(x - kink) < RADIUS for kink in kinks) for x in GRID]
 
 
 def in_place(name, *args):
@@ -41,7 +41,7 @@ def in_place(name, *args):
 SLOPE = torch.full((1,), 0.2, dtype=torch.float64)
 TWO = torch.full((1,), 2.0, dtype=torch.float64)
 
-# What is called, the operation that is seen, and the knots that the documentation of knots.py tells.
+# What is called, the operation that is seen, and the kinks that its documentation names.
 TABLE = {
     "F.relu": (F.relu, "relu", [0]),
     "torch.relu": (torch.relu, "relu", [0]),
@@ -114,12 +114,12 @@ TABLE = {
 
 @pytest.mark.parametrize("entry", TABLE)
 def test_the_operation_is_seen_and_switches_at_its_knots_only(entry):
-    function, op, knots = TABLE[entry]
+    function, op, kinks = TABLE[entry]
     counts, lc = switching(function)
     assert lc.layer_names == [op]
     assert lc.layer_sizes == [1]
-    assert counts == near(knots)
-    assert sum(counts) == len(knots)  # the grid has one point at each knot
+    assert counts == near(kinks)
+    assert sum(counts) == len(kinks)  # the grid has one point at each kink
 
 
 def test_the_table_is_complete():
@@ -147,11 +147,11 @@ def test_nothing_stays_attached():
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     hooks = global_hooks()
     met = []
-    recorder = Recorder(net, lambda site, knots: met.append(site))
+    recorder = Recorder(net, lambda site, kinks: met.append(site))
     with recorder:
         net(torch.ones(1, 2))
     net(torch.ones(1, 2))
-    with pytest.raises(ZeroDivisionError), Recorder(net, lambda site, knots: 1 / 0):
+    with pytest.raises(ZeroDivisionError), Recorder(net, lambda site, kinks: 1 / 0):
         net(torch.ones(1, 2))
     net(torch.ones(1, 2))
     assert [(site.path, site.op) for site in met] == [("1", "relu")]

@@ -1,4 +1,4 @@
-"""Models whose parameters do not tell what they take: forwards of ``**kwargs`` and ``*args``."""
+"""Models whose parameters do not show what they take: forwards of ``**kwargs`` and ``*args``."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Operations that are written down once and repeated: the same counts as by running the model, or not repeated."""
+"""Operations that are recorded once and repeated: the same counts as by running the model, or not repeated."""
 
 import pytest
 import torch

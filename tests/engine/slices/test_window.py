@@ -1,4 +1,4 @@
-"""The window that holds few enough regions, and what tells bending from rounding in a small one."""
+"""The window that holds few enough regions, and what shows that a difference is no rounding in a small one."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_lines_that_meet_in_one_point_are_an_error_that_says_so() -> None:
 
 
 def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    slice_partition(net(), POINTS, slopes=True, progress=lambda *both: told.append(both))
-    assert told[0][0] == 0
-    assert len({total for _, total in told}) == 2  # the cutting and the slopes
-    assert all(0 <= done <= total for done, total in told)
+    reported: list[tuple[int, int]] = []
+    slice_partition(net(), POINTS, slopes=True, progress=lambda *both: reported.append(both))
+    assert reported[0][0] == 0
+    assert len({total for _, total in reported}) == 2  # the cutting and the slopes
+    assert all(0 <= done <= total for done, total in reported)
 
 
 def test_regions_grow_with_the_window_as_lines_do() -> None:
@@ -85,11 +85,11 @@ def test_regions_grow_with_the_window_as_lines_do() -> None:
 @pytest.mark.parametrize("lines", [0, 3, 40, 4000, 10**5])
 @pytest.mark.parametrize("most", [1, 100, 10**4])
 def test_the_largest_window_that_fits_is_found_without_cutting_much(lines: int, most: int) -> None:
-    spent = []
+    regions = []
 
     def cut(share: float, limit: int) -> tuple[int, int]:
         n = int(1 + lines * share + lines**2 * share**2 / 5)
-        spent.append(min(n, limit))
+        regions.append(min(n, limit))
         if n > limit:
             raise TooManyRegions
         return n, int(lines * share)
@@ -98,7 +98,7 @@ def test_the_largest_window_that_fits_is_found_without_cutting_much(lines: int, 
     assert 1 + lines * chosen + lines**2 * chosen**2 / 5 <= most + 1
     larger = [share for share in SHARES if share > chosen][-1:]
     assert all(1 + lines * share + lines**2 * share**2 / 5 > most for share in larger)
-    assert sum(spent) <= 4 * most + 200 * len(SHARES)
+    assert sum(regions) <= 4 * most + 200 * len(SHARES)
 
 
 def test_windows_of_one_size() -> None:
