@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ __all__ = [
     "viewed",
 ]
 
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device}
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
@@ -35,6 +35,8 @@ def memory_of(tensor: Tensor) -> int:
 
 def _dense(tensor: Tensor) -> Tensor:
     """What holds the values of a tensor: of a sparse one its values."""
+    if tensor.layout is torch.strided:
+        return tensor
     if tensor.layout is torch.sparse_coo:
         return tensor._values()
     return tensor.values() if tensor.layout in _COMPRESSED else tensor
@@ -42,14 +44,32 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def memories_of(tree: Any) -> set[int]:
     """Of all tensors in it."""
-    return {memory for leaf in tree_leaves(tree) if (memory := memory_or_none(leaf)) is not None}
+    found: set[int] = set()
+    rest = [tree]
+    while rest:  # arguments of operations are lists and tuples, of which pytree is slow to find the leaves
+        item = rest.pop()
+        kind = type(item)
+        if kind is list or kind is tuple:
+            rest += item
+        elif kind is dict:
+            rest += item.values()
+        elif kind is Tensor or isinstance(item, Tensor):
+            memory = memory_or_none(item)
+            if memory is not None:
+                found.add(memory)
+        elif kind not in _PLAIN:
+            leaves = tree_leaves(item)
+            rest += leaves if len(leaves) != 1 or leaves[0] is not item else ()
+    return found
 
 
 def memory_or_none(value: Any) -> int | None:
     """Which memory a value is in; ``None`` if it is no tensor, or has none."""
     if isinstance(value, Tensor):
-        with suppress(RuntimeError):  # it has none
+        try:
             return memory_of(value)
+        except RuntimeError:  # it has none
+            return None
     return None
 
 

@@ -29,13 +29,16 @@ class Lineage:
 
     def add(self, tensors: Any) -> None:
         """Let these belong to it."""
-        for leaf in tree_leaves(tensors):
+        for leaf in (tensors,) if isinstance(tensors, Tensor) else tree_leaves(tensors):
             self._known.update(dict.fromkeys(memories_of(leaf), leaf))
 
-    def executed(self, op: str, func: Any, args: Any, result: Any, always: bool = False) -> bool:
-        """Whether the result of an operation belongs to it; ``always``: whatever the operation gets."""
+    def executed(self, op: str, read: set[int], written: Any, always: bool = False) -> bool:
+        """Whether what an operation has ``written`` belongs to it, if this depends on the memories that it has read.
+
+        With ``always`` it does in any case.
+        """
         shaped = op.endswith("_like") or op.startswith("new_")  # only the shape is read
-        if not always and (shaped or not self.has(args)):
+        if not always and (shaped or not read & self._known.keys()):
             return False
-        self.add(args if result is None and func._schema.is_mutable else result)
+        self.add(written)
         return True

@@ -81,17 +81,18 @@ class Tracer(Recorder):
         if torch.Tag.data_dependent_output in func.tags:
             self.read_values([args, kwargs])
         result = super()._execute(op, func, args, kwargs)
+        read = memories_of([args, kwargs])
+        written = [args, kwargs] if result is None and func._schema.is_mutable else result
         if self._of_inputs is not None:
-            drawn = torch.Tag.nondeterministic_seeded in func.tags
-            self._of_inputs.executed(op, func, [args, kwargs], result, drawn)
+            self._of_inputs.executed(op, read, written, torch.Tag.nondeterministic_seeded in func.tags)
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         memories = [memory_or_none(value) for value in [*args, first]]
         self._signs.executed(op, func._schema.is_mutable, args, kwargs, memories, first)
         # What Python makes of values cannot be followed.
-        if self.reads_values or self._moving is None or self._moving.executed(op, func, [args, kwargs], result):
+        if self.reads_values or self._moving is None or self._moving.executed(op, read, written):
             self._note(op, func, args, result)
         if self.masked_rows:
-            self.masked_rows.passed(op, memories_of(args[:1]), memories_of([args, kwargs]), memories_of(result), result)
+            self.masked_rows.passed(op, memories_of(args[:1]), read, memories_of(result), result)
         self._is_guard = is_guard(op, args, kwargs)
         if self._guards:
             self._guards.read(op, args, [memories_of(arg) for arg in args], memories_of(result), result)
