@@ -1,4 +1,4 @@
-"""Which axis of an intermediate tensor holds the channels, followed from operation to operation."""
+"""The axis of the channels in an intermediate tensor, followed from operation to operation."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["Guards", "is_guard"]
 
 _LARGEST = 1e-3  # above this a bound is more than a guard
 _MAXIMA = {"maximum", "fmax"}
-# What a divisor may go through before it divides: the result is still nothing else.
+# What a divisor may go through before it divides: the result is still only a divisor.
 _THROUGH = {"sqrt", "expand", "view", "_unsafe_view", "unsqueeze", "squeeze", "clone", "_to_copy", "detach", "alias"}
 _THROUGH |= {"expand_as", "view_as", "reshape", "_reshape_alias", "permute", "transpose", "t", "select", "slice", "mT"}
 
@@ -32,7 +32,7 @@ class Guards:
         return bool(self._held)
 
     def add(self, position: int, memories: set[int], result: Any) -> None:
-        """What was emitted at this position is bounded from below by next to nothing."""
+        """What was emitted at this position has a tiny lower bound."""
         self._held.update(dict.fromkeys(memories, position))
         self._alive.append(result)
 
@@ -50,12 +50,12 @@ class Guards:
             self._others |= positions
 
     def found(self, returned: set[int]) -> set[int]:
-        """Positions of those that are only divisors, where the model returned what is in these memories."""
+        """Positions of those that are only divisors, given the memories of what the model returned."""
         return self._divisors - self._others - {self._held[memory] for memory in self._held.keys() & returned}
 
 
 def is_guard(op: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation bounds from below by next to nothing, and does no more."""
+    """Whether an operation is a tiny lower bound, and nothing else."""
     if op in _MAXIMA:
         return any(map(_is_tiny, args[:2]))
     if op not in ("clamp", "clamp_min"):

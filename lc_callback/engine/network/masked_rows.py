@@ -1,4 +1,4 @@
-"""Rows that a model picks by the values of its inputs, as ``h[mask]`` does: how many there are differs by sample."""
+"""Rows that a model picks by values, as ``h[mask]`` does: their number differs from sample to sample."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 __all__ = ["MaskedRows", "choosers", "picks"]
 
-# These write to places of their first operand, of which the shape is known.
+# These write to places of their first operand, whose shape is known.
 _PUT_BACK = {"index_put", "_index_put_impl", "_unsafe_index_put", "scatter", "scatter_add", "scatter_reduce"}
 _PUT_BACK |= {"index_add", "index_copy", "index_reduce", "index_fill", "masked_scatter", "put", "copy", "fill"}
 
 
 class MaskedRows:
-    """Follows rows that were picked by values through what is computed of them, until they are put back.
+    """Follows rows that were picked by values, and all that is computed of them, until they are put back.
 
     Attributes:
         layers: names of the pre-activations of such rows, with the number of values by which they were picked.

@@ -77,11 +77,11 @@ class Points:
         self.channels_last = False  # how batches of images are laid out in memory
         self.n = len(tensors[0])
         self._dtype, self._device = dtype, device
-        self._cuda = device.type == "cuda"  # copies to it need not be waited for
+        self._cuda = device.type == "cuda"  # copies to a GPU are asynchronous
         self.moving = [leaf for leaf in tensors if leaf.is_floating_point()]
-        #: Whether each point has a string, which no operation takes: what the model does with it cannot be seen.
+        #: Whether each point has a string. No operation takes strings, so what the model does with them is not seen.
         self.named = any(map(self._are_names, self._leaves))
-        #: Whether nothing belongs to the points but the one tensor that moves.
+        #: Whether the one tensor that moves is all that the points consist of.
         self.alone = len(tensors) == len(self.moving) == 1 and not self.named
         #: Shape of one point: of the one moving tensor, or ``(D,)`` for a product of several.
         self.shape = tuple(self.moving[0].shape[1:]) if len(self.moving) == 1 else (sum(map(_row, self.moving)),)
@@ -98,7 +98,7 @@ class Points:
 
     @property
     def structure(self) -> list[Any]:
-        """What two sets have in common if a model can do the same with both: all but the points themselves."""
+        """All but the points themselves: two sets with equal structure can share one trace of a model."""
         each = [
             (leaf.shape[1:], leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves
         ]
@@ -132,9 +132,9 @@ class Points:
         return tree_unflatten(leaves, self._spec)
 
     def parts(self, values: Tensor) -> list[Tensor]:
-        """What of ``(K, D)`` belongs to each of the tensors that move, ``(K, ...)``."""
+        """The parts ``(K, ...)`` of ``(K, D)`` that belong to each of the tensors that move."""
         found, column = [], 0
-        for leaf in self.moving:  # no split(), of which nothing can be written to in place
+        for leaf in self.moving:  # no split(): its parts cannot be written to in place
             found.append(values[:, column : column + _row(leaf)].view(len(values), *leaf.shape[1:]))
             column += _row(leaf)
         return found
@@ -156,7 +156,7 @@ class Points:
         return tree_unflatten(leaves, self._spec)
 
     def _names_of(self, leaf: Any, points: Tensor, copies: int = 1) -> Any:
-        """Of what is no tensor, the part that belongs to these points."""
+        """The part of a leaf, which is no tensor, that belongs to these points."""
         return [leaf[i] for i in points.tolist()] * copies if self._are_names(leaf) else leaf
 
     def _are_names(self, leaf: Any) -> bool:

@@ -118,7 +118,7 @@ class Recorder(TorchDispatchMode):
             if not isinstance(output, Tensor):
                 raise ValueError(f"`at={site.path!r}` must name a module that returns a tensor, not {_kind(output)}.")
             output = replaced = entrance.move(output) if entrance.move is not None else output
-            entrance.waiting = False  # only now: what moves the output is no part of the model
+            entrance.waiting = False  # only now: moving the output is no part of the model
         recurrent = self._results and self._outputs_of is None and site.merge
         if recurrent or (self._outputs_of is not None and id(module) in self._outputs_of):
             first = output[0] if isinstance(output, (tuple, list)) and output else output

@@ -1,4 +1,4 @@
-"""On which side of zero the values of a network can be at all: ``-relu(x)`` is never above it."""
+"""On which sides of zero the values of a network can be: ``-relu(x)`` is never above zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sides = tuple[bool, bool]
 _ANY: Sides = (True, True)
 
 _ABOVE = {"abs", "exp", "sigmoid", "softplus", "sqrt", "hardsigmoid", "_softmax"}
-# What these return is some of their first operand, or a mean or sum of it.
+# These return some values of their first operand, or means or sums of them.
 _KEEP = {"mean", "sum", "clone", "_to_copy", "detach", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "amax"}
 _KEEP |= {"amin", "flip", "repeat", "index", "index_select", "gather", "pixel_shuffle", "leaky_relu", "reshape"}
 _KEEP |= {"max_pool2d_with_indices", "max_pool3d_with_indices", "upsample_nearest2d", "upsample_bilinear2d"}

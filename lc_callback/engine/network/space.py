@@ -76,7 +76,7 @@ class Space:
         nothing = f"`{self.argument}` holds no floating-point tensor to perturb"
         try:
             reader = find_token_reader(self.model, first, samples, lambda: self.run(first))
-        except RuntimeError as error:  # bytes in a linear layer, say
+        except RuntimeError as error:  # as of bytes in a linear layer
             raise ValueError(
                 f"{nothing}, and the model fails on what it holds ({error}): convert the inputs to float."
             ) from error
@@ -178,11 +178,11 @@ def _module_and_call(model: nn.Module, at: str) -> tuple[nn.Module, int]:
 
 
 def _drop(site: Any, kinks: Any) -> None:
-    """Consumes what is not looked at."""
+    """A consumer that ignores what it gets."""
 
 
 def _keep(seen: list[Tensor], output: Tensor) -> Tensor:
-    seen.append(output.clone())  # what comes next may work in place
+    seen.append(output.clone())  # the next operation may work in place
     return output
 
 

@@ -1,4 +1,4 @@
-"""Following the affine piece of a network at some points, instead of the network itself."""
+"""The affine piece of a network at some points, followed instead of the network itself."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AffineRecorder(Recorder):
         return execute_affine(self._pieces, op, func, args, kwargs)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
-        self._pieces.here = None  # what comes next is no non-linearity until it is emitted
+        self._pieces.here = None  # until something is emitted, what comes next is no non-linearity
 
 
 def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: 
     if is_a(op, Kind.BINARY_MIN_MAX):
         y = by_point(args[1])
         new = slope * z + (1 - slope) * y
-        beyond = torch.where(slope == 1, y - z, z - y)  # of the operand that has lost
+        beyond = torch.where(slope == 1, y - z, z - y)  # how far the operand that lost is beyond the kink
         new += beyond * faint(beyond[:1], 2).where(at_point == 0, 0)
     else:
         at_point, slope = past_kink(op, args, kwargs, at_point, slope, by_point)
@@ -106,9 +106,9 @@ def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: 
 def relu_slope(z: Tensor, hidden: Tensor | None) -> Tensor:
     """The slope of ReLU at ``z``, where ``hidden`` says which units are 0 because of others, see :func:`is_hidden`.
 
-    What is inactive goes on by as good as nothing instead of nothing, see :func:`faint`: a unit behind it that is 0
-    for no other reason switches where this one does. Behind what becomes active it falls below zero, if it was above
-    by as good as nothing: it is 0, and does not switch.
+    An inactive unit gets a tiny slope instead of 0, see :func:`faint`. So a later unit, which is 0 only because this
+    one is inactive, switches where this one does. A hidden unit that is above 0 by rounding gets slope 0: it is 0, and
+    does not switch.
     """
     slope = torch.ge(z, 0, out=torch.empty_like(z)).clamp_(min=_faint(z.dtype))
     return slope if hidden is None else torch.where(hidden, (z <= 0).to(z.dtype), slope)
@@ -119,10 +119,10 @@ def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) ->
 
     Args:
         z: the values.
-        reach: how far each gets along the directions, or what finds it if it has to be known.
-        axes: how many of the first axes are those of the points.
+        reach: how far each gets along the directions, or a function that finds it.
+        axes: how many of the first axes belong to the points.
     """
-    if not callable(reach):  # by which few units look hidden that are not
+    if not callable(reach):  # if every unit moves by more than rounding, none is hidden
         if z.device.type == "cpu" and reach.numel():  # a GPU would wait
             least, most = map(float, torch.aminmax(reach))
             if least > 8 * torch.finfo(z.dtype).eps * most and most < math.inf:
@@ -138,7 +138,7 @@ def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) ->
 def past_kink(
     op: str, args: Any, kwargs: Any, at_point: Tensor, slope: Tensor, view: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Result and slope of an operation at the points, with what is 0 and flat as by :func:`relu_slope`."""
+    """Result and slope of an operation at the points; where both are 0, the slope is tiny, as of :func:`relu_slope`."""
     if not is_zero_below(op):
         return at_point, slope
     z, kink = kinks_of(op, args, kwargs)[0]
@@ -149,12 +149,12 @@ def past_kink(
 
 
 def faint(beyond: Tensor, axes: int) -> Tensor:
-    """The slope beyond a kink where the network is flat: as good as nothing, and 1 for what is as good as nothing."""
+    """The slope beyond a kink where the network is flat: tiny, but 1 for values that are negligible themselves."""
     return torch.where(beyond.abs() <= negligible(beyond, axes), 1.0, _faint(beyond.dtype)).to(beyond.dtype)
 
 
 def negligible(z: Tensor, axes: int) -> Tensor:
-    """What is as good as nothing beside the largest value of a point, of shape ``(*points, 1, ...)``."""
+    """Below which size values are rounding beside the largest one of their point, ``(*points, 1, ...)``."""
     size = z.abs().flatten(axes).amax(-1) if z.ndim > axes else z.abs()
     size = (8 * torch.finfo(z.dtype).eps * size).nan_to_num(0.0, 0.0, 0.0)
     return size.view(*size.shape, *[1] * (z.ndim - axes))

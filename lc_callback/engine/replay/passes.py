@@ -1,4 +1,4 @@
-"""What is done to recorded operations before they are repeated: fewer of them, faster ones, less memory."""
+"""Passes over recorded operations before they are replayed: fewer of them, faster ones, less memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lc_callback.engine.replay.recording import EMIT, MOVE, Recording, Slot, Ste
 
 __all__ = ["folded", "mark_dead", "needed", "specialise_kernels"]
 
-_PAIRS = {"add", "sub", "mul", "div"}  # of which a pre-activation may be made
+_PAIRS = {"add", "sub", "mul", "div"}  # a pre-activation may be made of these
 
 
 def needed(steps: list[Step], recording: Recording, given: int | None) -> list[Step]:
@@ -118,7 +118,7 @@ def _overwriting(step: Step, recording: Recording, read: set[int]) -> Any:
 
 
 def _in_place(func: Any) -> Any:
-    """The form of an operation that overwrites its first operand, if there is one."""
+    """The in-place form of an operation, if there is one."""
     packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::") + "_", None)
     form = getattr(packet, func._overloadname, None)
     names = [argument.name for argument in func._schema.arguments]

@@ -46,8 +46,9 @@ class Prefix:
     module: nn.Module
     steps: Tensor
     held: tuple[Tensor, Tensor] | None = None  # points, and the outputs there
-    moves: _Moves | None = None  # the last
-    entered: tuple[Tensor, int, Tensor, _Moves] | None = None  # the last values, their version, and what they sum up
+    moves: _Moves | None = None  # the last ones
+    # The last values, their version, and the base and moves of which they are sums.
+    entered: tuple[Tensor, int, Tensor, _Moves] | None = None
 
     def values(self, points: Tensor, coefficients: Tensor) -> Tensor:
         """``(k * n, *shape)``: what enters for the points ``(n,)``, moved by each of ``(k, B)`` parts of the frame."""
@@ -82,13 +83,13 @@ class Prefix:
         return self.moves
 
     def hold(self, points: Tensor, most: int) -> None:
-        """Compute the outputs at these points already, of at most so many at once."""
+        """Compute and keep the outputs at these points, of at most ``most`` points at once."""
         self.held = None
         parts = [self.at(some) for some in points.split(most)]
         self.held = points, torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def at(self, points: Tensor) -> Tensor:
-        """The outputs at these points, or a part of what is held if the points are a part of those."""
+        """The outputs at these points. They are computed, unless the points are a part of those that are held."""
         if self.held is not None and memory_of(self.held[0]) == memory_of(points):
             start = points.storage_offset() - self.held[0].storage_offset()
             if 0 <= start <= len(self.held[0]) - len(points):
@@ -97,7 +98,7 @@ class Prefix:
 
 
 def prefix_behind(module: nn.Module, space: Space, frame: Tensor, most: int) -> Prefix:
-    """Where points enter behind a module, if what it computes is affine; with so many samples in a pass at most.
+    """Where points enter behind a module, if it computes an affine map; with at most ``most`` samples in one pass.
 
     Raises:
         Exception: of any kind, if the module does not return one tensor of the same shape for each point.

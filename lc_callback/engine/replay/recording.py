@@ -173,7 +173,7 @@ class OperationRecorder(Tracer):
         self.log.tensors.clear()
 
     def _moved(self, move: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
-        with _disable_current_modes():  # what moves the samples is no part of the model
+        with _disable_current_modes():  # moving the samples is no part of the model
             moved = move(output)
         log = self.log
         if log.steps is not None:
