@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lc_callback.engine.counting.histogram import BINS, INFINITE, bin_of, binned
-from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, Sweep, steps_along
+from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, Strategy, Sweep, steps_along
 from lc_callback.engine.counting.vertices import number_of_ones
 from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, surely_finite
@@ -21,14 +21,14 @@ __all__ = ["CriticalRadii", "CriticalRadiiSweep", "HasJumps", "critical_radii"]
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-class CriticalRadii:
+class CriticalRadii(Strategy):
     """Counts for all radii at once: the samples of a point are itself and one for each direction.
 
     Args:
         layers: of which the units are counted.
 
     Attributes:
-        execution: how the operations of the model are executed.
+        reaches: how far units get along the directions.
 
     Raises:
         HasJumps: if the model jumps.
@@ -42,21 +42,8 @@ class CriticalRadii:
             raise HasJumps(", ".join(layers.jumps))
         if torch.finfo(layers.coarsest).bits < 32:
             raise HasJumps(f"rounding to {layers.coarsest}")
-        self.layers, self.reaches = layers, Reaches()
-        self.execution = self.reaches.pieces
-
-    @property
-    def n(self) -> int:
-        """Number of points."""
-        return self.layers.space.points.n
-
-    def frame(self, directions: Tensor) -> Tensor:
-        """The directions themselves."""
-        return directions
-
-    def starts(self, points: Tensor) -> Tensor:
-        """The points themselves."""
-        return points
+        self.reaches = Reaches()
+        super().__init__(layers, self.reaches.pieces)
 
     def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
         """Where a few points are, and how far they get along one direction."""

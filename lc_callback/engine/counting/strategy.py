@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,43 +60,48 @@ class Sweep:
     histogram: Tensor | None = None
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """How units that switch are found.
 
-    Attributes:
+    Args:
+        layers: of which the units are counted.
         execution: how the operations of the model are executed.
+
+    Attributes:
         has_rules: whether derivatives may be taken operation by operation.
         besides: samples of a point besides those of the coefficients.
     """
 
-    execution: Execution
-    has_rules: bool
-    besides: int
+    has_rules = False
+    besides = 0
+
+    def __init__(self, layers: TracedLayers, execution: Execution) -> None:
+        self.layers, self.execution = layers, execution
 
     @property
     def n(self) -> int:
         """Number of points."""
-        ...
+        return self.layers.space.points.n
 
     def frame(self, directions: Tensor) -> Tensor:
         """``(B, D)``: the frame for :class:`Route`, given the ``(P, D)`` directions of the neighbourhood."""
-        ...
+        return directions
 
     def starts(self, points: Tensor) -> Tensor:
         """From where the moves lead to the neighbourhood of these points."""
-        ...
+        return points
 
+    @abstractmethod
     def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
         """What is compared before a faster way is taken; as of :class:`Observer`."""
-        ...
 
+    @abstractmethod
     def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
         """The ways through all points by which units that switch within these radii are counted."""
-        ...
 
 
 #: Makes a strategy for traced layers.
-MakeStrategy = Callable[[TracedLayers], Any]
+MakeStrategy = Callable[[TracedLayers], Strategy]
 
 
 def steps_along(n_directions: int, length: float, like: Tensor) -> Tensor:

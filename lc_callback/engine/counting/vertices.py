@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lc_callback.engine.counting.strategy import Sweep, steps_along
+from lc_callback.engine.counting.strategy import Strategy, Sweep, steps_along
 from lc_callback.engine.network.layers import Consumer, Execution, TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, viewed
 from lc_callback.engine.network.operations import Kink
@@ -17,34 +17,15 @@ from lc_callback.engine.replay.way import Way, pre_activations
 __all__ = ["Tally", "Vertices", "number_of_ones"]
 
 
-class Vertices:
+class Vertices(Strategy):
     """Runs the model at the vertices of the frame of each point; of all radii one after another.
 
     Args:
         layers: of which the units are counted.
-
-    Attributes:
-        execution: how the operations of the model are executed.
     """
 
-    has_rules = False
-    besides = 0
-
     def __init__(self, layers: TracedLayers) -> None:
-        self.layers, self.execution = layers, Execution()
-
-    @property
-    def n(self) -> int:
-        """Number of points."""
-        return self.layers.space.points.n
-
-    def frame(self, directions: Tensor) -> Tensor:
-        """The directions themselves."""
-        return directions
-
-    def starts(self, points: Tensor) -> Tensor:
-        """The points themselves."""
-        return points
+        super().__init__(layers, Execution())
 
     def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
         """All pre-activations."""
