@@ -17,7 +17,7 @@ from lc_callback.detection.milestones import RANK_KINDS, RANK_SETTINGS, find_ran
 from lc_callback.detection.phases import check_phase_settings
 from lc_callback.detection.transitions import Curves, Turn
 from lc_callback.engine.network.features import Features
-from lc_callback.engine.network.recorder import check_layers
+from lc_callback.engine.network.modules import check_layers
 from lc_callback.functional.alignment import centroid_alignment
 from lc_callback.functional.feature_rank import FeatureRank, check_options, coarse_tolerance, ranks_of
 from lc_callback.functional.linear_probe import linear_probe

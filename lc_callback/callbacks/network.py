@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lc_callback.engine.network.modules import find_module
 from lc_callback.engine.network.points import call_model
-from lc_callback.engine.network.recorder import find_module
 from lc_callback.suggestions import did_you_mean
 
 __all__ = ["Network", "NetworkSource", "function_of"]

@@ -17,7 +17,7 @@ from lc_callback.engine.counting.critical_radius import LinearCounter
 from lc_callback.engine.counting.histogram import radius_at_rank
 from lc_callback.engine.counting.result import SwitchCounts
 from lc_callback.engine.counting.zonotope import UpperBound
-from lc_callback.engine.network.recorder import check_layers
+from lc_callback.engine.network.modules import check_layers
 from lc_callback.isolation import untouched
 from lc_callback.suggestions import did_you_mean
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lc_callback.checks import positive_integer
+from lc_callback.engine.network.modules import find_module
 from lc_callback.engine.network.points import main_output
-from lc_callback.engine.network.recorder import find_module
 from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.targets import check_classes
 from lc_callback.isolation import untouched

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lc_callback.engine.counting.counter import SwitchCounter, share_of
 from lc_callback.engine.counting.critical_radius import HasJumps, LinearCounter, critical_radii
 from lc_callback.engine.counting.vertices import Tally
+from lc_callback.engine.network.layout import permuted
 from lc_callback.engine.network.operations import Knot
-from lc_callback.engine.network.recorder import permuted
 from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.local_complexity import counter_of, wrapped
 from lc_callback.isolation import untouched

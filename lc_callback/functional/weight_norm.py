@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from lc_callback.engine.network.recorder import module_paths
+from lc_callback.engine.network.modules import module_paths
 from lc_callback.names import distinct
 
 __all__ = ["weight_norms"]

@@ -19,8 +19,8 @@ from lc_callback.engine.adversarial.probabilities import (
     logits_from,
     share_rounded,
 )
+from lc_callback.engine.network.layout import memory_of
 from lc_callback.engine.network.points import main_output
-from lc_callback.engine.network.recorder import memory_of
 from lc_callback.engine.network.space import Space, compute_dtype
 
 __all__ = ["PointLogits", "gradients_explained", "normal"]

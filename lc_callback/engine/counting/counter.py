@@ -17,12 +17,12 @@ from lc_callback.engine.counting.result import SwitchCounts
 from lc_callback.engine.counting.vertices import Tally
 from lc_callback.engine.network.frame import cross_polytope_frame
 from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.layout import viewed
 from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.points import Points, ends_of
-from lc_callback.engine.network.recorder import viewed
 from lc_callback.engine.network.space import compute_dtype
 from lc_callback.engine.replay.prefix import output_of
-from lc_callback.engine.replay.program import Tape
+from lc_callback.engine.replay.program import ReplayProgram
 from lc_callback.isolation import untouched
 
 __all__ = ["FEWEST_ULP", "SwitchCounter", "TraceEachSet", "frame_directions", "share_of", "tell"]
@@ -188,7 +188,7 @@ class SwitchCounter(Layers):
         points.channels_last = self.points.channels_last  # as the route was chosen
         self.points = points
 
-    def _chunk_of(self, tape: Tape) -> int:
+    def _chunk_of(self, tape: ReplayProgram) -> int:
         """As many samples as stay in the cache from one operation to the next, if these are not too few."""
         most = default_chunk(self.device, tape.bytes_per_sample)
         if self.device.type != "cpu":

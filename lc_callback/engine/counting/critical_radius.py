@@ -15,18 +15,12 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.engine.counting.counter import FEWEST_ULP, SwitchCounter, tell
 from lc_callback.engine.counting.histogram import BINS, INFINITE, bin_of, binned
 from lc_callback.engine.counting.vertices import number_of_ones
-from lc_callback.engine.network.operations import Knot
-from lc_callback.engine.network.recorder import (
-    Recorder,
-    memory_order,
-    permuted,
-    reduced,
-    relative,
-    surely_finite,
-    viewed,
-)
+from lc_callback.engine.network.layout import memory_order, permuted, reduced, surely_finite, viewed
+from lc_callback.engine.network.operations import Knot, relative
+from lc_callback.engine.network.recorder import Recorder
 from lc_callback.engine.replay.affine_piece import AffineRecorder, execute_affine, is_hidden
-from lc_callback.engine.replay.derivative_rules import Dual, NoRule, differentiate
+from lc_callback.engine.replay.differentiate import differentiate
+from lc_callback.engine.replay.dual import Dual, NoRule
 
 __all__ = ["HasJumps", "LinearCounter", "critical_radii"]
 

@@ -7,8 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from lc_callback.engine.network.layout import memory_order, permuted
 from lc_callback.engine.network.operations import Knot
-from lc_callback.engine.network.recorder import memory_order, permuted
 
 __all__ = ["Tally", "number_of_ones"]
 

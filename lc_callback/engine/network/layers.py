@@ -15,11 +15,15 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.engine.network.frame import cross_polytope_frame
+from lc_callback.engine.network.layout import viewed
+from lc_callback.engine.network.modules import select_modules
 from lc_callback.engine.network.operations import Kind, Knot, is_a
-from lc_callback.engine.network.recorder import Recorder, Site, Tracer, known_operations, select_modules, viewed
+from lc_callback.engine.network.recorder import Recorder, Site, known_operations
 from lc_callback.engine.network.space import Space
+from lc_callback.engine.network.tracer import Tracer
 from lc_callback.engine.replay.prefix import Prefix, find_prefix, pre_activations, same, some_moves
-from lc_callback.engine.replay.program import Script, Tape, Taper
+from lc_callback.engine.replay.program import ReplayProgram
+from lc_callback.engine.replay.recording import OperationRecorder, Recording
 
 __all__ = ["Layers"]
 
@@ -72,9 +76,9 @@ class Layers(Space):
         self.max_pool, self.results = max_pool, results
         self.frame: Tensor
         self.prefix: Prefix | None = None
-        self.tape: Tape | None = None
+        self.tape: ReplayProgram | None = None
         self.by_rules = False  # derivatives are taken operation by operation
-        self._script: Script | None = None
+        self._recorded: Recording | None = None
         self.here: BatchAxis | None = None  # where the samples are in what was handed over last
         self._values = "feature" if results else "pre-activation"
 
@@ -83,10 +87,10 @@ class Layers(Space):
         self.locate(dtype, perturbed=not self.results)
         of_two, before = self._traced(2)
         of_three, tracer = self._traced(3)
-        self._script = None
-        if isinstance(before, Taper) and isinstance(tracer, Taper) and not self.points.named:
+        self._recorded = None
+        if isinstance(before, OperationRecorder) and isinstance(tracer, OperationRecorder) and not self.points.named:
             with contextlib.suppress(Exception):  # whatever it is, the model itself can run
-                self._script = Script(before, tracer)
+                self._recorded = Recording(before, tracer)
         self.reads_values = tracer.reads_values
         self.jumps = _of_samples(before.jumps, tracer.jumps)
         #: What rounds most: a model may compute in float32 whatever its own type is.
@@ -147,7 +151,7 @@ class Layers(Space):
         recording = self._recording(functools.partial(self._nudge_output, n))
         tracer: Tracer
         if self.writes_down:
-            tracer = Taper(inputs, self.model, keep, **recording)
+            tracer = OperationRecorder(inputs, self.model, keep, **recording)
         else:
             tracer = Tracer(self.model, keep, **recording)
         leaves = tree_leaves(inputs)
@@ -156,7 +160,7 @@ class Layers(Space):
         with tracer:
             output = self.run(inputs)
         tracer.find_links(output)
-        if n == 2 and isinstance(tracer, Taper):
+        if n == 2 and isinstance(tracer, OperationRecorder):
             tracer.let_go()
         return seen, tracer
 
@@ -285,13 +289,13 @@ class Layers(Space):
         self.frame = frame
         whole = self.at_module is not None or not self.points.alone or self.reads_values or self._chooses
         self._plainly()
-        if whole and self._script is None:
+        if whole and self._recorded is None:
             return
         moves = some_moves(self, frame)
         gives = functools.partial(self._gives, self.observed(moves, most), moves, most)
         # What is likely, with one pass to confirm it, and else one by one.
         self.by_rules = self.has_rules
-        if not whole and self._script is not None:
+        if not whole and self._recorded is not None:
             self.points.channels_last = self._has_images()
             self.prefix = find_prefix(self, lambda: True, most, repeats=True)
         if self.prefix is None:
@@ -299,7 +303,7 @@ class Layers(Space):
         if self.tape is None or not gives():
             self._plainly()
             self._find_each(whole, gives, most)
-        self._script = None
+        self._recorded = None
 
     def _plainly(self) -> None:
         """Follow by running the model on all samples."""
@@ -326,19 +330,19 @@ class Layers(Space):
         """What has to stay the same, by whichever way: all pre-activations at a few points, moved along the frame."""
         return pre_activations(self, moves, most)
 
-    def repeating(self, module: nn.Module | None) -> Tape | None:
+    def repeating(self, module: nn.Module | None) -> ReplayProgram | None:
         """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
-        if self._script is None:
+        if self._recorded is None:
             return None
         try:
-            return Tape(self._script, entry=None if module is None else self._script.returned[module])
+            return ReplayProgram(self._recorded, entry=None if module is None else self._recorded.returned[module])
         except Exception:  # whatever it is, the model itself can run
             return None
 
     @property
     def returned(self) -> list[nn.Module]:
         """The modules that were seen to return something before anything bent, the latest first."""
-        return [] if self._script is None else [*reversed(self._script.returned)]
+        return [] if self._recorded is None else [*reversed(self._recorded.returned)]
 
     def _gives(self, expected: list[Tensor], moves: Tensor, most: int) -> bool:
         """Whether :meth:`follow_frame` gives what it did."""

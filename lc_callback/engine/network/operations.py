@@ -24,6 +24,7 @@ __all__ = [
     "is_zero_below",
     "knots_of",
     "named",
+    "relative",
     "slope_of",
 ]
 
@@ -201,3 +202,8 @@ def has_slope(op: str) -> bool:
 def is_zero_below(op: str) -> bool:
     """Whether an operation returns 0 on one side of its first kink."""
     return op in OPERATIONS and OPERATIONS[op].is_zero_below
+
+
+def relative(z: Tensor, knot: float | None) -> Tensor:
+    """A pre-activation relative to a knot."""
+    return z - knot if knot else z

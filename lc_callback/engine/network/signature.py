@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lc_callback.engine.network.layout import memory_of
 from lc_callback.engine.network.points import Points, call_model
-from lc_callback.engine.network.recorder import memory_of
 from lc_callback.engine.network.space import compute_dtype
 from lc_callback.isolation import untouched
 

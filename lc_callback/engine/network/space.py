@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
+from lc_callback.engine.network.modules import find_module, module_paths
 from lc_callback.engine.network.points import Points, call_model
-from lc_callback.engine.network.recorder import Recorder, find_module, module_paths
+from lc_callback.engine.network.recorder import Recorder
 from lc_callback.engine.network.token_reader import find_token_reader
 from lc_callback.isolation import untouched
 

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.engine.network.recorder import memory_of
+from lc_callback.engine.network.layout import memory_of
 
 __all__ = ["find_token_reader"]
 

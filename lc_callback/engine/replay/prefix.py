@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
+from lc_callback.engine.network.layout import memory_of, memory_order, permuted, reduced, restored
 from lc_callback.engine.network.operations import Knot
-from lc_callback.engine.network.recorder import Recorder, Site, memory_of, memory_order, permuted, reduced, restored
+from lc_callback.engine.network.recorder import Recorder, Site
 
 if TYPE_CHECKING:
     from lc_callback.engine.network.layers import Layers

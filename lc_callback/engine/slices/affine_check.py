@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lc_callback.engine.network.recorder import module_paths
+from lc_callback.engine.network.modules import module_paths
 from lc_callback.engine.slices.subdivision import Subdivision
 
 __all__ = ["check_affine"]

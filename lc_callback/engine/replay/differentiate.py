@@ -1,0 +1,73 @@
+"""Directional derivatives of a network, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.operations import Knot, knots_of, relative
+from lc_callback.engine.replay.affine_piece import is_hidden
+from lc_callback.engine.replay.derivative_rules import RULES
+from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_point, moves
+from lc_callback.engine.replay.program import ReplayProgram
+from lc_callback.engine.replay.recording import EMIT, MOVE
+
+__all__ = ["differentiate"]
+
+Receive = Callable[[int, list[Knot], Dual], None]
+
+
+def differentiate(
+    program: ReplayProgram, inputs: Any, samples: int, move: Callable[[Any], Dual], receive: Receive, room: Room
+) -> None:
+    """Execute what leads to a pre-activation, at points ``(n,)``, with the derivatives along ``k`` directions.
+
+    Args:
+        program: what is executed.
+        inputs: what the model would be called with; what moves is a :class:`Dual`.
+        samples: ``n``.
+        move: called with the output of the module where the samples are moved.
+        receive: called with the number of each pre-activation, its knots at the points, and what they are of. It has to
+            copy what it keeps, for this may be overwritten.
+        room: memory for what is not needed for long.
+
+    Raises:
+        NoRule: if there is an operation of which the derivative is not known here.
+    """
+    values = program.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Dual))])
+    known = DualValues(values, room)
+    for step in program.steps:
+        args, kwargs = program.arguments(step, values, samples)
+        for number in step.dead_after:  # now, so that it is known what nothing else needs
+            values[number] = None
+        if step.op == MOVE:
+            values[step.outputs[0]] = move(*args)
+            continue
+        duals = [place for place, argument in enumerate(args) if moves(argument)]
+        at_points = args.copy()
+        for place in duals:
+            at_points[place] = at_point(args[place])
+        if step.op == EMIT or (step.position >= 0 and duals != [0]) or any(map(moves, kwargs.values())):
+            raise NoRule(step.op)
+        if step.position >= 0 and step.op not in WINNERS:
+            knots = knots_of(step.op, at_points, kwargs)
+            if step.position > 0:  # the first has none before it
+                args[0].hidden = is_hidden(relative(*knots[0]), args[0].steepest())
+            receive(step.position, knots, args[0])
+        if step.unused:
+            continue
+        if not duals:
+            result = step.func(*args, **kwargs)
+        elif step.op in RULES:
+            result = RULES[step.op](step, args, at_points, kwargs, known)
+        else:
+            raise NoRule(step.op)
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        for number, tensor in zip(step.outputs, results, strict=False):
+            if number >= 0:
+                values[number] = tensor
+        del args, at_points, result, results  # here the last of what is not needed any more goes
