@@ -13,8 +13,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lc_callback.files import ROOM_FOR_PICTURES, check_room, safe_name
 from lc_callback.reporting.figure import image, write_bytes
-from lc_callback.reporting.loggers import log_image, log_layout, log_text, say
-from lc_callback.timeline import EventsFile, Part, describe, marked, panel_order, place, run_sentences, run_summary
+from lc_callback.reporting.loggers import log_events, log_image, log_layout, log_text, say
+from lc_callback.timeline import (
+    EventsFile,
+    Part,
+    describe,
+    event_fields,
+    marked,
+    panel_order,
+    place,
+    run_sentences,
+    run_summary,
+)
 from lc_callback.transitions import TENTATIVE, PhaseEvent, Transition
 
 if TYPE_CHECKING:
@@ -40,10 +50,12 @@ class RunReport:
         self._callbacks, self._guarded = callbacks, guarded
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._file: EventsFile | None = None
+        self._events: list[PhaseEvent] = []
         self._has_layout = False
         self._is_stale, self._rest_until = False, 0.0
         if trainer.is_global_zero and not trainer.fast_dev_run:
             order = sorted((event for callback in callbacks for event in callback.events), key=lambda event: event.at)
+            self._events = list(order)
             resumed = any(len(callback.history) for callback in callbacks)
             step = trainer.global_step
             file = guarded("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
@@ -77,6 +89,10 @@ class RunReport:
             self._guarded("the layout of the custom scalars", lambda: self._log_layout(trainer))
         if events and file is not None:
             self._guarded(f"writing {file.path}", lambda: file.append(events))
+        self._events += events
+        if events:
+            told_so_far = [event_fields(event) for event in self._events]
+            log_events(trainer, told_so_far, step, self._callbacks[-1].warn_of)
         for callback, some in told:
             lines = [describe(event) for event in some if event.what != "updated"]
             if lines:
