@@ -282,7 +282,7 @@ def _clock(tags: Mapping[str, tuple[Floats, Floats, Floats]]) -> tuple[Floats, F
 
 
 def _is_layer(tag: str, prefix: str) -> bool:
-    return tag.startswith(prefix) and len(tag) > len(prefix) and tag != f"{prefix}seconds"
+    return tag.startswith(prefix) and len(tag) > len(prefix) and tag[len(prefix) :] not in ("seconds", "total")
 
 
 def _spread(n: int, most: int) -> NDArray[np.int64]:

@@ -243,8 +243,9 @@ def test_ten_thousand_layers_share_rows(tmp_path):
     assert told["values"][0] == [12, "nan"]
 
 
-def test_seconds_are_no_layer(tmp_path):
-    write_csv(tmp_path / "run" / "rank" / "history.csv", {"rank/a": [1], "rank/b": [2], "rank/seconds": [3]}, [0])
+def test_seconds_and_the_total_are_no_layers(tmp_path):
+    columns = {"rank/a": [1], "rank/b": [2], "rank/seconds": [3], "rank/total": [4]}
+    write_csv(tmp_path / "run" / "rank" / "history.csv", columns, [0])
     with Log(tmp_path / "run") as log:
         log.scalars("loss", [0], [1.0])
     assert ask(tmp_path, "heat", run="run", prefix="rank/")["layers"] == ["a", "b"]

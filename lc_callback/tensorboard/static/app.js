@@ -83,7 +83,6 @@ export class App {
     } else if (!runs.length) this.message.textContent = "No run is selected.";
     else this.message.textContent = "";
     this.place();
-    const known = Object.keys(model.events).length;
     try {
       const [events] = await Promise.all([runs.length ? source.events(runs) : {}, model.loadClocks()]);
       if (turn !== this.turn) return;
@@ -93,7 +92,6 @@ export class App {
       this.message.textContent = `Events could not be read: ${error.message}`;
     }
     if (turn !== this.turn) return;
-    void known;
     this.tellStory();
     for (const card of this.cards.values()) card.refresh();
   }

@@ -5,7 +5,7 @@ import { coalesced, el, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
 import { elided, formatPlace, formatValue, nameOfKind } from "./format.js";
 import { isFirm, isPhase } from "./phases.js";
-import { nearest, quantile } from "./stats.js";
+import { nearest, quantile, SPREADS } from "./stats.js";
 
 const MOST_VALUES = 14; // lines with a value of their own at the cursor
 
@@ -25,8 +25,9 @@ export class Card {
     this.note = el("p", { class: "note" });
     this.tools = el("div", { class: "tools" });
     this.heading = el("h3", { title }, title);
-    this.head = el("header", {}, this.heading, el("span", { class: "unit" }, unit), this.tools);
-    this.element = el("section", { class: `card${isSmall ? " small" : ""}`, tabindex: 0, role: "group", "aria-label": title, "data-panel": id }, this.head, this.body, this.note);
+    this.unitText = el("span", { class: "unit" }, unit);
+    this.head = el("header", {}, this.heading, this.unitText, this.tools);
+    this.element = el("section", { class: `card${isSmall ? " small" : ""}`, tabindex: 0, role: "group", "aria-label": title, "data-panel": id, "data-state": "away" }, this.head, this.body, this.note);
     this.element.card = this;
     this.redraw = coalesced(() => this.isNear && this.drawSafely());
     this.recursor = coalesced(() => this.isNear && this.moveCursor());
@@ -50,6 +51,7 @@ export class Card {
     if (isNear) this.refresh();
     else {
       this.body.style.minHeight = `${this.body.offsetHeight}px`;
+      this.element.dataset.state = "away";
       this.undraw();
     }
   }
@@ -72,6 +74,7 @@ export class Card {
     } catch (error) {
       this.say(`Could not be loaded: ${error.message}`);
     }
+    this.element.dataset.state = "ready";
   }
 
   drawSafely() {
@@ -112,10 +115,7 @@ export class CurveCard extends Card {
 
   makeTools() {
     const { store, panel } = this;
-    const toggle = (name, on, off) => () => {
-      store.set(name, { ...store.settings[name], [panel.id]: !store.settings[name][panel.id] });
-      void on, off;
-    };
+    const toggle = (name) => () => store.set(name, { ...store.settings[name], [panel.id]: !store.settings[name][panel.id] });
     const isPinned = store.settings.pins.includes(panel.id);
     const pin = () => store.set("pins", isPinned ? store.settings.pins.filter((id) => id !== panel.id) : [...store.settings.pins, panel.id]);
     this.whole = button("all values", "Show lone values far from all others", toggle("whole"), { class: "whole", hidden: true });
@@ -155,10 +155,14 @@ export class CurveCard extends Card {
       .map((one) => ({ ...one, isOwn: tags.has(one.curve), colour: this.colourOf(one) }))
       .filter((one) => one.isOwn || (isPhase(one.kind) && !panel.isSmall));
     this.markers = markers;
+    this.unit = [panel.unit, model.isMean ? `mean and ${spreadName(store.settings.spread)}` : panel.bandUnit].filter(Boolean).join("; ");
+    this.unitText.textContent = this.unit;
+    this.makeLegend(story);
     const width = Math.max(200, this.parts.frame.clientWidth || 600);
+    const beside = this.parts.legend.offsetLeft > this.parts.frame.offsetLeft ? this.parts.legend.scrollHeight : 0;
     const view = {
       width,
-      height: panel.isSmall ? 170 : 210,
+      height: panel.isSmall ? 170 : Math.min(300, Math.max(210, beside)),
       kind: model.kind,
       domain: model.domain(),
       lines: this.lines,
@@ -173,7 +177,6 @@ export class CurveCard extends Card {
     this.parts.root.setAttribute("aria-label", this.described(story));
     this.whole.hidden = !this.drawn.nBeyond && !view.isWhole;
     this.whole.setAttribute("aria-pressed", String(view.isWhole));
-    this.makeLegend(story);
     this.say(this.remarks());
   }
 
@@ -230,7 +233,8 @@ export class CurveCard extends Card {
       rows.append(el("tr", { title: isEach ? `${first.run} ${first.tag}` : first.tag }, el("td", {}, swatch(isEach ? first.colour : "var(--text)", first.dash, first.isFaint)), el("td", { class: "name" }, `${elided(name.trim(), 34)}${first.isFaint ? ", numerical" : ""}`), cell));
     }
     const keys = this.markers.filter((one) => one.isOwn).map((one) => markerKey(one, () => this.store.setCursor(one.x, true)));
-    legend.replaceChildren(rows, ...(keys.length ? [el("ul", { class: "marker-keys", "aria-label": `markers of ${story.name}` }, ...keys)] : []));
+    const of = keys.length && this.model.units().length > 1 ? [el("p", { class: "of-story", title: story.name }, `markers: ${story.name}`)] : [];
+    legend.replaceChildren(rows, ...of, ...(keys.length ? [el("ul", { class: "marker-keys", "aria-label": `markers of ${story.name}` }, ...keys)] : []));
   }
 
   moveCursor() {
@@ -272,6 +276,10 @@ export class CurveCard extends Card {
     const [left, right] = [Math.max(plot.left, centre - half), Math.min(plot.right, centre + half)];
     this.store.setZoom(factor > 1 && left <= plot.left && right >= plot.right ? null : [Math.max(0, x.at(left)), x.at(right)]);
   }
+}
+
+function spreadName(spread) {
+  return SPREADS.find(([name]) => name === spread)?.[1] ?? "";
 }
 
 function groupsBy(items, keyOf) {

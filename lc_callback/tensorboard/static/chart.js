@@ -97,7 +97,8 @@ export function xAxis(x, plot, isLabelled = true) {
 // Two strokes between the place of step 0 and the decades.
 function axisBreak(x, plot) {
   const at = (x.of(x.domain[0]) + x.of(1)) / 2;
-  const strokes = [-2, 2].map((shift) => `M${at + shift - 2},${plot.bottom + 4}L${at + shift + 2},${plot.bottom - 4}`);
+  const middle = plot.bottom + (plot.top === plot.bottom ? 5 : 0);
+  const strokes = [-2, 2].map((shift) => `M${at + shift - 2},${middle + 4}L${at + shift + 2},${middle - 4}`);
   return svg("path", { class: "break", d: strokes.join("") });
 }
 
@@ -171,7 +172,7 @@ function spanNames({ spans: found, isNamed }, x, plot) {
 }
 
 function intervals(found, x, plot) {
-  return found.filter((one) => one.isOwn && one.low < one.high).map((one) => {
+  return found.filter((one) => one.isOwn && isFirm(one) && one.low < one.high).map((one) => {
     const [from, to] = [x.of(one.low), x.of(one.high)];
     return svg("rect", { class: "interval", "data-number": one.number, x: from, width: Math.max(0, to - from), y: plot.top, height: plot.bottom - plot.top, fill: one.colour });
   });
@@ -204,7 +205,6 @@ export function apart(wanted, room, left, right) {
   for (let i = 1; i < places.length; i++) places[i] = Math.max(places[i], places[i - 1] + room);
   if (places.length) places[places.length - 1] = Math.min(places[places.length - 1], right);
   for (let i = places.length - 2; i >= 0; i--) places[i] = Math.min(places[i], places[i + 1] - room);
-  for (let i = 0; i < places.length; i++) places[i] = Math.max(places[i], left + 0 * i);
   const back = new Array(wanted.length);
   order.forEach(([, i], k) => (back[i] = places[k]));
   return back;

@@ -60,7 +60,7 @@ export function asSvg(card) {
 function legendOf(card, style) {
   const resolved = (colour) => colour.replace(/var\((--[a-z0-9]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
   const lines = (card.lines ?? []).slice(0, 60).map((line) => ({
-    text: `${line.unit}: ${line.label}${line.isFaint ? ", numerical" : ""}`,
+    text: `${line.unit}: ${line.label}${line.isFaint ? ", numerical" : ""}${line.nRuns ? ` (mean of ${line.nRuns})` : ""}`,
     colour: resolved(line.colour),
     dash: line.dash,
   }));

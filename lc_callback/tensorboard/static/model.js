@@ -58,7 +58,7 @@ export class Model {
 
   // What has a colour and curves of its own: runs, or groups with their runs.
   units() {
-    if (this.isMean) return [...this.groups()].map(([name, runs]) => ({ name, label: `${name} (n = ${runs.length})`, runs }));
+    if (this.isMean) return [...this.groups()].map(([name, runs]) => ({ name, label: name, runs }));
     return this.selected().map((run) => ({ name: run, label: this.short(run), runs: [run] }));
   }
 
@@ -244,7 +244,7 @@ export class Model {
     const found = this.isMean && unit.runs.length > 1 ? this.pooledTransitions(unit.runs) : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
     const markers = found.filter((one) => Number.isFinite(one.x)).map((one, i) => ({ ...one, number: i + 1 }));
     const spans = this.isMean && unit.runs.length > 1 ? this.pooledSpans(unit, found) : this.spansOf(unit.runs[0]);
-    return { spans, markers, name: unit.label };
+    return { spans, markers, name: this.isMean ? `${unit.label}, ${unit.runs.length} runs` : unit.label };
   }
 
   asMarker(run, one) {

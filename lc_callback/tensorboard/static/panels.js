@@ -92,8 +92,8 @@ function place(found, { prefix, group, rest, side }, tag, all) {
     const title = `local complexity${radius ? `, r = ${radius}` : ""}${of}`;
     const band = `${prefix}lc_ci99/${rest}`;
     const fields = all.has(band) ? { band } : {};
-    const unit = "units that switch, mean over the points; band: 99 %";
-    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, limits: [0, null] }).lines.push(line(tag, split, fields));
+    const unit = "units that switch, mean over the points";
+    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit: "band: 99 %", limits: [0, null] }).lines.push(line(tag, split, fields));
   } else if (group === "clean_acc" || group === "robust_acc") {
     const eps = rest.replace("_eps", ", eps ");
     const fields = { title: `accuracy${of}`, unit: "share of the points; with eps: under attack", limits: [0, 1] };

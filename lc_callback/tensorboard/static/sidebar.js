@@ -23,31 +23,48 @@ export class Sidebar {
 
   setAll(isShown) {
     this.store.set("shown", { ...this.store.settings.shown, ...Object.fromEntries(this.matching().map((run) => [run, isShown])) });
+    this.draw();
   }
 
+  // Makes the rows anew only if they are others: a row that is replaced while the viewer clicks on it loses the click.
   draw() {
     const { model } = this;
     const runs = this.matching();
-    const focus = model.focus();
     this.summary.textContent = `Runs (${model.selected().length} of ${model.runs.size})`;
     const shown = runs.slice(0, MOST_RUNS);
     const groups = model.isMean ? [...groupedRuns(shown, this.store.settings.pattern)] : [["", shown]];
+    const signature = JSON.stringify([model.isMean, groups, runs.length, shown.map((run) => model.runs.get(run).notes)]);
+    if (signature !== this.signature) this.build(groups, runs.length - shown.length);
+    this.signature = signature;
+    const focus = model.focus();
+    for (const [run, { row, box, name }] of this.rows) {
+      const isFocus = Boolean(focus?.runs.includes(run)) && !model.isMean;
+      box.checked = model.isShown(run);
+      row.classList.toggle("focus", isFocus);
+      name.setAttribute("aria-pressed", String(isFocus));
+    }
+  }
+
+  build(groups, rest) {
+    const { model } = this;
+    this.rows = new Map();
     const parts = groups.flatMap(([group, members]) => {
       const head = model.isMean ? [el("p", { class: "group" }, el("i", { class: "swatch-dot", style: `background: ${model.colourOf(group)}` }), group)] : [];
-      return [...head, ...members.map((run) => this.row(run, focus))];
+      return [...head, ...members.map((run) => this.row(run))];
     });
-    const rest = runs.length - shown.length;
     this.list.replaceChildren(...parts, ...(rest > 0 ? [el("p", { class: "note" }, `and ${rest} more: filter`)] : []));
   }
 
-  row(run, focus) {
+  row(run) {
     const { model, store } = this;
     const info = model.runs.get(run);
-    const box = el("input", { type: "checkbox", checked: model.isShown(run), "aria-label": `show ${run}`, onchange: () => store.set("shown", { ...store.settings.shown, [run]: box.checked }) });
+    const box = el("input", { type: "checkbox", "aria-label": `show ${run}`, onchange: () => store.set("shown", { ...store.settings.shown, [run]: box.checked }) });
     const colour = model.isMean ? "transparent" : model.colourOf(run);
-    const isFocus = Boolean(focus?.runs.includes(run)) && !model.isMean;
-    const name = el("button", { type: "button", class: "run-name", title: `${run}${info.local ? "" : " (from TensorBoard's data)"}: show its phases and markers`, "aria-pressed": isFocus, onclick: () => store.setFocus(run) }, model.short(run));
+    const title = `${run}${info.local ? "" : " (from TensorBoard's data)"}: show its phases and markers`;
+    const name = el("button", { type: "button", class: "run-name", title, onclick: () => store.setFocus(run) }, model.short(run));
     const notes = info.notes.length ? [el("span", { class: "warn", title: info.notes.join("\n"), role: "img", "aria-label": info.notes.join(". ") }, "!")] : [];
-    return el("div", { class: `run${isFocus ? " focus" : ""}`, "data-run": run }, box, el("i", { class: "swatch-dot", style: `background: ${colour}` }), name, ...notes);
+    const row = el("div", { class: "run", "data-run": run }, box, el("i", { class: "swatch-dot", style: `background: ${colour}` }), name, ...notes);
+    this.rows.set(run, { row, box, name });
+    return row;
   }
 }

@@ -1,7 +1,7 @@
 // Phases and transitions of each run, one row for each: do the seeds agree?
 
 import { Card, followPointer } from "./card.js";
-import { drawCursor, MARGIN, spans, xAxis } from "./chart.js";
+import { apart, drawCursor, MARGIN, spans, xAxis } from "./chart.js";
 import { el, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
 import { elided, nameOfKind } from "./format.js";
@@ -82,16 +82,17 @@ export class StripCard extends Card {
       svg("rect", { class: "strip-back target", x: band.left, width: band.right - band.left, y: band.top, height: band.bottom - band.top }),
       ...clipped(found, model.domain()).flatMap((span) => spans([span], x, band)),
     );
-    for (const one of distinct(markers)) {
+    const inside = distinct(markers).filter((one) => x.of(one.x) >= plot.left - 1 && x.of(one.x) <= plot.right + 1);
+    const letters = apart(inside.map((one) => x.of(one.x) + 3), 11, plot.left, plot.right + 8);
+    for (const [k, one] of inside.entries()) {
       const at = x.of(one.x);
-      if (at < plot.left - 1 || at > plot.right + 1) continue;
       const [low, high] = [Math.max(plot.left, x.of(one.low)), Math.min(plot.right, x.of(one.high))];
       const mark = svg("g", { class: `event ${isFirm(one) ? "firm" : "tentative"}`, "data-kind": one.kind, "data-step": one.step });
       mark.append(
         svg("title", {}, `${nameOfKind(one.kind)} at step ${one.told} (${one.curve}), ${one.certainty}`),
         ...(high > low ? [svg("line", { class: "reach", x1: low, x2: high, y1: band.bottom - 2, y2: band.bottom - 2 })] : []),
         svg("line", { class: "stroke", x1: at, x2: at, y1: band.top, y2: band.bottom }),
-        svg("text", { x: at + 3, y: middle + 2 }, LETTERS[one.kind] ?? one.kind.slice(0, 1).toUpperCase()),
+        svg("text", { x: letters[k], y: middle + 2 }, LETTERS[one.kind] ?? one.kind.slice(0, 1).toUpperCase()),
       );
       group.append(mark);
     }

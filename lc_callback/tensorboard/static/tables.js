@@ -1,7 +1,6 @@
 // Transitions as tables: of each group at a glance, and each one with its reason.
 
-import { el } from "./dom.js";
-import { download } from "./dom.js";
+import { download, el } from "./dom.js";
 import { elided, formatStep, nameOfKind } from "./format.js";
 import { certaintyOf, isFirm } from "./phases.js";
 
@@ -15,17 +14,19 @@ export function glance(model) {
   const parts = groups.map(([name, runs]) => {
     const found = model.pooledTransitions(runs);
     const withEvents = runs.filter((run) => model.events[run]).length;
-    const title = el("h4", {}, el("i", { class: "swatch-dot", style: `background: ${colour(model, name, runs)}` }), `${elided(name, 60)}`, el("span", { class: "unit" }, ` ${runs.length} run${runs.length > 1 ? "s" : ""}`));
-    if (!found.length) return el("div", { class: "glance" }, title, el("p", { class: "empty" }, withEvents ? "No transition was found." : "These runs have no list of transitions."));
+    const title = el("h4", {}, dot(model, name, runs), elided(name, 60), el("span", { class: "unit" }, ` ${runs.length} run${runs.length > 1 ? "s" : ""}`));
+    if (!found.length) return el("div", { class: "group-glance" }, title, el("p", { class: "empty" }, withEvents ? "No transition was found." : "These runs have no list of transitions."));
     const rows = found.map((one) => el("tr", { class: one.nFirm ? "firm" : "tentative" }, cell(kindName(one)), cell(`${one.n} of ${one.of}`, "number"), cell(formatStep(one.step), "number"), cell(one.n > 1 ? `${formatStep(one.least)} to ${formatStep(one.most)}` : "", "number"), cell(sureness(one))));
     const head = el("tr", {}, ...["transition", "runs", runs.length > 1 ? "median step" : "step", "range", "certainty"].map((text) => el("th", { scope: "col" }, text)));
-    return el("div", { class: "glance" }, title, el("p", { class: "headline" }, headline(found)), el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
+    return el("div", { class: "group-glance" }, title, el("p", { class: "headline" }, headline(found)), el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
   });
   return el("div", { class: "glances" }, ...parts);
 }
 
-function colour(model, name, runs) {
-  return model.isMean ? model.colourOf(name) : runs.length === 1 ? model.colourOf(runs[0]) : "transparent";
+// Of the curves of the group, if they have one colour.
+function dot(model, name, runs) {
+  const colour = model.isMean ? model.colourOf(name) : runs.length === 1 ? model.colourOf(runs[0]) : null;
+  return colour && el("i", { class: "swatch-dot", style: `background: ${colour}` });
 }
 
 function cell(text, kind = "") {
