@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import re
@@ -31,6 +32,8 @@ _MOST_BYTES = {"csv": 64 * 2**20, "jsonl": 8 * 2**20, "png": 32 * 2**20, "gif": 
 _MAX_STEP = 2.0**53
 _MOST_FOLDERS = 200  # of callbacks in one run
 _MOST_CACHED = 192 * 2**20  # bytes of rows that are kept
+_MOST_WALKED = 20_000  # folders that are looked into for runs
+_HISTORY = re.compile(r"history(?:_\d{1,9})?\.csv")
 _SLICE = re.compile(r"([A-Za-z0-9_.-]*?)_?(\d{1,12})\.png")
 
 
@@ -83,6 +86,17 @@ class LocalFolders:
             elif part.strip() and "://" not in part:
                 roots[""] = Path(os.path.expanduser(part.strip()))
         return cls(roots)
+
+    def runs(self) -> list[str]:
+        """The runs with a ``history.csv``, wherever they are below the log directories. It looks into every folder."""
+        found = set()
+        for prefix, root in self._roots.items():
+            for folder, _, files in itertools.islice(os.walk(root), _MOST_WALKED):
+                if any(_HISTORY.fullmatch(name) for name in files):
+                    run = Path(prefix, os.path.relpath(Path(folder).parent, root)).as_posix()
+                    if self.keys(run):
+                        found.add(run)
+        return sorted(found)
 
     def stamp(self, run: str) -> tuple[int, ...]:
         """Changes whenever a file of the run does."""

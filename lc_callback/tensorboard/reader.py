@@ -53,14 +53,17 @@ class Reader:
             self._has_ours = any(_OURS.search(tag) for tags in listing.values() for tag in tags)
         return self._has_ours
 
-    def runs(self, ctx: Any, experiment: str) -> str:
-        """All runs with their tags, and a version that changes whenever there is something new."""
+    def runs(self, ctx: Any, experiment: str, others: Iterable[str] = ()) -> str:
+        """All runs with their tags, and a version that changes whenever there is something new.
+
+        ``others`` are runs that TensorBoard does not know, for they have no event file.
+        """
         listing = self._scalars(ctx, experiment)
         version = hashlib.sha1(usedforsecurity=False)
         numbers: dict[str, int] = {}
         sets: dict[tuple[int, ...], int] = {}
         runs = []
-        for run in sorted({*listing, *self._other_runs(ctx, experiment)}, key=natural):
+        for run in sorted({*listing, *others, *self._other_runs(ctx, experiment)}, key=natural):
             local = self._folders.keys(run)
             remote = listing.get(run, {})
             ordered = [*local, *(tag for tag in remote if tag not in local)]

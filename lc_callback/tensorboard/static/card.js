@@ -225,9 +225,15 @@ export class CurveCard extends Card {
     const isEach = this.lines.length <= MOST_VALUES;
     const hasUnits = new Set(this.lines.map((line) => line.run)).size > 1;
     const entries = isEach ? this.lines.map((line) => [line]) : groupsBy(this.lines, (line) => line.label + (line.isFaint ? " " : ""));
+    let heading = null;
     for (const lines of entries) {
       const [first] = lines;
-      const name = isEach && hasUnits ? `${elided(first.unit, 22)} ${this.panel.lines.length > 1 ? first.label : ""}` : first.label;
+      const isAlone = this.panel.lines.length === 1;
+      if (isEach && hasUnits && !isAlone && first.run !== heading) {
+        heading = first.run;
+        rows.append(el("tr", { class: "of-unit", title: first.run }, el("th", { colspan: 3, scope: "rowgroup" }, elided(first.unit, 36))));
+      }
+      const name = isEach && hasUnits && isAlone ? first.unit : first.label;
       const cell = el("td", { class: "value" });
       this.values.push({ lines, cell });
       rows.append(el("tr", { title: isEach ? `${first.run} ${first.tag}` : first.tag }, el("td", {}, swatch(isEach ? first.colour : "var(--text)", first.dash, first.isFaint)), el("td", { class: "name" }, `${elided(name.trim(), 34)}${first.isFaint ? ", numerical" : ""}`), cell));

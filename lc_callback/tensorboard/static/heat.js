@@ -53,7 +53,7 @@ export class HeatCard extends Card {
     this.parts ??= this.makeParts();
     if (!this.parts.root.isConnected) this.body.replaceChildren(this.parts.frame, this.parts.legend);
     const n = data.layers.length;
-    const row = Math.max(1, Math.min(22, Math.floor(MOST_HEIGHT / n)));
+    const row = Math.max(1, Math.min(28, Math.floor(MOST_HEIGHT / n)));
     const width = Math.max(200, this.parts.frame.clientWidth || 600);
     const left = MARGIN.left + (row >= 11 ? 40 : 0);
     const plot = { left, right: width - MARGIN.right, top: 6, bottom: 6 + row * n };

@@ -267,7 +267,6 @@ export class Model {
       const steps = ones.map((one) => one.step);
       const xs = ones.map((one) => one.x).filter(Number.isFinite);
       const nFirm = ones.filter(isFirm).length;
-      const isSure = nFirm === ones.length && 2 * ones.length > runs.length;
       const [least, most] = [Math.min(...steps), Math.max(...steps)];
       return {
         kind: ones[0].kind,
@@ -282,7 +281,7 @@ export class Model {
         of: runs.length,
         nFirm,
         nProvisional: ones.filter((one) => one.provisional).length,
-        certainty: isSure ? "firm" : "tentative",
+        certainty: 2 * nFirm > runs.length ? "firm" : "tentative", // firm in most runs
         told: `${quantile(steps, 0.5).toLocaleString("en", { maximumFractionDigits: 0 })}, ${ones.length} of ${runs.length}`,
       };
     });
@@ -292,7 +291,7 @@ export class Model {
   pooledSpans(unit, found) {
     if (this.store.settings.phases === "off") return [];
     const phases = found.filter((one) => isPhase(one.kind) && isFirm(one));
-    if (!phases.length) return this.spansOf(unit.runs[0]).length ? this.spansOf(unit.runs[0]) : [];
+    if (!phases.length) return unit.runs.some((run) => this.eventsOf(run).length) ? [] : this.spansOf(unit.runs[0]);
     const curve = this.meanLine(unit, { tag: phases[0].curve });
     if (!curve) return [];
     return phaseSpans(phases.map((one) => ({ ...one, step: one.x })), curve.xs, curve.ys);

@@ -165,7 +165,7 @@ export function fromPage(data) {
     if (path === "runs") return data.runs;
     if (path === "events") return data.events;
     if (path === "pictures") return data.pictures[run] ?? { pictures: [], films: [] };
-    if (path === "heat") return data.heats[run]?.[values("prefix")[0]] ?? { layers: [], steps: [], values: [], n: 0 };
+    if (path === "heat") return heatOf(data, run, values("prefix")[0]);
     const [runs, tags] = [new Set(values("run")), new Set(values("tag"))];
     const series = data.series.series.filter((one) => runs.has(one.run) && tags.has(one.tag));
     return { ...data.series, series };
@@ -173,6 +173,19 @@ export function fromPage(data) {
   const source = new Source(load);
   source.address = (run, picture) => picture.data;
   return source;
+}
+
+// Layers x steps of the tags with a prefix.
+function heatOf(data, run, prefix) {
+  const isLayer = ({ tag }) => tag.startsWith(prefix) && !["seconds", "total"].includes(tag.slice(prefix.length));
+  const found = data.series.series.filter((one) => one.run === run && isLayer(one));
+  const stepsOf = (one) => data.series.grids[one.grid].steps;
+  const steps = [...new Set(found.flatMap(stepsOf))].sort((a, b) => a - b);
+  const values = found.map((one) => {
+    const own = new Map(stepsOf(one).map((step, i) => [step, one.values[i]]));
+    return steps.map((step) => own.get(step) ?? "nan");
+  });
+  return { layers: found.map((one) => one.tag.slice(prefix.length)), n: found.length, steps, values };
 }
 
 function wellFormed(text) {

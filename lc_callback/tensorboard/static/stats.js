@@ -151,6 +151,6 @@ export function valueRange(lines, limits = [null, null]) {
   }
   if (limits[0] !== null && bottom >= limits[0]) bottom = limits[0];
   if (limits[1] !== null && top <= limits[1]) top = limits[1];
-  if (!(top > bottom)) [bottom, top] = [bottom - (Math.abs(bottom) || 1) * 0.5, top + (Math.abs(top) || 1) * 0.5];
+  if (!(top - bottom > 1e-9 * Math.abs(top))) [bottom, top] = [bottom - (Math.abs(bottom) || 1) * 0.5, top + (Math.abs(top) || 1) * 0.5];
   return { bottom, top, isCut };
 }
