@@ -14,7 +14,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
-@pytest.fixture(scope="session")
+# Of a module: while it is open, playwright has an event loop in this thread, which other tests could not have.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser without windows. Where there is none, the tests say so."""
     if importlib.util.find_spec("playwright") is None:

@@ -127,6 +127,7 @@ def logs(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("logs")
     for seed, run in enumerate(SEEDS):
         write_run(folder / run, seed=seed, late=1 + 0.1 * seed, pictures=4 if seed == 0 else 0)
+    (folder / SEEDS[0] / "partition" / "film.gif").write_bytes(b"GIF89a, as far as anybody asks")
     with Log(folder / "plain") as log:
         log.scalars("loss", range(1, 300), [1 / step for step in range(1, 300)])
     return folder
@@ -395,6 +396,9 @@ def test_pictures_follow_the_cursor_and_the_slider(tab):
     assert card.locator("output").inner_text() == f"step {STEPS[1]}"
     assert f"slice_{STEPS[1]:09d}.png" in card.locator("img").get_attribute("src").replace("%2F", "/")
     assert card.locator("img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 4
+    with tab.page.expect_download() as film:
+        card.locator("a", has_text="film of grok_seed0").click()
+    assert Path(film.value.path()).read_bytes().startswith(b"GIF89a")
     tab.show(LC).focus()
     tab.page.keyboard.press("Home")
     tab.settle()

@@ -61,10 +61,11 @@ def test_tensorboard_finds_it_by_its_entry_point(tmp_path):
     assert listing["loading_mechanism"]["module_path"].endswith("/static/index.js")
 
 
-def test_pyproject_declares_the_entry_point():
+def test_pyproject_declares_the_entry_point_and_the_static_files():
     text = (folders.Path(__file__).parents[2] / "pyproject.toml").read_text()
     module, _, name = "lc_callback.tensorboard.plugin:DynamicsPlugin".partition(":")
     assert f'lc_dynamics = "{module}:{name}"' in text
+    assert '"lc_callback.tensorboard" = ["static/*"]' in text
     assert (DynamicsPlugin.__module__, DynamicsPlugin.__name__) == (module, name)
 
 

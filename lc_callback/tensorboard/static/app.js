@@ -38,10 +38,20 @@ export class App {
     this.model.announce = (text) => (this.live.textContent = text);
     this.sections = new Map(SECTIONS.map(([name, title]) => [name, this.makeSection(name, title)]));
     this.main = el("main", {}, this.message, ...this.sections.values());
-    root.replaceChildren(this.makeToolbar(), el("div", { class: "layout" }, this.sidebar.element, this.main), this.live);
-    this.store.on("settings", coalesced(() => this.update()));
+    root.replaceChildren(
+      this.makeToolbar(),
+      el("div", { class: "layout" }, this.sidebar.element, this.main),
+      this.live,
+    );
+    this.store.on(
+      "settings",
+      coalesced(() => this.update()),
+    );
     this.store.on("zoom", () => (this.reset.hidden = !this.store.zoom));
-    this.store.on("cursor", coalesced(() => this.store.settings.phases === "then" && this.tellStory()));
+    this.store.on(
+      "cursor",
+      coalesced(() => this.store.settings.phases === "then" && this.tellStory()),
+    );
     this.theme();
   }
 
@@ -79,7 +89,8 @@ export class App {
     const runs = model.selected();
     this.sidebar.draw();
     if (!model.runs.size) {
-      this.message.textContent = "There are no runs in this log directory yet. The tab looks for them every 15 seconds.";
+      this.message.textContent =
+        "There are no runs in this log directory yet. The tab looks for them every 15 seconds.";
     } else if (!runs.length) this.message.textContent = "No run is selected.";
     else this.message.textContent = "";
     this.place();
@@ -107,9 +118,15 @@ export class App {
   // Sections
 
   makeSection(name, title) {
-    const section = el("details", { class: `section ${name}`, "data-section": name, open: !this.store.settings.folded[name] }, el("summary", {}, el("h2", {}, title)), el("div", { class: "content" }));
+    const section = el(
+      "details",
+      { class: `section ${name}`, "data-section": name, open: !this.store.settings.folded[name] },
+      el("summary", {}, el("h2", {}, title)),
+      el("div", { class: "content" }),
+    );
     section.addEventListener("toggle", () => {
-      if (section.open !== !this.store.settings.folded[name]) this.store.set("folded", { ...this.store.settings.folded, [name]: !section.open });
+      if (section.open !== !this.store.settings.folded[name])
+        this.store.set("folded", { ...this.store.settings.folded, [name]: !section.open });
     });
     return section;
   }
@@ -124,22 +141,36 @@ export class App {
   place() {
     const { model, store } = this;
     const { overview, more, others, heats } = model.panels();
-    const fits = (panel) => !store.filter || panel.title.toLowerCase().includes(store.filter) || panel.lines?.some((line) => line.tag.toLowerCase().includes(store.filter));
+    const fits = (panel) =>
+      !store.filter ||
+      panel.title.toLowerCase().includes(store.filter) ||
+      panel.lines?.some((line) => line.tag.toLowerCase().includes(store.filter));
     const every = [...overview, ...more, ...others];
     const pinned = store.settings.pins.map((id) => every.find((panel) => panel.id === id)).filter(Boolean);
     const isFree = (panel) => !pinned.includes(panel) && fits(panel);
-    const curves = (panels, isNamed = false) => panels.map((panel, i) => [panel, () => new CurveCard(model, panel, { isNamed: isNamed && i === 0 })]);
+    const curves = (panels, isNamed = false) =>
+      panels.map((panel, i) => [panel, () => new CurveCard(model, panel, { isNamed: isNamed && i === 0 })]);
     const hasRuns = model.selected().length > 0;
     const shownOthers = others.filter(isFree);
     const plan = {
       pinned: curves(pinned),
-      overview: [...curves(overview.filter(isFree), true), ...(hasRuns && fits({ title: "phases and transitions" }) ? [[{ id: "strip" }, () => new StripCard(model)]] : [])],
+      overview: [
+        ...curves(overview.filter(isFree), true),
+        ...(hasRuns && fits({ title: "phases and transitions" })
+          ? [[{ id: "strip" }, () => new StripCard(model)]]
+          : []),
+      ],
       layers: heats.filter(fits).map((heat) => [heat, () => new HeatCard(model, heat)]),
-      pictures: hasRuns && fits({ title: "linear regions on slices" }) ? [[{ id: "pictures" }, () => new PicturesCard(model)]] : [],
+      pictures:
+        hasRuns && fits({ title: "linear regions on slices" })
+          ? [[{ id: "pictures" }, () => new PicturesCard(model)]]
+          : [],
       more: curves(more.filter(isFree)),
       others: curves(shownOthers.slice(0, MOST_OTHERS)),
     };
-    const signature = JSON.stringify(Object.entries(plan).map(([name, entries]) => [name, entries.map(([panel]) => panel)]));
+    const signature = JSON.stringify(
+      Object.entries(plan).map(([name, entries]) => [name, entries.map(([panel]) => panel)]),
+    );
     if (signature === this.signature) return;
     this.signature = signature;
     const old = this.cards;
@@ -151,7 +182,8 @@ export class App {
         this.cards.set(key, card);
         return card.element;
       });
-      if (name === "others" && shownOthers.length > MOST_OTHERS) nodes.push(el("p", { class: "note" }, `and ${shownOthers.length - MOST_OTHERS} more: filter`));
+      if (name === "others" && shownOthers.length > MOST_OTHERS)
+        nodes.push(el("p", { class: "note" }, `and ${shownOthers.length - MOST_OTHERS} more: filter`));
       this.fill(name, nodes);
     }
     for (const [key, card] of old) if (!this.cards.has(key)) card.drop();
@@ -164,13 +196,46 @@ export class App {
     const set = (name) => (value) => store.set(name, value);
     const axis = select("axis", AXES, store.settings.axis, set("axis"));
     this.axisBox = axis.querySelector("select");
-    const modes = [["runs", "each run"], ["mean", "mean and spread of groups"]];
-    const pattern = el("input", { type: "text", value: store.settings.pattern, size: 22, spellcheck: "false", title: "Names, or ends of names, that tell the runs of one group apart, such as seed*. Separate several by commas.", onchange: (event) => store.set("pattern", event.target.value.trim() || PATTERN) });
-    this.modeFields = el("span", { class: "fields", hidden: !this.model.isMean }, select("spread", SPREADS, store.settings.spread, set("spread")), el("label", { class: "field" }, el("span", {}, "seeds"), pattern));
-    const phases = [["final", "as known now"], ["then", "as known at the cursor"], ["off", "not shown"]];
-    this.reset = el("button", { type: "button", class: "reset", hidden: true, onclick: () => store.setZoom(null) }, "show all steps");
-    const filter = el("input", { type: "search", placeholder: "filter panels", "aria-label": "filter panels", oninput: () => ((store.filter = filter.value.toLowerCase()), this.place()) });
-    const themes = [["auto", "automatic"], ["light", "light"], ["dark", "dark"]];
+    const modes = [
+      ["runs", "each run"],
+      ["mean", "mean and spread of groups"],
+    ];
+    const pattern = el("input", {
+      type: "text",
+      value: store.settings.pattern,
+      size: 22,
+      spellcheck: "false",
+      title:
+        "Names, or ends of names, that tell the runs of one group apart, such as seed*. Separate several by commas.",
+      onchange: (event) => store.set("pattern", event.target.value.trim() || PATTERN),
+    });
+    this.modeFields = el(
+      "span",
+      { class: "fields", hidden: !this.model.isMean },
+      select("spread", SPREADS, store.settings.spread, set("spread")),
+      el("label", { class: "field" }, el("span", {}, "seeds"), pattern),
+    );
+    const phases = [
+      ["final", "as known now"],
+      ["then", "as known at the cursor"],
+      ["off", "not shown"],
+    ];
+    this.reset = el(
+      "button",
+      { type: "button", class: "reset", hidden: true, onclick: () => store.setZoom(null) },
+      "show all steps",
+    );
+    const filter = el("input", {
+      type: "search",
+      placeholder: "filter panels",
+      "aria-label": "filter panels",
+      oninput: () => ((store.filter = filter.value.toLowerCase()), this.place()),
+    });
+    const themes = [
+      ["auto", "automatic"],
+      ["light", "light"],
+      ["dark", "dark"],
+    ];
     return el(
       "div",
       { class: "toolbar", role: "toolbar", "aria-label": "view" },
@@ -194,13 +259,19 @@ export class App {
       "Shaded: first descent, ascent, region migration. A numbered line is a transition; filled: firm; hollow and dashed, with ?: tentative, noise alone might look like it; ~: later rows may still move it. A tinted band is its 95 % interval.",
       "The place of step 0 is to the left of the break of the axis.",
     ];
-    return el("details", { class: "menu help" }, el("summary", {}, "how to read"), el("div", { class: "entries" }, ...lines.map((text) => el("p", {}, text))));
+    return el(
+      "details",
+      { class: "menu help" },
+      el("summary", {}, "how to read"),
+      el("div", { class: "entries" }, ...lines.map((text) => el("p", {}, text))),
+    );
   }
 
   // Dark mode: as chosen, else as TensorBoard has it, else as the system does.
   theme() {
     const { theme } = this.store.settings;
-    const isDark = theme === "auto" ? hostIsDark() ?? window.matchMedia("(prefers-color-scheme: dark)").matches : theme === "dark";
+    const isDark =
+      theme === "auto" ? (hostIsDark() ?? window.matchMedia("(prefers-color-scheme: dark)").matches) : theme === "dark";
     document.documentElement.dataset.theme = isDark ? "dark" : "light";
   }
 

@@ -27,7 +27,20 @@ export class Card {
     this.heading = el("h3", { title }, title);
     this.unitText = el("span", { class: "unit" }, unit);
     this.head = el("header", {}, this.heading, this.unitText, this.tools);
-    this.element = el("section", { class: `card${isSmall ? " small" : ""}`, tabindex: 0, role: "group", "aria-label": title, "data-panel": id, "data-state": "away" }, this.head, this.body, this.note);
+    this.element = el(
+      "section",
+      {
+        class: `card${isSmall ? " small" : ""}`,
+        tabindex: 0,
+        role: "group",
+        "aria-label": title,
+        "data-panel": id,
+        "data-state": "away",
+      },
+      this.head,
+      this.body,
+      this.note,
+    );
     this.element.card = this;
     this.redraw = coalesced(() => this.isNear && this.drawSafely());
     this.recursor = coalesced(() => this.isNear && this.moveCursor());
@@ -115,14 +128,27 @@ export class CurveCard extends Card {
 
   makeTools() {
     const { store, panel } = this;
-    const toggle = (name) => () => store.set(name, { ...store.settings[name], [panel.id]: !store.settings[name][panel.id] });
+    const toggle = (name) => () =>
+      store.set(name, { ...store.settings[name], [panel.id]: !store.settings[name][panel.id] });
     const isPinned = store.settings.pins.includes(panel.id);
-    const pin = () => store.set("pins", isPinned ? store.settings.pins.filter((id) => id !== panel.id) : [...store.settings.pins, panel.id]);
-    this.whole = button("all values", "Show lone values far from all others", toggle("whole"), { class: "whole", hidden: true });
+    const pin = () =>
+      store.set(
+        "pins",
+        isPinned ? store.settings.pins.filter((id) => id !== panel.id) : [...store.settings.pins, panel.id],
+      );
+    this.whole = button("all values", "Show lone values far from all others", toggle("whole"), {
+      class: "whole",
+      hidden: true,
+    });
     this.tools.append(
       this.whole,
-      button("log y", "Logarithmic vertical axis", toggle("logarithmic"), { "aria-pressed": Boolean(store.settings.logarithmic[panel.id]) }),
-      button("pin", isPinned ? "Take from the top" : "Keep at the top", pin, { class: "pin", "aria-pressed": isPinned }),
+      button("log y", "Logarithmic vertical axis", toggle("logarithmic"), {
+        "aria-pressed": Boolean(store.settings.logarithmic[panel.id]),
+      }),
+      button("pin", isPinned ? "Take from the top" : "Keep at the top", pin, {
+        class: "pin",
+        "aria-pressed": isPinned,
+      }),
       exportMenu(this),
     );
   }
@@ -137,10 +163,11 @@ export class CurveCard extends Card {
     const runs = model.selected().filter((run) => tags.some((tag) => model.runs.get(run).tags.includes(tag)));
     await model.source.need(runs, tags);
     let isLonger = false;
-    for (const run of runs) for (const tag of tags) {
-      const series = model.source.get(run, tag);
-      if (series) isLonger = model.noteLast(run, series.steps) || isLonger;
-    }
+    for (const run of runs)
+      for (const tag of tags) {
+        const series = model.source.get(run, tag);
+        if (series) isLonger = model.noteLast(run, series.steps) || isLonger;
+      }
     if (isLonger) this.store.tell("story");
   }
 
@@ -155,7 +182,9 @@ export class CurveCard extends Card {
       .map((one) => ({ ...one, isOwn: tags.has(one.curve), colour: this.colourOf(one) }))
       .filter((one) => one.isOwn || (isPhase(one.kind) && !panel.isSmall));
     this.markers = markers;
-    this.unit = [panel.unit, model.isMean ? `mean and ${spreadName(store.settings.spread)}` : panel.bandUnit].filter(Boolean).join("; ");
+    this.unit = [panel.unit, model.isMean ? `mean and ${spreadName(store.settings.spread)}` : panel.bandUnit]
+      .filter(Boolean)
+      .join("; ");
     this.unitText.textContent = this.unit;
     this.makeLegend(story);
     const width = Math.max(200, this.parts.frame.clientWidth || 600);
@@ -190,8 +219,14 @@ export class CurveCard extends Card {
     const remarks = [];
     if (this.panel.note) remarks.push(this.panel.note);
     if (this.lines.some((line) => line.sampled)) remarks.push("sampled: TensorBoard kept only some of the points");
-    if (this.drawn.nBeyond) remarks.push(`${this.drawn.nBeyond} value${this.drawn.nBeyond > 1 ? "s" : ""} beyond the axis`);
-    if (this.isLoaded && !this.lines.length) remarks.push(this.model.kind === "epoch" || this.model.kind === "wall" ? "no such axis is known for these runs" : "no values");
+    if (this.drawn.nBeyond)
+      remarks.push(`${this.drawn.nBeyond} value${this.drawn.nBeyond > 1 ? "s" : ""} beyond the axis`);
+    if (this.isLoaded && !this.lines.length)
+      remarks.push(
+        this.model.kind === "epoch" || this.model.kind === "wall"
+          ? "no such axis is known for these runs"
+          : "no values",
+      );
     if (this.model.source.problem) remarks.push(this.model.source.problem);
     return remarks.join(" · ");
   }
@@ -224,23 +259,48 @@ export class CurveCard extends Card {
     this.values = [];
     const isEach = this.lines.length <= MOST_VALUES;
     const hasUnits = new Set(this.lines.map((line) => line.run)).size > 1;
-    const entries = isEach ? this.lines.map((line) => [line]) : groupsBy(this.lines, (line) => line.label + (line.isFaint ? " " : ""));
+    const entries = isEach
+      ? this.lines.map((line) => [line])
+      : groupsBy(this.lines, (line) => line.label + (line.isFaint ? " " : ""));
     let heading = null;
     for (const lines of entries) {
       const [first] = lines;
       const isAlone = this.panel.lines.length === 1;
       if (isEach && hasUnits && !isAlone && first.run !== heading) {
         heading = first.run;
-        rows.append(el("tr", { class: "of-unit", title: first.run }, el("th", { colspan: 3, scope: "rowgroup" }, elided(first.unit, 36))));
+        rows.append(
+          el(
+            "tr",
+            { class: "of-unit", title: first.run },
+            el("th", { colspan: 3, scope: "rowgroup" }, elided(first.unit, 36)),
+          ),
+        );
       }
       const name = isEach && hasUnits && isAlone ? first.unit : first.label;
       const cell = el("td", { class: "value" });
       this.values.push({ lines, cell });
-      rows.append(el("tr", { title: isEach ? `${first.run} ${first.tag}` : first.tag }, el("td", {}, swatch(isEach ? first.colour : "var(--text)", first.dash, first.isFaint)), el("td", { class: "name" }, `${elided(name.trim(), 34)}${first.isFaint ? ", numerical" : ""}`), cell));
+      rows.append(
+        el(
+          "tr",
+          { title: isEach ? `${first.run} ${first.tag}` : first.tag },
+          el("td", {}, swatch(isEach ? first.colour : "var(--text)", first.dash, first.isFaint)),
+          el("td", { class: "name" }, `${elided(name.trim(), 34)}${first.isFaint ? ", numerical" : ""}`),
+          cell,
+        ),
+      );
     }
-    const keys = this.markers.filter((one) => one.isOwn).map((one) => markerKey(one, () => this.store.setCursor(one.x, true)));
-    const of = keys.length && this.model.units().length > 1 ? [el("p", { class: "of-story", title: story.name }, `markers: ${story.name}`)] : [];
-    legend.replaceChildren(rows, ...of, ...(keys.length ? [el("ul", { class: "marker-keys", "aria-label": `markers of ${story.name}` }, ...keys)] : []));
+    const keys = this.markers
+      .filter((one) => one.isOwn)
+      .map((one) => markerKey(one, () => this.store.setCursor(one.x, true)));
+    const of =
+      keys.length && this.model.units().length > 1
+        ? [el("p", { class: "of-story", title: story.name }, `markers: ${story.name}`)]
+        : [];
+    legend.replaceChildren(
+      rows,
+      ...of,
+      ...(keys.length ? [el("ul", { class: "marker-keys", "aria-label": `markers of ${story.name}` }, ...keys)] : []),
+    );
   }
 
   moveCursor() {
@@ -262,7 +322,12 @@ export class CurveCard extends Card {
     if (event.target !== this.element) return;
     const rows = this.rows();
     const here = this.store.cursor ? nearest(rows, this.store.cursor.x) : -1;
-    const to = { ArrowRight: Math.min(rows.length - 1, here + 1), ArrowLeft: Math.max(0, here - 1), Home: 0, End: rows.length - 1 }[event.key];
+    const to = {
+      ArrowRight: Math.min(rows.length - 1, here + 1),
+      ArrowLeft: Math.max(0, here - 1),
+      Home: 0,
+      End: rows.length - 1,
+    }[event.key];
     if (to !== undefined && rows.length) this.store.setCursor(rows[to], true);
     else if (event.key === "Escape") this.store.setCursor(null);
     else if (event.key === "0") this.store.setZoom(null);
@@ -271,7 +336,8 @@ export class CurveCard extends Card {
     event.preventDefault();
     const at = this.store.cursor?.x;
     const values = this.lines.slice(0, 6).map((line) => `${line.label} ${told([line], at)}`);
-    if (at !== undefined) this.model.announce?.(`${formatPlace(this.model.kind, at, this.model.unit)}: ${values.join(", ")}`);
+    if (at !== undefined)
+      this.model.announce?.(`${formatPlace(this.model.kind, at, this.model.unit)}: ${values.join(", ")}`);
   }
 
   zoomBy(factor) {
@@ -280,7 +346,9 @@ export class CurveCard extends Card {
     const centre = x.of(this.store.cursor?.x ?? x.at((plot.left + plot.right) / 2));
     const half = ((plot.right - plot.left) / 2) * factor;
     const [left, right] = [Math.max(plot.left, centre - half), Math.min(plot.right, centre + half)];
-    this.store.setZoom(factor > 1 && left <= plot.left && right >= plot.right ? null : [Math.max(0, x.at(left)), x.at(right)]);
+    this.store.setZoom(
+      factor > 1 && left <= plot.left && right >= plot.right ? null : [Math.max(0, x.at(left)), x.at(right)],
+    );
   }
 }
 
@@ -312,19 +380,49 @@ function told(lines, at) {
   const [line] = lines;
   const i = nearest(line.xs, at);
   const isInside = line.low && Number.isFinite(line.low[i]);
-  const spread = isInside ? (line.n ? ` (${formatValue(line.low[i])} to ${formatValue(line.high[i])})` : ` ± ${formatValue((line.high[i] - line.low[i]) / 2)}`) : "";
+  const spread = isInside
+    ? line.n
+      ? ` (${formatValue(line.low[i])} to ${formatValue(line.high[i])})`
+      : ` ± ${formatValue((line.high[i] - line.low[i]) / 2)}`
+    : "";
   return `${formatValue(values[0])}${spread}`;
 }
 
 export function swatch(colour, dash = "", isFaint = false) {
-  return svg("svg", { class: "swatch", width: 22, height: 8, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: colour, "stroke-dasharray": dash || null, class: isFaint ? "line faint" : "line" }));
+  return svg(
+    "svg",
+    { class: "swatch", width: 22, height: 8, "aria-hidden": "true" },
+    svg("line", {
+      x1: 0,
+      x2: 22,
+      y1: 4,
+      y2: 4,
+      stroke: colour,
+      "stroke-dasharray": dash || null,
+      class: isFaint ? "line faint" : "line",
+    }),
+  );
 }
 
 function markerKey(one, onclick) {
-  const badge = el("span", { class: `badge ${isFirm(one) ? "firm" : "tentative"}`, style: `--badge: ${one.colour}` }, String(one.number));
+  const badge = el(
+    "span",
+    { class: `badge ${isFirm(one) ? "firm" : "tentative"}`, style: `--badge: ${one.colour}` },
+    String(one.number),
+  );
   const eps = /_eps(.+)$/.exec(one.curve);
   const name = `${nameOfKind(one.kind)}${eps ? ` (eps ${eps[1]})` : ""}`;
-  return el("li", {}, el("button", { type: "button", onclick, title: one.reason || name }, badge, el("span", { class: "kind" }, name), el("span", { class: "told" }, one.told)));
+  return el(
+    "li",
+    {},
+    el(
+      "button",
+      { type: "button", onclick, title: one.reason || name },
+      badge,
+      el("span", { class: "kind" }, name),
+      el("span", { class: "told" }, one.told),
+    ),
+  );
 }
 
 // The pointer moves the cursor of all charts; a drag zooms, a double click shows all, a click holds the cursor.
@@ -374,5 +472,8 @@ export function followPointer(card, root) {
 // Of a row and its neighbours the one that is nearest in pixels.
 function nearestOnScreen(rows, i, pixel, x) {
   const near = [i - 1, i, i + 1].filter((k) => k >= 0 && k < rows.length);
-  return near.reduce((best, k) => (Math.abs(x.of(rows[k]) - pixel) < Math.abs(x.of(rows[best]) - pixel) ? k : best), near[0]);
+  return near.reduce(
+    (best, k) => (Math.abs(x.of(rows[k]) - pixel) < Math.abs(x.of(rows[best]) - pixel) ? k : best),
+    near[0],
+  );
 }

@@ -63,7 +63,9 @@ function extremes(lines) {
 function pointsBeyond(lines, bottom, top) {
   const found = [];
   for (const { xs, ys } of lines) {
-    for (let i = 0; i < xs.length; i++) if (Number.isFinite(ys[i]) && (ys[i] > top || ys[i] < bottom)) found.push({ x: xs[i], y: ys[i], up: ys[i] > top });
+    for (let i = 0; i < xs.length; i++)
+      if (Number.isFinite(ys[i]) && (ys[i] > top || ys[i] < bottom))
+        found.push({ x: xs[i], y: ys[i], up: ys[i] > top });
   }
   return found.sort((a, b) => Math.abs(b.y) - Math.abs(a.y));
 }
@@ -84,10 +86,22 @@ export function xAxis(x, plot, isLabelled = true) {
   for (const { value, label } of x.ticks(Math.max(3, Math.floor((plot.right - plot.left) / 80)))) {
     const at = x.of(value);
     if (at < plot.left - 0.5 || at > plot.right + 0.5) continue;
-    group.append(svg("line", { class: label ? "tick" : "tick minor", "data-value": value, x1: at, x2: at, y1: plot.bottom, y2: plot.bottom + (label ? 5 : 3) }));
+    group.append(
+      svg("line", {
+        class: label ? "tick" : "tick minor",
+        "data-value": value,
+        x1: at,
+        x2: at,
+        y1: plot.bottom,
+        y2: plot.bottom + (label ? 5 : 3),
+      }),
+    );
     if (label) group.append(svg("line", { class: "grid", x1: at, x2: at, y1: plot.top, y2: plot.bottom }));
     const anchor = at > plot.right - 14 ? "end" : "middle";
-    if (label && isLabelled) group.append(svg("text", { x: anchor === "end" ? plot.right + 8 : at, y: plot.bottom + 16, "text-anchor": anchor }, label));
+    if (label && isLabelled)
+      group.append(
+        svg("text", { x: anchor === "end" ? plot.right + 8 : at, y: plot.bottom + 16, "text-anchor": anchor }, label),
+      );
   }
   group.append(svg("line", { class: "rule", x1: plot.left, x2: plot.right, y1: plot.bottom, y2: plot.bottom }));
   if (x.kind === "log" && x.domain[0] < 1) group.append(axisBreak(x, plot));
@@ -124,15 +138,23 @@ function tickText(value) {
 // Curves
 
 function bands(lines, x, y) {
-  return lines.filter((line) => line.low).map((line) => {
-    const kept = thinned(Float64Array.from(line.xs, x.of), line.ys);
-    const band = area()
-      .defined((i) => Number.isFinite(line.low[i]) && Number.isFinite(line.high[i]))
-      .x((i) => rounded(x.of(line.xs[i])))
-      .y0((i) => rounded(y(line.low[i])))
-      .y1((i) => rounded(y(line.high[i])));
-    return svg("path", { class: "band", d: band(kept), fill: line.colour, "data-run": line.run, "data-tag": line.tag });
-  });
+  return lines
+    .filter((line) => line.low)
+    .map((line) => {
+      const kept = thinned(Float64Array.from(line.xs, x.of), line.ys);
+      const band = area()
+        .defined((i) => Number.isFinite(line.low[i]) && Number.isFinite(line.high[i]))
+        .x((i) => rounded(x.of(line.xs[i])))
+        .y0((i) => rounded(y(line.low[i])))
+        .y1((i) => rounded(y(line.high[i])));
+      return svg("path", {
+        class: "band",
+        d: band(kept),
+        fill: line.colour,
+        "data-run": line.run,
+        "data-tag": line.tag,
+      });
+    });
 }
 
 function curves(lines, x, y) {
@@ -140,11 +162,25 @@ function curves(lines, x, y) {
     const pixels = Float64Array.from(line.xs, x.of);
     const kept = thinned(pixels, line.ys);
     const height = (i) => rounded(y(line.ys[i]));
-    const d = path().defined((i) => Number.isFinite(line.ys[i]) && Number.isFinite(height(i))).x((i) => rounded(pixels[i])).y(height)(kept);
-    const shape = svg("path", { class: line.isFaint ? "line faint" : "line", d: d ?? "", stroke: line.colour, "stroke-dasharray": line.dash || null, "data-run": line.run, "data-tag": line.tag });
-    const alone = kept.filter((i) => Number.isFinite(line.ys[i]) && !Number.isFinite(line.ys[i - 1]) && !Number.isFinite(line.ys[i + 1]));
+    const d = path()
+      .defined((i) => Number.isFinite(line.ys[i]) && Number.isFinite(height(i)))
+      .x((i) => rounded(pixels[i]))
+      .y(height)(kept);
+    const shape = svg("path", {
+      class: line.isFaint ? "line faint" : "line",
+      d: d ?? "",
+      stroke: line.colour,
+      "stroke-dasharray": line.dash || null,
+      "data-run": line.run,
+      "data-tag": line.tag,
+    });
+    const alone = kept.filter(
+      (i) => Number.isFinite(line.ys[i]) && !Number.isFinite(line.ys[i - 1]) && !Number.isFinite(line.ys[i + 1]),
+    );
     if (!alone.length) return shape;
-    const dots = alone.slice(0, 200).map((i) => svg("circle", { class: "dot", cx: rounded(pixels[i]), cy: height(i), r: 2.2, fill: line.colour }));
+    const dots = alone
+      .slice(0, 200)
+      .map((i) => svg("circle", { class: "dot", cx: rounded(pixels[i]), cy: height(i), r: 2.2, fill: line.colour }));
     return svg("g", {}, shape, ...dots);
   });
 }
@@ -158,7 +194,14 @@ function rounded(value) {
 export function spans(found, x, plot) {
   return found.map(({ name, number, left, right }) => {
     const [from, to] = [x.of(left), x.of(right)];
-    return svg("rect", { class: `phase phase${number}`, "data-phase": name, x: from, width: Math.max(0, to - from), y: plot.top, height: plot.bottom - plot.top });
+    return svg("rect", {
+      class: `phase phase${number}`,
+      "data-phase": name,
+      x: from,
+      width: Math.max(0, to - from),
+      y: plot.top,
+      height: plot.bottom - plot.top,
+    });
   });
 }
 
@@ -167,20 +210,41 @@ function spanNames({ spans: found, isNamed }, x, plot) {
   return found.flatMap(({ name, number, left, right }) => {
     const [from, to] = [Math.max(plot.left, x.of(left)), Math.min(plot.right, x.of(right))];
     if (to - from < 6.2 * name.length) return [];
-    return [svg("text", { class: `phase-name phase${number}`, x: (from + to) / 2, y: plot.bottom - 6, "text-anchor": "middle" }, name)];
+    return [
+      svg(
+        "text",
+        { class: `phase-name phase${number}`, x: (from + to) / 2, y: plot.bottom - 6, "text-anchor": "middle" },
+        name,
+      ),
+    ];
   });
 }
 
 function intervals(found, x, plot) {
-  return found.filter((one) => one.isOwn && isFirm(one) && one.low < one.high).map((one) => {
-    const [from, to] = [x.of(one.low), x.of(one.high)];
-    return svg("rect", { class: "interval", "data-number": one.number, x: from, width: Math.max(0, to - from), y: plot.top, height: plot.bottom - plot.top, fill: one.colour });
-  });
+  return found
+    .filter((one) => one.isOwn && isFirm(one) && one.low < one.high)
+    .map((one) => {
+      const [from, to] = [x.of(one.low), x.of(one.high)];
+      return svg("rect", {
+        class: "interval",
+        "data-number": one.number,
+        x: from,
+        width: Math.max(0, to - from),
+        y: plot.top,
+        height: plot.bottom - plot.top,
+        fill: one.colour,
+      });
+    });
 }
 
 function markers(found, x, plot) {
   const inside = found.filter((one) => x.of(one.x) >= plot.left - 0.5 && x.of(one.x) <= plot.right + 0.5);
-  const places = apart(inside.map((one) => x.of(one.x)), 17, plot.left, plot.right);
+  const places = apart(
+    inside.map((one) => x.of(one.x)),
+    17,
+    plot.left,
+    plot.right,
+  );
   return inside.map((one, i) => {
     const at = x.of(one.x);
     const firm = isFirm(one);
@@ -191,7 +255,13 @@ function markers(found, x, plot) {
       svg("title", {}, label),
       svg("line", { x1: at, x2: at, y1: plot.top, y2: plot.bottom, stroke: one.colour }),
       svg("path", { class: "lead", d: `M${at},${plot.top}L${places[i]},${plot.top - 5}` }),
-      svg("circle", { cx: places[i], cy: plot.top - 11, r: 7.5, stroke: one.colour, fill: firm && one.isOwn ? one.colour : "none" }),
+      svg("circle", {
+        cx: places[i],
+        cy: plot.top - 11,
+        r: 7.5,
+        stroke: one.colour,
+        fill: firm && one.isOwn ? one.colour : "none",
+      }),
       svg("text", { x: places[i], y: plot.top - 7.5, "text-anchor": "middle" }, String(one.number)),
     );
     return group;
@@ -224,7 +294,8 @@ export function drawCursor(root, drawn, lines, at) {
     const i = nearest(line.xs, at);
     if (i < 0 || !Number.isFinite(line.ys[i])) continue;
     const height = drawn.y(line.ys[i]);
-    if (height >= drawn.plot.top - 1 && height <= drawn.plot.bottom + 1) dots.push(svg("circle", { cx: drawn.x.of(line.xs[i]), cy: height, r: 3, fill: line.colour }));
+    if (height >= drawn.plot.top - 1 && height <= drawn.plot.bottom + 1)
+      dots.push(svg("circle", { cx: drawn.x.of(line.xs[i]), cy: height, r: 3, fill: line.colour }));
   }
   group.replaceChildren(svg("line", { x1: pixel, x2: pixel, y1: drawn.plot.top, y2: drawn.plot.bottom }), ...dots);
 }

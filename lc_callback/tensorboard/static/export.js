@@ -3,19 +3,41 @@
 import { download, el, svg } from "./dom.js";
 import { nameOfKind } from "./format.js";
 
-const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "fill-opacity", "opacity", "font-size", "font-family", "font-weight"];
+const STYLES = [
+  "fill",
+  "stroke",
+  "stroke-width",
+  "stroke-dasharray",
+  "stroke-opacity",
+  "fill-opacity",
+  "opacity",
+  "font-size",
+  "font-family",
+  "font-weight",
+];
 const LINE = 17; // pixels of a line of text
 
 export function exportMenu(card) {
-  const menu = el("details", { class: "menu" }, el("summary", { "aria-label": `Export ${card.title}`, title: "Export" }, "export"));
-  const entry = (name, action) => el("button", { type: "button", "data-export": name, onclick: () => ((menu.open = false), action()) }, name.toUpperCase());
+  const menu = el(
+    "details",
+    { class: "menu" },
+    el("summary", { "aria-label": `Export ${card.title}`, title: "Export" }, "export"),
+  );
+  const entry = (name, action) =>
+    el(
+      "button",
+      { type: "button", "data-export": name, onclick: () => ((menu.open = false), action()) },
+      name.toUpperCase(),
+    );
   menu.append(
     el(
       "div",
       { class: "entries" },
       entry("svg", () => download(`${fileName(card)}.svg`, serialised(asSvg(card)), "image/svg+xml")),
       entry("png", async () => download(`${fileName(card)}.png`, await asPng(card))),
-      ...(card.table ?? card.lines ? [entry("csv", () => download(`${fileName(card)}.csv`, asCsv(card), "text/csv"))] : []),
+      ...((card.table ?? card.lines)
+        ? [entry("csv", () => download(`${fileName(card)}.csv`, asCsv(card), "text/csv"))]
+        : []),
     ),
   );
   return menu;
@@ -39,8 +61,23 @@ export function asSvg(card) {
   const rows = Math.ceil(legend.length / columns);
   const total = 2.2 * LINE + height + 1.6 * LINE + rows * LINE + 8;
   const entries = legend.map(({ text, colour, dash, isMarker }, i) => {
-    const [left, top] = [8 + (i % columns) * (width / columns), 2.2 * LINE + height + 1.6 * LINE + Math.floor(i / columns) * LINE];
-    const mark = isMarker ? [] : [svg("line", { x1: left, x2: left + 22, y1: top + 4, y2: top + 4, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash || null })];
+    const [left, top] = [
+      8 + (i % columns) * (width / columns),
+      2.2 * LINE + height + 1.6 * LINE + Math.floor(i / columns) * LINE,
+    ];
+    const mark = isMarker
+      ? []
+      : [
+          svg("line", {
+            x1: left,
+            x2: left + 22,
+            y1: top + 4,
+            y2: top + 4,
+            stroke: colour,
+            "stroke-width": 2,
+            "stroke-dasharray": dash || null,
+          }),
+        ];
     return svg("g", {}, ...mark, svg("text", { ...font, x: left + (isMarker ? 0 : 28), y: top + 8 }, text));
   });
   const title = `${card.title}${card.unit ? ` (${card.unit})` : ""}`;
@@ -52,28 +89,36 @@ export function asSvg(card) {
     svg("rect", { width, height: total, fill: style.getPropertyValue("--card").trim() || "#ffffff" }),
     svg("text", { ...font, "font-size": 14, "font-weight": 600, x: 8, y: 18 }, title),
     copy,
-    svg("text", { ...font, x: width / 2, y: 2.2 * LINE + height + 12, "text-anchor": "middle" }, card.model.axisTitle()),
+    svg(
+      "text",
+      { ...font, x: width / 2, y: 2.2 * LINE + height + 12, "text-anchor": "middle" },
+      card.model.axisTitle(),
+    ),
     ...entries,
   );
 }
 
 function legendOf(card, style) {
-  const resolved = (colour) => colour.replace(/var\((--[a-z0-9]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+  const resolved = (colour) =>
+    colour.replace(/var\((--[a-z0-9]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
   const lines = (card.lines ?? []).slice(0, 60).map((line) => ({
     text: `${line.unit}: ${line.label}${line.isFaint ? ", numerical" : ""}${line.nRuns ? ` (mean of ${line.nRuns})` : ""}`,
     colour: resolved(line.colour),
     dash: line.dash,
   }));
-  const markers = (card.markers ?? []).filter((one) => one.isOwn).map((one) => ({ text: `${one.number}  ${nameOfKind(one.kind)} (${one.curve}): ${one.told}`, isMarker: true }));
+  const markers = (card.markers ?? [])
+    .filter((one) => one.isOwn)
+    .map((one) => ({ text: `${one.number}  ${nameOfKind(one.kind)} (${one.curve}): ${one.told}`, isMarker: true }));
   return [...lines, ...markers];
 }
 
 function inline(from, to) {
   const style = getComputedStyle(from);
-  if (from.nodeName !== "svg") for (const name of STYLES) {
-    const value = style.getPropertyValue(name);
-    if (value) to.setAttribute(name, value);
-  }
+  if (from.nodeName !== "svg")
+    for (const name of STYLES) {
+      const value = style.getPropertyValue(name);
+      if (value) to.setAttribute(name, value);
+    }
   to.removeAttribute("class");
   if (from.getAttribute("class")) to.setAttribute("class", from.getAttribute("class"));
   for (let i = 0; i < from.children.length; i++) inline(from.children[i], to.children[i]);
@@ -107,10 +152,14 @@ export function asCsv(card) {
   if (card.table) return csv(card.table());
   const isMean = card.model.isMean;
   const axis = { log: "step", linear: "step", epoch: "epoch", wall: `time_${card.model.unit}` }[card.model.kind];
-  const rows = [isMean ? ["group", "curve", axis, "mean", "low", "high", "n"] : ["run", "curve", axis, "value", "half_width"]];
+  const rows = [
+    isMean ? ["group", "curve", axis, "mean", "low", "high", "n"] : ["run", "curve", axis, "value", "half_width"],
+  ];
   for (const line of card.lines) {
     for (let i = 0; i < line.xs.length; i++) {
-      const own = isMean ? [line.ys[i], line.low[i], line.high[i], line.n[i]] : [line.ys[i], line.high ? (line.high[i] - line.low[i]) / 2 : ""];
+      const own = isMean
+        ? [line.ys[i], line.low[i], line.high[i], line.n[i]]
+        : [line.ys[i], line.high ? (line.high[i] - line.low[i]) / 2 : ""];
       rows.push([line.run, line.tag, line.xs[i], ...own]);
     }
   }

@@ -22,7 +22,11 @@ export function formatStep(step) {
 // Of a tick: 1k, 10k, 2.5M.
 export function shortNumber(value) {
   const size = Math.abs(value);
-  for (const [unit, name] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [unit, name] of [
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (size >= unit) return `${Number((value / unit).toPrecision(3))}${name}`;
   }
   return String(Number(value.toPrecision(3)));

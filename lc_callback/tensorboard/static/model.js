@@ -29,7 +29,8 @@ export class Model {
 
   shorten() {
     const names = [...this.runs.keys()].map((name) => name.split("/"));
-    const same = (pick) => names.length > 1 && names.every((parts) => parts.length > 1 && pick(parts) === pick(names[0]));
+    const same = (pick) =>
+      names.length > 1 && names.every((parts) => parts.length > 1 && pick(parts) === pick(names[0]));
     const [first, last] = [same((parts) => parts[0]), same((parts) => parts[parts.length - 1])];
     const cut = (parts) => parts.slice(first && parts.length > 1 + last ? 1 : 0, last ? -1 : undefined).join("/");
     this.shorts = new Map([...this.runs.keys()].map((name) => [name, cut(name.split("/")) || name]));
@@ -64,13 +65,15 @@ export class Model {
 
   colourOf(unit) {
     const every = this.isMean ? [...groupedRuns([...this.runs.keys()], this.store.settings.pattern).keys()] : null;
-    const i = every ? every.indexOf(unit) : this.order.get(unit) ?? 0;
+    const i = every ? every.indexOf(unit) : (this.order.get(unit) ?? 0);
     return i < N_COLOURS ? `var(--c${i})` : `hsl(${Math.round(i * 137.5) % 360} 60% var(--lightness))`;
   }
 
   focus() {
     const units = this.units();
-    return units.find((unit) => unit.name === this.store.focus || unit.runs.includes(this.store.focus)) ?? units[0] ?? null;
+    return (
+      units.find((unit) => unit.name === this.store.focus || unit.runs.includes(this.store.focus)) ?? units[0] ?? null
+    );
   }
 
   panels() {
@@ -123,7 +126,9 @@ export class Model {
   }
 
   axisTitle() {
-    return { log: "steps", linear: "steps", epoch: "epochs", wall: `time since the first row (${this.unit})` }[this.kind];
+    return { log: "steps", linear: "steps", epoch: "epochs", wall: `time since the first row (${this.unit})` }[
+      this.kind
+    ];
   }
 
   // Where the axis begins and ends: as the viewer zoomed, or from the first to the last step of all that is shown.
@@ -226,7 +231,8 @@ export class Model {
     if (phases === "off" || !this.runs.has(run)) return [];
     const rowTag = this.runs.get(run).tags.find(isPhaseTag);
     const rows = rowTag ? this.source.get(run, rowTag) : null;
-    if (rows && (phases === "then" || !this.eventsOf(run).length)) return this.onAxis(run, spansOfRows(rows.steps, rows.values));
+    if (rows && (phases === "then" || !this.eventsOf(run).length))
+      return this.onAxis(run, spansOfRows(rows.steps, rows.values));
     const first = known.find((one) => isPhase(one.kind) && isFirm(one));
     const curve = first ? this.source.get(run, first.curve) : null;
     const own = known.filter((one) => one.curve === first?.curve);
@@ -234,14 +240,19 @@ export class Model {
   }
 
   onAxis(run, spans) {
-    return spans.map((span) => ({ ...span, left: this.x(run, span.left), right: this.x(run, span.right) })).filter((span) => Number.isFinite(span.left));
+    return spans
+      .map((span) => ({ ...span, left: this.x(run, span.left), right: this.x(run, span.right) }))
+      .filter((span) => Number.isFinite(span.left));
   }
 
   // Phases and numbered markers of the run or group in focus.
   story() {
     const unit = this.focus();
     if (!unit) return { spans: [], markers: [], name: "" };
-    const found = this.isMean && unit.runs.length > 1 ? this.pooledTransitions(unit.runs) : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
+    const found =
+      this.isMean && unit.runs.length > 1
+        ? this.pooledTransitions(unit.runs)
+        : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
     const markers = found.filter((one) => Number.isFinite(one.x)).map((one, i) => ({ ...one, number: i + 1 }));
     const spans = this.isMean && unit.runs.length > 1 ? this.pooledSpans(unit, found) : this.spansOf(unit.runs[0]);
     return { spans, markers, name: this.isMean ? `${unit.label}, ${unit.runs.length} runs` : unit.label };
@@ -294,14 +305,17 @@ export class Model {
     if (!phases.length) return unit.runs.some((run) => this.eventsOf(run).length) ? [] : this.spansOf(unit.runs[0]);
     const curve = this.meanLine(unit, { tag: phases[0].curve });
     if (!curve) return [];
-    return phaseSpans(phases.map((one) => ({ ...one, step: one.x })), curve.xs, curve.ys);
+    return phaseSpans(
+      phases.map((one) => ({ ...one, step: one.x })),
+      curve.xs,
+      curve.ys,
+    );
   }
 }
 
 function ordered(i, n) {
   return ORDERED[n <= 1 ? 0 : Math.round((i * (ORDERED.length - 1)) / (n - 1))];
 }
-
 
 function same(one, other) {
   return one.length === other.length && one.every((value, i) => value === other[i]);

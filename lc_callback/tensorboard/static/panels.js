@@ -4,9 +4,30 @@ import { naturally } from "./stats.js";
 
 const MOST_LINES = 6; // of layers in one panel; of more, the first, the last and some between
 
-const GROUPS = ["lc", "lc_ci99", "lc_density", "lc_layer", "lc_spread", "lc_radius", "clean_acc", "robust_acc", "robust_acc_raw",
-  "rank", "effective_rank", "stable_rank", "tunnel_length", "weight_norm", "alignment", "linear_probe", "nc", "partition"];
-const KEY = new RegExp(`^(|.*[/_.\\- ])(${[...GROUPS].sort((a, b) => b.length - a.length).join("|")})(_test)?(?:/(.+))?$`, "s");
+const GROUPS = [
+  "lc",
+  "lc_ci99",
+  "lc_density",
+  "lc_layer",
+  "lc_spread",
+  "lc_radius",
+  "clean_acc",
+  "robust_acc",
+  "robust_acc_raw",
+  "rank",
+  "effective_rank",
+  "stable_rank",
+  "tunnel_length",
+  "weight_norm",
+  "alignment",
+  "linear_probe",
+  "nc",
+  "partition",
+];
+const KEY = new RegExp(
+  `^(|.*[/_.\\- ])(${[...GROUPS].sort((a, b) => b.length - a.length).join("|")})(_test)?(?:/(.+))?$`,
+  "s",
+);
 
 const TITLES = {
   lc_density: ["density of local complexity", "per unit of radius"],
@@ -52,11 +73,23 @@ export function panelsOf(tags) {
     const key = parsed(tag);
     const group = ownGroup(tag, own);
     if (key) place(found, key, tag, all);
-    else if (group) panel(found.own, `own:${group}`, { title: group.slice(0, -1) }).lines.push(line(tag, tag.slice(group.length)));
-    else others.push({ id: `tag:${tag}`, title: tag, unit: "", lines: [line(tag, tag)], limits: [null, null], isSmall: true });
+    else if (group)
+      panel(found.own, `own:${group}`, { title: group.slice(0, -1) }).lines.push(line(tag, tag.slice(group.length)));
+    else
+      others.push({
+        id: `tag:${tag}`,
+        title: tag,
+        unit: "",
+        lines: [line(tag, tag)],
+        limits: [null, null],
+        isSmall: true,
+      });
   }
   const seconds = tags.filter((tag) => tag.endsWith("/seconds"));
-  if (seconds.length) panel(found.more, "seconds", { title: "time of a row", unit: "seconds" }).lines.push(...seconds.map((tag) => line(tag, tag)));
+  if (seconds.length)
+    panel(found.more, "seconds", { title: "time of a row", unit: "seconds" }).lines.push(
+      ...seconds.map((tag) => line(tag, tag)),
+    );
   const list = (map) => [...map.values()].filter((one) => one.lines.length).map(limited);
   others.sort((one, other) => naturally(one.title, other.title));
   return {
@@ -93,11 +126,15 @@ function place(found, { prefix, group, rest, side }, tag, all) {
     const band = `${prefix}lc_ci99/${rest}`;
     const fields = all.has(band) ? { band } : {};
     const unit = "units that switch, mean over the points";
-    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit: "band: 99 %", limits: [0, null] }).lines.push(line(tag, split, fields));
+    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit: "band: 99 %", limits: [0, null] }).lines.push(
+      line(tag, split, fields),
+    );
   } else if (group === "clean_acc" || group === "robust_acc") {
     const eps = rest.replace("_eps", ", eps ");
     const fields = { title: `accuracy${of}`, unit: "share of the points; with eps: under attack", limits: [0, 1] };
-    panel(found.accuracy, `accuracy:${prefix}`, fields).lines.push(line(tag, eps, group === "robust_acc" ? { isAttacked: true } : {}));
+    panel(found.accuracy, `accuracy:${prefix}`, fields).lines.push(
+      line(tag, eps, group === "robust_acc" ? { isAttacked: true } : {}),
+    );
   } else if (group === "rank" || group === "effective_rank") {
     const isFaint = group === "rank" && all.has(tag.replace(/rank(?=(_test)?\/)/, "effective_rank"));
     const unit = isFaint || group !== "rank" ? "dimensions; effective, and thin: numerical" : "dimensions";
@@ -107,7 +144,9 @@ function place(found, { prefix, group, rest, side }, tag, all) {
   } else if (group !== "lc_ci99" && group !== "lc_layer") {
     const [title, unit] = TITLES[group];
     const isOrdered = /rank|weight_norm|linear_probe/.test(group);
-    panel(found.more, `${group}:${prefix}:${side}`, { title: title + side + of, unit, isOrdered }).lines.push(line(tag, rest || group));
+    panel(found.more, `${group}:${prefix}:${side}`, { title: title + side + of, unit, isOrdered }).lines.push(
+      line(tag, rest || group),
+    );
   }
 }
 
@@ -115,7 +154,9 @@ function place(found, { prefix, group, rest, side }, tag, all) {
 function limited(one) {
   const labels = [...new Set(one.lines.map((each) => each.label))];
   if (labels.length <= MOST_LINES || !(one.isOrdered || labels.length > 12)) return one;
-  const shown = new Set(Array.from({ length: MOST_LINES }, (_, i) => labels[Math.round((i * (labels.length - 1)) / (MOST_LINES - 1))]));
+  const shown = new Set(
+    Array.from({ length: MOST_LINES }, (_, i) => labels[Math.round((i * (labels.length - 1)) / (MOST_LINES - 1))]),
+  );
   const note = `${MOST_LINES} of ${labels.length} are drawn`;
   return { ...one, lines: one.lines.filter((each) => shown.has(each.label)), note };
 }
@@ -126,10 +167,15 @@ function heatsOf(tags) {
     const prefixes = new Map();
     for (const tag of tags) {
       const match = start.exec(tag);
-      if (match && !tag.endsWith("/seconds") && !tag.endsWith("/total")) prefixes.set(match[0], (prefixes.get(match[0]) ?? 0) + 1);
+      if (match && !tag.endsWith("/seconds") && !tag.endsWith("/total"))
+        prefixes.set(match[0], (prefixes.get(match[0]) ?? 0) + 1);
     }
     const several = [...prefixes].filter(([, n]) => n > 1).map(([prefix]) => prefix);
-    several.sort((one, other) => Number(/(^|[^e])rank/.test(one) && !/effective/.test(one)) - Number(/(^|[^e])rank/.test(other) && !/effective/.test(other)));
+    several.sort(
+      (one, other) =>
+        Number(/(^|[^e])rank/.test(one) && !/effective/.test(one)) -
+        Number(/(^|[^e])rank/.test(other) && !/effective/.test(other)),
+    );
     if (several.length) heats.push({ id: `heat:${title}`, title, prefixes: several });
   }
   return heats;

@@ -40,7 +40,9 @@ export function certaintyOf(transition) {
 
 // The phases between firm transitions, each only as long as the curve moves.
 export function phaseSpans(transitions, steps, values) {
-  const firm = new Map(transitions.filter((one) => isPhase(one.kind) && isFirm(one)).map((one) => [one.kind, one.step]));
+  const firm = new Map(
+    transitions.filter((one) => isPhase(one.kind) && isFirm(one)).map((one) => [one.kind, one.step]),
+  );
   if (!firm.size || !steps.length) return [];
   const curve = smoothed(steps, values);
   const [descent, rise, start, end] = PHASE_KINDS.map((kind) => firm.get(kind));

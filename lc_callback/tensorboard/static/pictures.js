@@ -10,13 +10,23 @@ const FRAME = 400; // milliseconds of a picture in the film
 export class PicturesCard extends Card {
   constructor(model) {
     super(model, { id: "pictures", title: "linear regions on slices" });
-    this.slider = el("input", { type: "range", min: 0, max: 0, value: 0, step: 1, "aria-label": "step of the pictures", oninput: () => this.slide() });
+    this.slider = el("input", {
+      type: "range",
+      min: 0,
+      max: 0,
+      value: 0,
+      step: 1,
+      "aria-label": "step of the pictures",
+      oninput: () => this.slide(),
+    });
     this.play = button("▶", "Play the film", () => this.toggle());
     this.place = el("output", {}, "");
     this.figures = el("div", { class: "figures" });
-    this.controls = el("div", { class: "slider" }, this.play, this.slider, this.place);
+    this.links = el("span", { class: "films" });
+    this.controls = el("div", { class: "slider" }, this.play, this.slider, this.place, this.links);
     this.series = [];
     this.steps = [];
+    this.films = [];
   }
 
   async load() {
@@ -25,7 +35,7 @@ export class PicturesCard extends Card {
     const key = JSON.stringify([runs, model.source.stamp]);
     if (key === this.key) return;
     const series = [];
-    this.films = [];
+    const films = [];
     for (const run of runs) {
       if (series.length >= MOST_FIGURES) break;
       if (!model.runs.get(run).tags.some((tag) => tag.includes("partition/")) && !model.runs.get(run).local) continue;
@@ -33,10 +43,13 @@ export class PicturesCard extends Card {
       const byName = new Map();
       for (const one of told.pictures) byName.set(one.series, [...(byName.get(one.series) ?? []), one]);
       for (const [name, pictures] of byName) series.push({ run, name, pictures, sampled: told.sampled });
-      for (const film of told.films) this.films.push({ run, film });
+      for (const film of told.films) films.push({ run, film });
     }
     this.series = series.slice(0, MOST_FIGURES);
-    this.steps = [...new Set(this.series.flatMap((one) => one.pictures.map((picture) => picture.step)))].sort((a, b) => a - b);
+    this.steps = [...new Set(this.series.flatMap((one) => one.pictures.map((picture) => picture.step)))].sort(
+      (a, b) => a - b,
+    );
+    this.films = films;
     this.key = key;
   }
 
@@ -52,12 +65,26 @@ export class PicturesCard extends Card {
       this.body.replaceChildren(this.controls, this.figures);
       this.slider.value = this.steps.length - 1;
     }
-    this.figures.replaceChildren(...this.series.map((one) => {
-      one.image = el("img", { alt: "", decoding: "async" });
-      one.caption = el("figcaption", {});
-      return el("figure", {}, one.image, one.caption);
-    }));
+    this.figures.replaceChildren(
+      ...this.series.map((one) => {
+        one.image = el("img", { alt: "", decoding: "async" });
+        one.caption = el("figcaption", {});
+        return el("figure", {}, one.image, one.caption);
+      }),
+    );
     this.show();
+    this.links.replaceChildren(
+      ...this.films.map(({ run, film }) =>
+        el(
+          "a",
+          {
+            href: this.model.source.address(run, { file: film }),
+            download: `${run.replace(/[^A-Za-z0-9._-]+/g, "_")}_film.gif`,
+          },
+          `film of ${elided(this.model.short(run), 30)}`,
+        ),
+      ),
+    );
     const sampled = this.series.some((one) => one.sampled) ? "sampled: TensorBoard kept only some of the pictures" : "";
     this.say(sampled);
   }

@@ -67,12 +67,22 @@ export class Source {
   }
 
   async inChunks(path, runs) {
-    const told = await Promise.all(chunks(runs, []).map((some) => this.load(path, some.map((run) => ["run", run]))));
+    const told = await Promise.all(
+      chunks(runs, []).map((some) =>
+        this.load(
+          path,
+          some.map((run) => ["run", run]),
+        ),
+      ),
+    );
     return Object.assign({}, ...told);
   }
 
   async heat(run, prefix) {
-    const told = await this.load("heat", [["run", run], ["prefix", prefix]]);
+    const told = await this.load("heat", [
+      ["run", run],
+      ["prefix", prefix],
+    ]);
     return { ...told, values: told.values.map(numbers) };
   }
 
@@ -133,7 +143,9 @@ function limited(load, most) {
     if (running >= most || !waiting.length) return;
     running += 1;
     const { path, pairs, resolve, reject } = waiting.shift();
-    load(path, pairs).then(resolve, reject).finally(() => ((running -= 1), next()));
+    load(path, pairs)
+      .then(resolve, reject)
+      .finally(() => ((running -= 1), next()));
   };
   return (path, pairs) =>
     new Promise((resolve, reject) => {

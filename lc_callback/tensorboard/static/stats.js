@@ -3,7 +3,9 @@
 import { bisectCenter, quantileSorted } from "./d3.js";
 
 export function naturally(one, other) {
-  return one.localeCompare(other, "en", { numeric: true, sensitivity: "base" }) || (one < other ? -1 : one > other ? 1 : 0);
+  return (
+    one.localeCompare(other, "en", { numeric: true, sensitivity: "base" }) || (one < other ? -1 : one > other ? 1 : 0)
+  );
 }
 
 // Groups
@@ -12,7 +14,11 @@ export const PATTERN = "seed*, version_*, run_*";
 
 // The name of a run without what tells the runs of one group apart: folders, or ends of folders, that fit a pattern.
 export function groupOf(run, pattern) {
-  const globs = pattern.split(",").map((text) => text.trim()).filter(Boolean).map(expression);
+  const globs = pattern
+    .split(",")
+    .map((text) => text.trim())
+    .filter(Boolean)
+    .map(expression);
   const kept = [];
   for (const part of run.split("/")) {
     if (globs.some((glob) => new RegExp(`^${glob}$`).test(part))) continue;
@@ -23,7 +29,10 @@ export function groupOf(run, pattern) {
 }
 
 function expression(glob) {
-  return glob.replace(/[.+^${}()|\\\[\]]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  return glob
+    .replace(/[.+^${}()|\\\[\]]/g, "\\$&")
+    .replaceAll("*", ".*")
+    .replaceAll("?", ".");
 }
 
 export function groupedRuns(runs, pattern) {
@@ -45,8 +54,10 @@ export const SPREADS = [
 ];
 
 // Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
-const T = [12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131, 2.12,
-  2.11, 2.101, 2.093, 2.086, 2.08, 2.074, 2.069, 2.064, 2.06, 2.056, 2.052, 2.048, 2.045, 2.042];
+const T = [
+  12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131, 2.12, 2.11,
+  2.101, 2.093, 2.086, 2.08, 2.074, 2.069, 2.064, 2.06, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
 
 // Mean and spread of series on the union of their grids. Between its rows a series is taken as straight in `place`.
 export function pooled(series, spread, place = (x) => x) {
@@ -118,7 +129,7 @@ export function interpolated(xs, ys, x) {
 export function thinned(pixels, ys) {
   const n = pixels.length;
   const kept = [];
-  for (let i = 0; i < n; ) {
+  for (let i = 0; i < n;) {
     const column = Math.floor(pixels[i]);
     let [end, least, most, gap] = [i, i, i, -1];
     for (; end < n && Math.floor(pixels[end]) === column; end++) {
@@ -138,7 +149,8 @@ export function thinned(pixels, ys) {
 export function valueRange(lines, limits = [null, null]) {
   const values = [];
   for (const { ys, low, high } of lines) {
-    for (const column of [ys, low, high]) if (column) for (const value of column) if (Number.isFinite(value)) values.push(value);
+    for (const column of [ys, low, high])
+      if (column) for (const value of column) if (Number.isFinite(value)) values.push(value);
   }
   values.sort((a, b) => a - b);
   let [bottom, top] = values.length ? [values[0], values[values.length - 1]] : [0, 1];
@@ -151,6 +163,7 @@ export function valueRange(lines, limits = [null, null]) {
   }
   if (limits[0] !== null && bottom >= limits[0]) bottom = limits[0];
   if (limits[1] !== null && top <= limits[1]) top = limits[1];
-  if (!(top - bottom > 1e-9 * Math.abs(top))) [bottom, top] = [bottom - (Math.abs(bottom) || 1) * 0.5, top + (Math.abs(top) || 1) * 0.5];
+  if (!(top - bottom > 1e-9 * Math.abs(top)))
+    [bottom, top] = [bottom - (Math.abs(bottom) || 1) * 0.5, top + (Math.abs(top) || 1) * 0.5];
   return { bottom, top, isCut };
 }

@@ -34,7 +34,13 @@ export function stepScale(kind, [low, high], [left, right]) {
     if (from < zero) return low + (from / zero) * (1 - low);
     return first * 10 ** (((from - zero) / (width - zero)) * decades);
   };
-  return { of, at, kind, domain: [low, high], ticks: (n) => (log ? logTicks(low, first, high, n) : linearTicks(low, high, n)) };
+  return {
+    of,
+    at,
+    kind,
+    domain: [low, high],
+    ticks: (n) => (log ? logTicks(low, first, high, n) : linearTicks(low, high, n)),
+  };
 }
 
 function linearTicks(low, high, n) {

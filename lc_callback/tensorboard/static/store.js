@@ -71,7 +71,10 @@ function kept() {
   try {
     const found = JSON.parse(localStorage.getItem(KEY) ?? "{}");
     const fits = ([name, value]) =>
-      name in DEFAULTS && typeof value === typeof DEFAULTS[name] && Array.isArray(value) === Array.isArray(DEFAULTS[name]) && value !== null;
+      name in DEFAULTS &&
+      typeof value === typeof DEFAULTS[name] &&
+      Array.isArray(value) === Array.isArray(DEFAULTS[name]) &&
+      value !== null;
     return Object.fromEntries(Object.entries(found).filter(fits));
   } catch {
     return {};

@@ -51,14 +51,19 @@ export class StripCard extends Card {
     const runs = every.slice(0, MOST_ROWS);
     this.found = runs.map((run) => {
       const known = model.transitions(run).known;
-      return { run, spans: model.spansOf(run, known), markers: known.map((one) => model.asMarker(run, one)).filter((one) => Number.isFinite(one.x)) };
+      return {
+        run,
+        spans: model.spansOf(run, known),
+        markers: known.map((one) => model.asMarker(run, one)).filter((one) => Number.isFinite(one.x)),
+      };
     });
     const width = Math.max(200, this.parts.frame.clientWidth || 600);
     const height = 8 + ROW * runs.length + MARGIN.bottom;
     const x = stepScale(model.kind, model.domain(), [MARGIN.left, width - MARGIN.right]);
     const plot = { left: MARGIN.left, right: width - MARGIN.right, top: 4, bottom: height - MARGIN.bottom };
     const { root } = this.parts;
-    for (const [name, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}` })) root.setAttribute(name, value);
+    for (const [name, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}` }))
+      root.setAttribute(name, value);
     root.setAttribute("aria-label", `Phases and transitions of ${runs.length} runs over ${model.axisTitle()}`);
     root.replaceChildren(
       xAxis(x, plot),
@@ -79,25 +84,53 @@ export class StripCard extends Card {
     const isFocus = model.focus()?.runs.includes(run);
     const group = svg("g", { class: `strip-row${isFocus ? " focus" : ""}`, "data-run": run });
     group.append(
-      svg("rect", { class: "strip-back target", x: band.left, width: band.right - band.left, y: band.top, height: band.bottom - band.top }),
+      svg("rect", {
+        class: "strip-back target",
+        x: band.left,
+        width: band.right - band.left,
+        y: band.top,
+        height: band.bottom - band.top,
+      }),
       ...clipped(found, model.domain()).flatMap((span) => spans([span], x, band)),
     );
     const inside = distinct(markers).filter((one) => x.of(one.x) >= plot.left - 1 && x.of(one.x) <= plot.right + 1);
-    const letters = apart(inside.map((one) => x.of(one.x) + 3), 11, plot.left, plot.right + 8);
+    const letters = apart(
+      inside.map((one) => x.of(one.x) + 3),
+      11,
+      plot.left,
+      plot.right + 8,
+    );
     for (const [k, one] of inside.entries()) {
       const at = x.of(one.x);
       const [low, high] = [Math.max(plot.left, x.of(one.low)), Math.min(plot.right, x.of(one.high))];
-      const mark = svg("g", { class: `event ${isFirm(one) ? "firm" : "tentative"}`, "data-kind": one.kind, "data-step": one.step });
+      const mark = svg("g", {
+        class: `event ${isFirm(one) ? "firm" : "tentative"}`,
+        "data-kind": one.kind,
+        "data-step": one.step,
+      });
       mark.append(
         svg("title", {}, `${nameOfKind(one.kind)} at step ${one.told} (${one.curve}), ${one.certainty}`),
-        ...(high > low ? [svg("line", { class: "reach", x1: low, x2: high, y1: band.bottom - 2, y2: band.bottom - 2 })] : []),
+        ...(high > low
+          ? [svg("line", { class: "reach", x1: low, x2: high, y1: band.bottom - 2, y2: band.bottom - 2 })]
+          : []),
         svg("line", { class: "stroke", x1: at, x2: at, y1: band.top, y2: band.bottom }),
         svg("text", { x: letters[k], y: middle + 2 }, LETTERS[one.kind] ?? one.kind.slice(0, 1).toUpperCase()),
       );
       group.append(mark);
     }
-    group.append(svg("circle", { cx: 9, cy: middle, r: 5, fill: model.isMean ? model.colourOf([...model.groups()].find(([, runs]) => runs.includes(run))?.[0]) : model.colourOf(run) }));
-    group.append(svg("text", { class: "row-number", x: plot.left - 8, y: middle + 4, "text-anchor": "end" }, String(i + 1)));
+    group.append(
+      svg("circle", {
+        cx: 9,
+        cy: middle,
+        r: 5,
+        fill: model.isMean
+          ? model.colourOf([...model.groups()].find(([, runs]) => runs.includes(run))?.[0])
+          : model.colourOf(run),
+      }),
+    );
+    group.append(
+      svg("text", { class: "row-number", x: plot.left - 8, y: middle + 4, "text-anchor": "end" }, String(i + 1)),
+    );
     return group;
   }
 
@@ -110,7 +143,22 @@ export class StripCard extends Card {
       if (!letters.has(letter) || kind.length < letters.get(letter).length) letters.set(letter, kind);
     }
     const list = el("ol", { class: "rows" });
-    for (const run of runs) list.append(el("li", { title: run }, el("button", { type: "button", title: `Show the phases and markers of ${run}`, onclick: () => model.store.setFocus(run) }, elided(model.short(run), 30))));
+    for (const run of runs)
+      list.append(
+        el(
+          "li",
+          { title: run },
+          el(
+            "button",
+            {
+              type: "button",
+              title: `Show the phases and markers of ${run}`,
+              onclick: () => model.store.setFocus(run),
+            },
+            elided(model.short(run), 30),
+          ),
+        ),
+      );
     const key = el("ul", { class: "letters" });
     for (const [letter, kind] of letters) key.append(el("li", {}, el("b", {}, letter), ` ${nameOfKind(kind)}`));
     this.parts.legend.replaceChildren(list, key);
@@ -118,7 +166,9 @@ export class StripCard extends Card {
 
   table() {
     const rows = [["run", "kind", "curve", "step", "earliest", "latest", "certainty", "known_at"]];
-    for (const { run, markers } of this.found ?? []) for (const one of markers) rows.push([run, one.kind, one.curve, one.step, one.earliest, one.latest, one.certainty, one.detected_at]);
+    for (const { run, markers } of this.found ?? [])
+      for (const one of markers)
+        rows.push([run, one.kind, one.curve, one.step, one.earliest, one.latest, one.certainty, one.detected_at]);
     return rows;
   }
 
@@ -148,5 +198,7 @@ function distinct(markers) {
 }
 
 function clipped(found, [low, high]) {
-  return found.map((span) => ({ ...span, left: Math.max(low, span.left), right: Math.min(high, span.right) })).filter((span) => span.right > span.left);
+  return found
+    .map((span) => ({ ...span, left: Math.max(low, span.left), right: Math.min(high, span.right) }))
+    .filter((span) => span.right > span.left);
 }
