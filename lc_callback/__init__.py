@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lc_callback.callbacks.comparison import compare_runs
     from lc_callback.callbacks.feature_rank import FeatureRankCallback
     from lc_callback.callbacks.local_complexity import LocalComplexityCallback
+    from lc_callback.callbacks.neural_collapse import NeuralCollapseCallback
     from lc_callback.callbacks.partition import SplinePartitionCallback
     from lc_callback.callbacks.robustness import PGDRobustnessCallback
     from lc_callback.detection.phases import PhaseDetector, Transition, detect_phases
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FeatureRankCallback",
     "LocalComplexityCallback",
+    "NeuralCollapseCallback",
     "PGDRobustnessCallback",
     "PhaseDetector",
     "SplinePartitionCallback",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     "FeatureRankCallback": "lc_callback.callbacks.feature_rank",
     "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
+    "NeuralCollapseCallback": "lc_callback.callbacks.neural_collapse",
     "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
     "SplinePartitionCallback": "lc_callback.callbacks.partition",
     "PhaseDetector": "lc_callback.detection.phases",

@@ -21,6 +21,7 @@ from lc_callback.callbacks.offline import measure_checkpoints
 from lc_callback.reporting.figure import WIDTH, save
 from lc_callback.reporting.run_dir import read_run
 from lc_callback.run.timeline import run_summary
+from lc_callback.tensorboard.page import write_page
 
 __all__ = ["main"]
 
@@ -44,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run_dir", type=Path, help="log directory of the run, with lc/history.csv and so on")
     report.add_argument(
-        "--output", type=Path, help="picture to write (.png, .pdf, .svg); default: report.png in RUN_DIR"
+        "--output",
+        type=Path,
+        help="picture (.png, .pdf, .svg) or page (.html) to write, of one run or all below; default: report.png",
     )
     report.add_argument("--title", default="", help="of the picture; default: the model")
     report.add_argument(
@@ -110,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
 def _report(args: argparse.Namespace) -> None:
     detection = None if args.detection is None else _pairs(args.detection, "--detection")
     path = args.output or args.run_dir / "report.png"
+    if path.suffix.lower() == ".html":
+        if detection is not None:
+            raise ValueError("--detection needs a picture, such as --output run.png: a page shows what the run found.")
+        n_runs = write_page(args.run_dir, path, args.title)
+        print(f"page with {n_runs} run{'s' if n_runs > 1 else ''}: {path}")
+        return
     try:
         parts = read_run(args.run_dir, MEASURES, detection)
         save(parts, path, args.title, args.width)

@@ -3,6 +3,7 @@
 from lc_callback.callbacks.base import Network, ProbeCallback
 from lc_callback.callbacks.feature_rank import FeatureRankCallback
 from lc_callback.callbacks.local_complexity import LocalComplexityCallback
+from lc_callback.callbacks.neural_collapse import NeuralCollapseCallback
 from lc_callback.callbacks.partition import SplinePartitionCallback
 from lc_callback.callbacks.robustness import PGDRobustnessCallback
 
@@ -11,6 +12,7 @@ __all__ = [
     "FeatureRankCallback",
     "LocalComplexityCallback",
     "Network",
+    "NeuralCollapseCallback",
     "PGDRobustnessCallback",
     "ProbeCallback",
     "SplinePartitionCallback",
@@ -22,4 +24,5 @@ MEASURES: list[type[ProbeCallback]] = [
     PGDRobustnessCallback,
     FeatureRankCallback,
     SplinePartitionCallback,
+    NeuralCollapseCallback,
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -16,12 +17,12 @@ from lc_callback.checks import positive_integer
 from lc_callback.detection.milestones import RANK_KINDS, RANK_SETTINGS, find_rank_turns
 from lc_callback.detection.phases import check_phase_settings
 from lc_callback.detection.transitions import Curves, Turn
-from lc_callback.engine.network.features import Features
 from lc_callback.engine.network.modules import check_layers
-from lc_callback.functional.alignment import centroid_alignment
-from lc_callback.functional.feature_rank import FeatureRank, check_options, coarse_tolerance, ranks_of
+from lc_callback.functional.feature_rank import FeatureRank, check_options, coarse_tolerance
 from lc_callback.functional.linear_probe import linear_probe
 from lc_callback.functional.weight_norm import weight_norms
+from lc_callback.metrics import CentroidAlignment
+from lc_callback.metrics import FeatureRank as RankMetric
 from lc_callback.names import distinct
 from lc_callback.run.probes import Probes
 from lc_callback.run.timeline import Panel, spaced
@@ -33,6 +34,7 @@ _COLOURS = ("#a0da39", "#4ac16d", "#1fa187", "#277f8e", "#365c8d", "#46327e", "#
 
 _RESERVED = ("seconds", "events", "setup")  # what else stands behind `rank/`
 _MOST_SHOWN = 5  # layers in one panel
+_ALIGNED = 64  # train points whose alignment is measured
 
 
 class FeatureRankCallback(ProbeCallback):
@@ -60,6 +62,9 @@ class FeatureRankCallback(ProbeCallback):
 
     ``trainer.validate()`` and ``trainer.test()`` have no train points unless ``train_probes=`` gives them: then the
     test points are measured, and logged as ``rank_test/<layer>`` and so on.
+
+    Under DDP each process measures its share of the points, and all get the same row: that of one process but for
+    rounding. The linear probe is fitted by each to all points.
 
     The spectra are in ``callback.history.arrays[step]["spectrum/<layer>"]``. Rows go to every logger of the Trainer, to
     ``trainer.callback_metrics``, to ``callback.history``, into checkpoints (with the spectra), and to
@@ -124,6 +129,7 @@ class FeatureRankCallback(ProbeCallback):
     group = "rank"
     without = ("random_probes",)
     kinds = RANK_KINDS
+    shares_points = True
     late_keys = ("tunnel_length",)  # two points are too few for it
     detection_settings = RANK_SETTINGS
 
@@ -183,7 +189,7 @@ class FeatureRankCallback(ProbeCallback):
         self._aligned = self.alignment and "train" in probes
         if self._aligned:
             try:
-                self._alignment(network, probes["train"].head(2))
+                self._alignment_metric(network).update(network.module, probes["train"].head(2).inputs)
             except Exception as error:
                 self._aligned = False
                 rank_zero_warn(
@@ -198,24 +204,10 @@ class FeatureRankCallback(ProbeCallback):
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float | Tensor]:
         """Ranks and spectra of each layer, norms, alignment and linear probes."""
         self._measured_split = self.split if self.split in probes else next(iter(probes))
-        points = probes[self._measured_split]
-        features = Features(
-            network.module,
-            points.inputs,
-            layers=self.layers,
-            max_width=self.max_width,
-            seed=self.seed,
-            forward_fn=network.forward_fn,
-        )
-        self._latest = ranks_of(
-            features,
-            self.chunk_size,
-            matrix=self.matrix,
-            center=self.center,
-            tol=self.tol,
-            relative=self.relative,
-            precision=self._precision,
-        )
+        parts = self.in_shares(network, partial(self._measure_share, network, probes))
+        ranks = self._rank_metric(network)
+        ranks.join([part["rank"] for part in parts if "rank" in part])
+        self._latest = ranks.ranks()
         self._warn_of_tolerance()
         # In an evaluation there may be no points of the split that was asked for: these ranks are others.
         other = "" if self._measured_split == self.split else f"_{self._measured_split}"
@@ -233,11 +225,48 @@ class FeatureRankCallback(ProbeCallback):
             values[f"tunnel_length{other}"] = math.nan if broken else sum(below)
         values.update((f"weight_norm/{name}", norm) for name, norm in weight_norms(network.module).items())
         if self._aligned and "train" in probes:
-            values["alignment/train"] = self._alignment(network, probes["train"])
+            alignment = self._alignment_metric(network)
+            alignment.join([part["alignment"] for part in parts if "alignment" in part])
+            values["alignment/train"] = float(alignment.compute())
         if self.linear_probe and "train" in probes:
             accuracies = self._linear_probe(network, probes)
             values.update((f"linear_probe/{keys[name]}", accuracy) for name, accuracy in accuracies.items())
         return values
+
+    def _measure_share(self, network: Network, probes: Mapping[str, Probes], index: int, of: int) -> dict[str, Any]:
+        """What the metrics have seen of one share of the points, by metric; those that have seen none are left out."""
+        seen = {}
+        points = probes[self._measured_split].share(index, of)
+        if len(points):
+            ranks = self._rank_metric(network)
+            ranks.update(network.module, points.inputs)
+            seen["rank"] = ranks.seen()
+        if self._aligned and "train" in probes:
+            points = probes["train"].head(_ALIGNED).share(index, of)
+            if len(points):
+                alignment = self._alignment_metric(network)
+                alignment.update(network.module, points.inputs)
+                seen["alignment"] = alignment.seen()
+        return seen
+
+    def _rank_metric(self, network: Network) -> RankMetric:
+        metric = RankMetric(
+            layers=self.layers,
+            matrix=self.matrix,
+            center=self.center,
+            tol=self.tol,
+            relative=self.relative,
+            precision=self._precision,
+            max_width=self.max_width,
+            seed=self.seed,
+            forward_fn=network.forward_fn,
+            chunk_size=self.chunk_size,
+        )
+        weight = next(network.module.parameters(), None)
+        return metric if weight is None else metric.to(weight.device)  # where singular values are found
+
+    def _alignment_metric(self, network: Network) -> CentroidAlignment:
+        return CentroidAlignment(forward_fn=network.forward_fn)
 
     def _warn_of_tolerance(self) -> None:
         """Warn once a run: the trial before the first step has all layers, and their tolerance, already."""
@@ -294,9 +323,6 @@ class FeatureRankCallback(ProbeCallback):
         """Log10 of the spectrum in units of its largest value, if histograms are asked for."""
         array = array[array > 0]
         return (array / array[0]).log10() if self.histograms and len(array) else None
-
-    def _alignment(self, network: Network, points: Probes) -> float:
-        return centroid_alignment(network.module, points.head(64).inputs, forward_fn=network.forward_fn).mean
 
     def _linear_probe(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         train, test = probes["train"], probes["test"]

@@ -76,6 +76,10 @@ class PGDRobustnessCallback(ProbeCallback):
     ``robustness_onset`` and ``delayed_robustness``. They are in ``callback.transitions``, in ``events.jsonl`` in the
     log directory, and in the picture ``timeline``.
 
+    Under DDP each process attacks its share of the points, and all get the same row: that of one process but for
+    rounding, which an attack can turn into a point more or less. Attacks other than ``"PGD"`` draw for all points at
+    once, so each process runs them on all.
+
     Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so
     ``ModelCheckpoint(monitor="robust_acc/test_eps0.03", mode="max")`` works), to ``callback.history``, into
     checkpoints, and to ``robust_acc/history.csv`` in the log directory. ``trainer.validate()`` and ``trainer.test()``

@@ -14,12 +14,13 @@ from lc_callback.callbacks import clock
 from lc_callback.callbacks.peers import Measuring
 from lc_callback.detection.transitions import TENTATIVE, PhaseEvent, Transition
 from lc_callback.reporting.figure import image, write_bytes
-from lc_callback.reporting.loggers import log_image, log_layout, log_text, say
+from lc_callback.reporting.loggers import log_events, log_image, log_layout, log_text, say
 from lc_callback.run.files import ROOM_FOR_PICTURES, check_room, safe_name
 from lc_callback.run.timeline import (
     EventsFile,
     RunCurves,
     describe,
+    event_fields,
     marked,
     panel_order,
     place,
@@ -45,11 +46,13 @@ class RunReport:
         self._attempt, self._refused = last.guard.attempt, last.writer.refused
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
         self._file: EventsFile | None = None
+        self._events: list[PhaseEvent] = []
         self._has_layout = False
         self._is_stale, self._rest_until = False, 0.0
         if trainer.is_global_zero and not trainer.fast_dev_run:
             known = (event for peer in self._peers for event in peer.record.events)
             order = sorted(known, key=lambda event: event.at)
+            self._events = list(order)
             resumed = any(len(peer.record.history) for peer in self._peers)
             step = trainer.global_step
             file = self._attempt("opening events.jsonl", lambda: EventsFile(self._folder, order, resumed, step))
@@ -83,6 +86,9 @@ class RunReport:
             self._attempt("the layout of the custom scalars", lambda: self._log_layout(trainer))
         if events and file is not None:
             self._attempt(f"writing {file.path}", lambda: file.append(events))
+        self._events += events
+        if events:
+            log_events(trainer, [event_fields(event) for event in self._events], step, self._refused)
         for callback, some in new:
             lines = [describe(event) for event in some if event.what != "updated"]
             if lines:

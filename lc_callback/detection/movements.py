@@ -170,7 +170,7 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
 
 
 def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.int64]:
-    """The rows nearest to where the slope of the fit changes, so that sentences give values that were seen. No lone ones."""
+    """The rows nearest to where the slope of the fit changes, so that sentences give values of rows. No lone ones."""
     x, lone = np.log10(steps + 1), lone_rows(values.tolist())
     away = np.abs(x[None, :] - nodes[:, None])
     away[:, lone] = np.inf

@@ -174,6 +174,11 @@ class FeatureCovariance:
         self._mean += gap * (n / total)
         self.n = total
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the features, whose ``eps`` is the default precision."""
+        return self._dtype
+
     def packed(self) -> Tensor:
         """``(2 + d + d * d,)`` float64: number of rows, width, mean and scatter matrix."""
         if self._mean is None or self._scatter is None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from lc_callback.checks import positive_integer
-from lc_callback.engine.network.modules import find_module
+from lc_callback.engine.adversarial.probabilities import BeforeSquashing, kind_of_squashing
+from lc_callback.engine.network.modules import find_module, module_paths
 from lc_callback.engine.network.points import main_output
 from lc_callback.engine.network.space import Space, compute_dtype
 from lc_callback.functional.targets import check_classes
@@ -59,13 +60,18 @@ class LastFeatures:
 
     Attributes:
         features: ``(N, D)``.
-        decisions: ``(N,)``, the class of the largest logit.
-        weight: ``(C, D)``, of the head; ``None`` if there is no linear head on these features.
+        decisions: ``(N,)``, the class of the largest logit; of one logit its sign.
+        weight: ``(C, D)``, of the head; ``None`` if there is no linear head on these features. One logit has the rows
+            ``(-w, w)``.
+        n_logits: how many there are for a point.
+        source: where they are from, for people.
     """
 
     features: Tensor
     decisions: Tensor
     weight: Tensor | None
+    n_logits: int
+    source: str
 
 
 def neural_collapse(
@@ -91,9 +97,10 @@ def neural_collapse(
     The model is run in eval mode, in float32 or better, and left exactly as it was.
 
     Args:
-        model: a classifier that returns logits ``(N, C)`` (or has them as ``logits``, or first in a tuple).
+        model: a classifier that returns logits ``(N, C)``, or one for each point, ``(N,)`` or ``(N, 1)`` (or has them
+            as ``logits``, or first in a tuple).
         inputs: ``(N, ...)`` tensor, a tuple of tensors (positional arguments) or a dict of tensors (keywords).
-        targets: ``(N,)`` integer classes.
+        targets: ``(N,)`` integer classes; 0 and 1 for one logit.
         layer: name of the module whose output are the features; positions are averaged. ``None``: what enters the last
             ``nn.Linear`` that makes outputs of the shape of the logits.
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
@@ -114,7 +121,7 @@ def neural_collapse(
         NeuralCollapse(nc1=0, nc2_norms=0, nc2_angles=0, nc2_simplex=0, nc3=0, nc4=1, n_classes=2)
     """
     last = last_features(model, inputs, layer=layer, forward_fn=forward_fn, chunk_size=chunk_size)
-    classes = check_classes(targets, len(last.features))
+    classes = check_classes(targets, len(last.features), last.n_logits)
     return neural_collapse_of(last.features, classes, last.decisions, last.weight)
 
 
@@ -193,27 +200,55 @@ def last_features(
         positive_integer("chunk_size", chunk_size)
     own = None if layer is None else find_module(model, "layer", layer)
     space, dtype = Space(model, inputs, forward_fn=forward_fn), compute_dtype(model, inputs)
-    features, decisions = [], []
+    parts = []
     with untouched(model, forward_fn, dtype=dtype):
         space.locate(dtype, perturbed=False)
         for points in torch.arange(space.points.n).split(chunk_size or _CHUNK):
-            with _calls_seen(model) as calls:
-                logits = main_output(space.run(space.points.batch(points, None)))
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise ValueError(
-                    "neural collapse needs a model that returns logits (N, C): pass `forward_fn=` that does."
-                )
-            head = next((call for call in reversed(calls) if _makes(call, logits)), None)
-            found = head.entered if head is not None and own is None else None
-            if own is not None:
-                found = next((main_output(call.returned) for call in reversed(calls) if call.module is own), None)
-            if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != len(logits):
-                raise ValueError(_not_found(model, layer))
-            features.append(_rows(found))
-            decisions.append(logits.argmax(1))
-        fits = head is not None and head.module.weight.shape[1] == features[0].shape[1]
+            with _calls_seen(model) as calls, BeforeSquashing() as before:
+                output = main_output(space.run(space.points.batch(points, None)))
+            parts.append(_found_in(calls, output, before, own))
+        if parts[0].features is None or any(part.features is None for part in parts):
+            raise ValueError(_not_found(model, layer))
+        head, n_features = parts[-1].head, parts[0].features.shape[1]
+        fits = head is not None and head.module.weight.shape[1] == n_features
         weight = head.module.weight.detach().to(dtype) if head is not None and fits else None
-    return LastFeatures(torch.cat(features), torch.cat(decisions), weight)
+    names = module_paths(model)
+    source = (
+        f"what enters `{names[id(head.module)]}`" if head is not None and layer is None else f"the output of `{layer}`"
+    )
+    if weight is not None and len(weight) == 1:
+        weight = torch.cat([-weight, weight])
+    features = torch.cat([part.features for part in parts if part.features is not None])
+    return LastFeatures(features, torch.cat([part.decisions for part in parts]), weight, parts[0].n_logits, source)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What was found in one forward pass."""
+
+    features: Tensor | None
+    decisions: Tensor
+    head: _Call | None
+    n_logits: int
+
+
+def _found_in(calls: list[_Call], output: Any, before: BeforeSquashing, own: nn.Module | None) -> _Part:
+    if not isinstance(output, Tensor) or output.ndim not in (1, 2):
+        raise ValueError(
+            "neural collapse needs a model that returns logits (N, C), one class for each point: pass `forward_fn=` "
+            "that does."
+        )
+    head = next((call for call in reversed(calls) if _makes(call, output)), None)
+    found = head.entered if head is not None and own is None else None
+    if own is not None:
+        found = next((main_output(call.returned) for call in reversed(calls) if call.module is own), None)
+    is_usable = isinstance(found, Tensor) and found.ndim >= 2 and len(found) == len(output)
+    features = _rows(found) if is_usable and isinstance(found, Tensor) else None
+    if output.ndim == 2 and output.shape[1] > 1:
+        return _Part(features, output.argmax(1), head, output.shape[1])
+    logits = before.logits_of(output)
+    is_squashed = logits is not None and kind_of_squashing(logits, output) == "sigmoid"
+    return _Part(features, (logits if is_squashed and logits is not None else output).reshape(-1) > 0, head, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +279,8 @@ def _calls_seen(model: nn.Module) -> Iterator[list[_Call]]:
 def _makes(call: _Call, logits: Tensor) -> bool:
     """Whether a linear layer makes what has the shape of the logits."""
     is_linear = isinstance(call.module, nn.Linear) and isinstance(call.entered, Tensor)
-    return is_linear and isinstance(call.returned, Tensor) and call.returned.shape == logits.shape
+    shapes = (logits.shape, (*logits.shape, 1))  # the last axis of one logit may be dropped behind the head
+    return is_linear and isinstance(call.returned, Tensor) and tuple(call.returned.shape) in map(tuple, shapes)
 
 
 def _rows(features: Tensor) -> Tensor:

@@ -27,12 +27,13 @@ def check_task(task: Any) -> None:
         raise ValueError(f"`task` must be one of {TASKS}, but got {task!r}{did_you_mean(task, TASKS)}")
 
 
-def check_classes(targets: Any, n: int) -> Tensor:
+def check_classes(targets: Any, n: int, n_logits: int | None = None) -> Tensor:
     """``(n,)`` int64 classes of ``n`` points, for measures that compare whole points.
 
     Args:
         targets: integer classes ``(n,)`` or ``(n, 1)``, or one-hot rows ``(n, C)``.
         n: number of points.
+        n_logits: how many logits there are for a point, if that is known. With one, 0 and 1 of any type are classes.
 
     Raises:
         ValueError: if the targets are no classes from 0 up, or not one for each point; it says what was found.
@@ -41,10 +42,14 @@ def check_classes(targets: Any, n: int) -> Tensor:
     if targets.ndim and len(targets) != n:
         raise ValueError(f"there must be one target for each point, but got {len(targets)} targets for {n} points.")
     classes, what = _from_one_hot(targets, (n, targets.shape[-1]) if targets.ndim else ()), _in_words(targets)
+    if n_logits == 1 and classes.ndim == 1 and _is_binary(classes):
+        return classes.long()
     if classes.is_floating_point() or classes.is_complex() or classes.ndim != 1:
         raise ValueError(f"{what}, where accuracy needs {n} integer classes: {_HINT}.")
     if bool((classes < 0).any()):
         raise ValueError(f"{what} and go down to {int(classes.min())}, where classes count from 0: {_HINT}.")
+    if n_logits is not None and int(classes.max()) >= max(2, n_logits):
+        raise ValueError(_too_many(classes, n_logits))
     return classes.long()
 
 
@@ -102,11 +107,8 @@ def _multiclass(targets: Tensor, logits: Tensor, ignored: int | None) -> Labels:
     counted = _counted(classes, ignored, what)
     classes = classes.long() if counted is None else classes.long().where(counted, 0)
     if bool(((classes < 0) | (classes >= logits.shape[1])).any()):
-        raise ValueError(
-            f"the targets range from {int(classes.min())} to {int(classes.max())}, but the model returns "
-            f"{logits.shape[1]} logits, for classes 0 to {logits.shape[1] - 1}: {_HINT}, or `metric=` with the "
-            "`ignore_index` of targets that do not count."
-        )
+        text = _too_many(classes, logits.shape[1])
+        raise ValueError(f"{text[:-1]}, or `metric=` with the `ignore_index` of targets that do not count.")
     return Labels("multiclass", classes, counted, tuple(logits.shape[1:]), ignored)
 
 
@@ -141,6 +143,13 @@ def _counted(targets: Tensor, ignored: int | None, what: str) -> Tensor | None:
     if not bool(counted.any()):
         raise ValueError(f"{what} and are all {ignored}, which does not count: {_HINT}.")
     return counted
+
+
+def _too_many(classes: Tensor, n_logits: int) -> str:
+    return (
+        f"the targets range from {int(classes.min())} to {int(classes.max())}, but the model returns {n_logits} "
+        f"logits, for classes 0 to {max(2, n_logits) - 1}: {_HINT}."
+    )
 
 
 def _check_is_tensor(targets: Any) -> None:

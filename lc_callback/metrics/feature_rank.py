@@ -67,8 +67,8 @@ class FeatureRank(Measure):
 
         features = Features(model, inputs, **{name: self.options[name] for name in _OF_FEATURES})
         features.stream(add, self.options["chunk_size"])
-        precision = self.options["precision"] or features.dtype
         for name, covariance in batch.items():
+            precision = self.options["precision"] or covariance.dtype
             # Names belong to the states: a process that has seen no batch knows no layer.
             label = f"{name}\n{precision}".encode()
             head = torch.tensor([len(label), *label], dtype=torch.float64, device=self.device)

@@ -52,6 +52,8 @@ class NeuralCollapse(Measure):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        #: Where the features are from, for people.
+        self.source = ""
         for name in ("features", "classes", "decisions", "weight"):
             self.add_state(name, [], dist_reduce_fx="cat")
         self.add_state("n_weights", torch.tensor(0), dist_reduce_fx="sum")
@@ -60,10 +62,11 @@ class NeuralCollapse(Measure):
         """Add a batch of points."""
         last = last_features(model, inputs, **self.options)
         self.features.append(last.features.to(self.device))
-        self.classes.append(check_classes(targets, len(last.features)).to(self.device))
+        self.classes.append(check_classes(targets, len(last.features), last.n_logits).to(self.device))
         self.decisions.append(last.decisions.to(self.device))
         self.weight = [] if last.weight is None else [last.weight.to(self.device)]
         self.n_weights.fill_(len(self.weight))
+        self.source = last.source
 
     def compute(self) -> dict[str, Tensor]:
         """The measures over all points."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lc_callback.reporting.figure import pixels_of
 from lc_callback.reporting.layout import elided
+from lc_callback.tensorboard.summary import events_summary
 
 __all__ = ["Adapter", "adapter_of"]
 
@@ -44,6 +45,9 @@ class Adapter:
     def layout(self, layout: dict[str, Any]) -> None:
         """Which curves share a chart: TensorBoard's custom scalars."""
 
+    def events(self, events: Sequence[Mapping[str, Any]], step: int) -> None:
+        """All events of the run so far."""
+
     @property
     def _experiment(self) -> Any:
         return self.logger.experiment
@@ -70,6 +74,12 @@ class SummaryWriter(Adapter):
     def layout(self, layout: dict[str, Any]) -> None:
         """In the tab of custom scalars."""
         self._call("add_custom_scalars", layout)
+
+    def events(self, events: Sequence[Mapping[str, Any]], step: int) -> None:
+        """For the Dynamics tab. Only torch's writer takes summaries of TensorBoard."""
+        writer: Any = getattr(self.logger, "experiment", None)
+        if any(base.__module__.startswith("torch.utils.tensorboard") for base in type(writer).__mro__):
+            writer.file_writer.add_summary(events_summary(events), step)
 
     def _call(self, name: str, *args: Any, **kwargs: Any) -> None:
         method = getattr(getattr(self.logger, "experiment", None), name, None)

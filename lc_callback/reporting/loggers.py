@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lc_callback.isolation import fixed_rng
 from lc_callback.reporting.adapters import Adapter, adapter_of
 from lc_callback.run.files import ROOM_FOR_LINES, ROOM_FOR_PICTURES, check_room
 
-__all__ = ["log_histogram", "log_image", "log_layout", "log_row", "log_text", "say"]
+__all__ = ["log_events", "log_histogram", "log_image", "log_layout", "log_row", "log_text", "say"]
 
 Failed = Callable[[str, Exception], None]
 
@@ -55,6 +55,11 @@ def log_histogram(trainer: Any, tag: str, values: Tensor, step: int, on_failure:
 def log_image(trainer: Any, tag: str, pixels: Any, step: int, on_failure: Failed) -> None:
     """Write pixels ``(H, W, 3)`` to every logger that takes pictures."""
     _to_each(trainer, lambda adapter: adapter.image(tag, pixels, step), on_failure, ROOM_FOR_PICTURES)
+
+
+def log_events(trainer: Any, events: Sequence[Mapping[str, Any]], step: int, on_failure: Failed) -> None:
+    """Write all events of the run so far to every logger of TensorBoard, for the Dynamics tab."""
+    _to_each(trainer, lambda adapter: adapter.events(events, step), on_failure, ROOM_FOR_LINES)
 
 
 def log_layout(trainer: Any, layout: dict[str, Any], on_failure: Failed) -> None:

@@ -44,10 +44,16 @@ class Probes:
 
     def head(self, n: int) -> Probes:
         """The first ``n`` points."""
+        return self._cut(slice(n))
 
+    def share(self, index: int, of: int) -> Probes:
+        """The points ``index``, ``index + of``, ...: what one of several processes takes."""
+        return self._cut(slice(index, None, of))
+
+    def _cut(self, rows: slice) -> Probes:
         def cut(leaf: Any) -> Any:
             each = (isinstance(leaf, Tensor) and leaf.ndim) or (is_names(leaf) and len(leaf) == len(self))
-            return leaf[:n] if each else leaf
+            return leaf[rows] if each else leaf
 
         inputs, targets = (tree_map(cut, tree, is_leaf=is_names) for tree in (self.inputs, self.targets))
         return replace(self, inputs=inputs, targets=targets)

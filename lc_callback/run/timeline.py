@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -35,6 +35,7 @@ __all__ = [
     "Panel",
     "RunCurves",
     "describe",
+    "event_fields",
     "final_transitions",
     "leads",
     "marked",
@@ -339,9 +340,12 @@ def _is_of_run(events: Sequence[PhaseEvent], step: int, text: str) -> bool:
 
 
 def _lines(events: Sequence[PhaseEvent]) -> str:
-    return "".join(
-        json.dumps({"at": event.at, "what": event.what, **asdict(event.transition)}) + "\n" for event in events
-    )
+    return "".join(json.dumps(event_fields(event)) + "\n" for event in events)
+
+
+def event_fields(event: PhaseEvent) -> dict[str, Any]:
+    """What is written of an event: to ``events.jsonl``, and to TensorBoard for the Dynamics tab."""
+    return {"at": event.at, "what": event.what, **asdict(event.transition)}
 
 
 def read_events(path: Path) -> list[PhaseEvent]:

@@ -85,6 +85,7 @@ CONSTRUCTOR = [
     ({"log_key_prefix": 3}, "`log_key_prefix`", "got 3", "must be a string"),
     ({"target_fn": 3}, "`target_fn`", "got 3", "a function or an import path"),
     ({"task": "classes"}, "`task`", "got 'classes'", "'multilabel'"),
+    ({"layer": 3}, "`layer`", "got 3", NAME),
     ({"metric": "f1"}, "`metric`", "got str 'f1'", "a metric of torchmetrics"),
     ({"eps": -0.1}, "`eps`", "got -0.1", EPS),
     ({"eps": "8/255"}, "`eps`", "got '8/255'", EPS),
@@ -529,13 +530,38 @@ OF_PARTITION: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         )
     },
 }
+OF_COLLAPSE: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
+    **{name: OF_ROBUSTNESS[name] for name in ("no_targets", "a_class_too_many")},
+    "negative_class": ({}, Regressor, OF_ROBUSTNESS["negative_class"][2], ["go down to -1", "`target_fn=`"]),
+    "float_targets": (
+        {},
+        Regressor,
+        halves(torch.rand(24)),
+        ["train probes", "torch.float32 of shape (24,)", "24 integer classes", "`target_fn=`"],
+    ),
+    "one_class": ({}, Classifier, halves(torch.zeros(24).long()), ["points of two classes or more", "of 1"]),
+    "layer_is_no_module": ({"layer": "head"}, Classifier, loader, ["`layer='head'`", "net.0, net.1"]),
+    "layer_is_never_called": (
+        {"layer": "net.inner"},
+        lambda: Classifier(Listing()),
+        loader,
+        ["`layer='net.inner'`", "no features (N, D)"],
+    ),
+    "no_head": (
+        {},
+        lambda: Classifier(nn.Sequential(nn.Linear(DIM, 6), nn.Unflatten(1, (1, 6)), nn.AvgPool1d(2), nn.Flatten())),
+        loader,
+        ["no nn.Linear in", "`layer=`"],
+    ),
+}
 SET_UPS = {
     **{f"lc-{name}": ("lc", *row) for name, row in SETUP.items()},
-    **{f"{kind}-{name}": (kind, *SETUP[name]) for kind in ("robustness", "rank") for name in FOR_ALL},
+    **{f"{kind}-{name}": (kind, *SETUP[name]) for kind in ("robustness", "rank", "collapse") for name in FOR_ALL},
     **{f"robustness-{name}": ("robustness", *row) for name, row in OF_ROBUSTNESS.items()},
     **{f"rank-{name}": ("rank", *row) for name, row in OF_RANK.items()},
     **{f"partition-{name}": ("partition", *SETUP[name]) for name in FOR_ALL if "test_probes" not in SETUP[name][0]},
     **{f"partition-{name}": ("partition", *row) for name, row in OF_PARTITION.items()},
+    **{f"collapse-{name}": ("collapse", *row) for name, row in OF_COLLAPSE.items()},
 }
 
 

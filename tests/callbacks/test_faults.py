@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.use
 
 STEPS = 8
 KEY = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1", "partition": "partition/n_regions"}
+KEY["collapse"] = "nc/nc1_train"
 EVERY = list(range(STEPS + 1))
 
 
@@ -246,7 +247,7 @@ FOR_ALL = [
 ]
 ALL = {
     **{("lc", name): fault for name, fault in FAULTS.items()},
-    **{(kind, name): FAULTS[name] for kind in ("robustness", "rank", "partition") for name in FOR_ALL},
+    **{(kind, name): FAULTS[name] for kind in KINDS if kind != "lc" for name in FOR_ALL},
     **{("robustness", name): fault for name, fault in OF_ROBUSTNESS.items()},
     **{("rank", name): fault for name, fault in OF_RANK.items()},
     **{("partition", name): fault for name, fault in OF_PARTITION.items()},

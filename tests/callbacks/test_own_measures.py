@@ -456,6 +456,7 @@ def test_early_stopping_beside_a_first_row_that_fails(kind: str, tmp_path: Path)
             return super().measure(network, probes)
 
     key = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1", "partition": "partition/n_regions"}
+    key["collapse"] = "nc/nc1_train"
     module = Classifier()
     if kind == "partition":  # which fails in the trial, too
         set_all(math.inf)(module)

@@ -350,6 +350,7 @@ STATES = {
     "robustness": ({"eps": [0.1, 0.2], "raw": True, "eps_unit": "std"}, PLAIN | {torch.Tensor}),
     "rank": ({"linear_probe": True}, PLAIN | {torch.Tensor}),
     "partition": ({"schedule": "log"}, PLAIN),
+    "collapse": ({}, PLAIN),
 }
 
 

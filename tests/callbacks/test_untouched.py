@@ -262,6 +262,9 @@ SIGN = {
 }
 
 
+YES = {"target_fn": SIGN["target_fn"]}
+
+
 class Reconstruction(Classifier):
     def loss(self, batch: Any) -> torch.Tensor:
         return nn.functional.mse_loss(self(batch), batch)
@@ -310,6 +313,7 @@ class Setup:
     robustness: dict[str, Any] = field(default_factory=dict)
     rank: dict[str, Any] = field(default_factory=dict)
     partition: dict[str, Any] = field(default_factory=dict)
+    collapse: dict[str, Any] = field(default_factory=dict)
     lost: dict[str, int] = field(default_factory=dict)  # rows, by kind
     epochs: int = EPOCHS
     drawn: bool = True  # a slice of it can be
@@ -378,6 +382,7 @@ SETUPS = {
         lc={"radius": [1e-7, 0.5], "chunk_size": 7},
         robustness={"eps": [0.0, 1e-7, 0.5], "chunk_size": 3},
         rank={"max_width": 5, "chunk_size": 3},
+        collapse={"chunk_size": 3},
         partition={"chunk_size": 7},
     ),
     "own_method": Setup(
@@ -386,13 +391,18 @@ SETUPS = {
         lc={"layers": ["net.0"], "at": "net.0"},
         robustness={"at": "net.0"},
         rank={"layers": ["net.0"]},
+        collapse={"layer": "net.0"},
         partition={"at": "net.0"},
     ),
     "no_classes": Setup(
-        net=lambda: mlp()[:4].append(nn.Linear(16, 1)), module=Regression, data=numbers, robustness=SIGN
+        net=lambda: mlp()[:4].append(nn.Linear(16, 1)), module=Regression, data=numbers, robustness=SIGN, collapse=YES
     ),
     "no_targets": Setup(
-        net=lambda: mlp()[:4].append(nn.Linear(16, DIM)), module=Reconstruction, data=inputs_only, robustness=LARGEST
+        net=lambda: mlp()[:4].append(nn.Linear(16, DIM)),
+        module=Reconstruction,
+        data=inputs_only,
+        robustness=LARGEST,
+        collapse=LARGEST,
     ),
 }
 # Attacks of torchattacks that call `backward()`, or reseed the global streams.

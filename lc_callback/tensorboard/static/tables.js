@@ -1,0 +1,232 @@
+// Transitions as tables: of each group at a glance, and each one with its reason.
+
+import { download, el } from "./dom.js";
+import { elided, formatStep, nameOfKind } from "./format.js";
+import { certaintyOf, isFirm } from "./phases.js";
+
+const MOST_ROWS = 300;
+// What a reader asks first, in this order.
+const FIRST = [
+  "delayed_generalization",
+  "generalization",
+  "delayed_robustness",
+  "robustness_onset",
+  "migration_start",
+  "rank_descent",
+  "interpolation",
+];
+
+// Each transition of each group: in how many runs, the median step, the range, and how sure.
+export function glance(model) {
+  const groups = [...model.groups()];
+  const parts = groups.map(([name, runs]) => {
+    const found = model.pooledTransitions(runs);
+    const withEvents = runs.filter((run) => model.events[run]).length;
+    const title = el(
+      "h4",
+      {},
+      dot(model, name, runs),
+      elided(name, 60),
+      el("span", { class: "unit" }, ` ${runs.length} run${runs.length > 1 ? "s" : ""}`),
+    );
+    if (!found.length)
+      return el(
+        "div",
+        { class: "group-glance" },
+        title,
+        el(
+          "p",
+          { class: "empty" },
+          withEvents ? "No transition was found." : "These runs have no list of transitions.",
+        ),
+      );
+    const rows = found.map((one) =>
+      el(
+        "tr",
+        { class: one.nFirm ? "firm" : "tentative" },
+        cell(kindName(one)),
+        cell(`${one.n} of ${one.of}`, "number"),
+        cell(formatStep(one.step), "number"),
+        cell(one.n > 1 ? `${formatStep(one.least)} to ${formatStep(one.most)}` : "", "number"),
+        cell(sureness(one)),
+      ),
+    );
+    const head = el(
+      "tr",
+      {},
+      ...["transition", "runs", runs.length > 1 ? "median step" : "step", "range", "certainty"].map((text) =>
+        el("th", { scope: "col" }, text),
+      ),
+    );
+    return el(
+      "div",
+      { class: "group-glance" },
+      title,
+      el("p", { class: "headline" }, headline(found)),
+      el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)),
+    );
+  });
+  return el("div", { class: "glances" }, ...parts);
+}
+
+// Of the curves of the group, if they have one colour.
+function dot(model, name, runs) {
+  const colour = model.isMean ? model.colourOf(name) : runs.length === 1 ? model.colourOf(runs[0]) : null;
+  return colour && el("i", { class: "swatch-dot", style: `background: ${colour}` });
+}
+
+function cell(text, kind = "") {
+  return el("td", { class: kind }, text);
+}
+
+function kindName(one) {
+  const eps = /_eps(.+)$/.exec(one.curve);
+  const layer = /^[^/]*rank[^/]*\/(.+)$/.exec(one.curve);
+  const of = eps ? ` (eps ${eps[1]})` : layer ? ` (${elided(layer[1], 24)})` : "";
+  return `${nameOfKind(one.kind)}${of}`;
+}
+
+function sureness(one) {
+  const others = one.n - one.nFirm;
+  const texts = [
+    one.nFirm ? `${one.nFirm} firm` : "",
+    others ? `${others} tentative` : "",
+    one.nProvisional ? `${one.nProvisional} provisional` : "",
+  ];
+  return texts.filter(Boolean).join(", ");
+}
+
+// One sentence on the first three things that a reader asks for. Only firm transitions are told as found.
+function headline(found) {
+  const told = [];
+  for (const kinds of [FIRST.slice(0, 2), FIRST.slice(2, 4), FIRST.slice(4, 5)]) {
+    const one = kinds.map((kind) => found.find((each) => each.kind === kind && each.nFirm)).find(Boolean);
+    if (!one) continue;
+    const runs = one.of > 1 ? ` in ${one.nFirm} of ${one.of} runs` : "";
+    const range = one.n > 1 && one.least < one.most ? ` (${formatStep(one.least)} to ${formatStep(one.most)})` : "";
+    told.push(`${kindName(one)} at step ${formatStep(one.step)}${range}${runs}`);
+  }
+  const text = told.join("; ");
+  return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : "No firm transition of accuracy or of local complexity.";
+}
+
+// Every transition of the runs that are shown.
+export function transitionTable(model) {
+  const { store } = model;
+  const numbers = new Map(
+    model.isMean ? [] : model.story().markers.map((one) => [JSON.stringify([one.kind, one.curve]), one.number]),
+  );
+  const focus = model.focus()?.name;
+  const entries = [];
+  for (const run of model.selected()) {
+    const { known, withdrawn } = model.transitions(run);
+    for (const one of known)
+      entries.push({
+        run,
+        one,
+        number: run === focus ? numbers.get(JSON.stringify([one.kind, one.curve])) : undefined,
+      });
+    if (store.settings.withdrawn) for (const one of withdrawn) entries.push({ run, one, isWithdrawn: true });
+  }
+  const unread = model.selected().reduce((sum, run) => sum + (model.events[run]?.unread ?? 0), 0);
+  entries.sort(
+    (a, b) =>
+      (a.run === focus ? 0 : 1) - (b.run === focus ? 0 : 1) ||
+      model.order.get(a.run) - model.order.get(b.run) ||
+      a.one.step - b.one.step,
+  );
+  const toggle = el(
+    "label",
+    { class: "check" },
+    el("input", {
+      type: "checkbox",
+      checked: store.settings.withdrawn,
+      onchange: (event) => store.set("withdrawn", event.target.checked),
+    }),
+    "also those that were withdrawn",
+  );
+  const save = el(
+    "button",
+    { type: "button", "data-export": "csv", onclick: () => download("transitions.csv", asText(entries), "text/csv") },
+    "CSV",
+  );
+  if (!entries.length)
+    return el("div", {}, toggle, el("p", { class: "empty" }, "No transition is known for the runs that are shown."));
+  const heads = ["", "transition", "run", "curve", "step", "interval", "certainty", "known at", "reason"];
+  const rows = entries.slice(0, MOST_ROWS).map((entry) => tableRow(model, entry));
+  const table = el(
+    "table",
+    { class: "transitions" },
+    el("thead", {}, el("tr", {}, ...heads.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, ...rows),
+  );
+  const rest = entries.length - rows.length;
+  const note = [rest > 0 ? `and ${rest} more` : "", unread ? `${unread} damaged events are left out` : ""]
+    .filter(Boolean)
+    .join(" · ");
+  return el(
+    "div",
+    {},
+    el("div", { class: "tools" }, toggle, save),
+    el("div", { class: "scroll" }, table),
+    el("p", { class: "note" }, note),
+  );
+}
+
+function tableRow(model, { run, one, number, isWithdrawn }) {
+  const go = () => {
+    const x = model.x(run, one.step);
+    if (Number.isFinite(x)) model.store.setCursor(x, true);
+    if (model.focus()?.name !== run && !model.isMean) model.store.setFocus(run);
+  };
+  const interval =
+    one.earliest !== null && one.latest !== null && one.earliest !== one.latest
+      ? `${formatStep(one.earliest)} to ${formatStep(one.latest)}`
+      : "";
+  const key = (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), go());
+  const badge =
+    number === undefined ? "" : el("span", { class: `badge ${isFirm(one) ? "firm" : "tentative"}` }, String(number));
+  return el(
+    "tr",
+    {
+      class: isWithdrawn ? "withdrawn" : isFirm(one) ? "firm" : "tentative",
+      tabindex: 0,
+      onclick: go,
+      onkeydown: key,
+      "data-step": one.step,
+      title: "Move the cursor here",
+    },
+    el("td", {}, badge),
+    cell(nameOfKind(one.kind)),
+    el("td", { class: "run", title: run }, elided(model.short(run), 28)),
+    cell(elided(one.curve, 30)),
+    cell(formatStep(one.step), "number"),
+    cell(interval, "number"),
+    cell(isWithdrawn ? `withdrawn at ${formatStep(one.at)}` : certaintyOf(one)),
+    cell(formatStep(one.detected_at), "number"),
+    cell(one.reason, "reason"),
+  );
+}
+
+function asText(entries) {
+  const quoted = (value) =>
+    `"${String(value ?? "")
+      .replaceAll('"', '""')
+      .replace(/^(?=[=+\-@])/, "'")}"`;
+  const rows = entries.map(({ run, one, isWithdrawn }) => [
+    run,
+    one.kind,
+    one.curve,
+    one.step,
+    one.earliest,
+    one.latest,
+    isWithdrawn ? "withdrawn" : certaintyOf(one),
+    one.detected_at,
+    one.reason,
+  ]);
+  return (
+    [["run", "kind", "curve", "step", "earliest", "latest", "certainty", "known_at", "reason"], ...rows]
+      .map((row) => row.map(quoted).join(","))
+      .join("\n") + "\n"
+  );
+}
