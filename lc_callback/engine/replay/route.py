@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -68,8 +68,7 @@ class Route:
         search = _Search(layers, frame, most, observer, verified, recording)
         self.way = search.best()
         self.way.layers.space.points.channels_last = self.way.channels_last
-        self._has_rules = observer.has_rules
-        self._reasons = search.reasons
+        self._explanation = _explained(self.way, observer.has_rules, search.reasons)
 
     @property
     def frame(self) -> Tensor:
@@ -102,20 +101,23 @@ class Route:
 
     def explain(self) -> str:
         """Which way was taken, and why not a faster one."""
-        way, reasons = self.way, self._reasons
-        text = "replays the recorded operations" if way.program is not None else "runs the model for all samples"
-        if way.prefix is not None:
-            text += f" behind {_path(way.layers.space, way.prefix.module)}"
-        if self._has_rules:
-            text += ", derivatives by " + ("rules" if way.uses_derivative_rules else "small steps")
-        why = []
-        if way.program is None:
-            why.append(f"no replay: {reasons.get('replay', 'not tried')}")
-        if way.prefix is None:
-            why.append(f"no later entry: {reasons.get('prefix', 'not tried')}")
-        if self._has_rules and not way.uses_derivative_rules:
-            why.append(f"no rules: {reasons.get('rules', 'not tried')}")
-        return "; ".join([text, *why])
+        return self._explanation
+
+
+def _explained(way: Way, has_rules: bool, reasons: Mapping[str, str]) -> str:
+    text = "replays the recorded operations" if way.program is not None else "runs the model for all samples"
+    if way.prefix is not None:
+        text += f" behind {_path(way.layers.space, way.prefix.module)}"
+    if has_rules:
+        text += ", derivatives by " + ("rules" if way.uses_derivative_rules else "small steps")
+    why = []
+    if way.program is None:
+        why.append(f"no replay: {reasons.get('replay', 'not tried')}")
+    if way.prefix is None:
+        why.append(f"no later entry: {reasons.get('prefix', 'not tried')}")
+    if has_rules and not way.uses_derivative_rules:
+        why.append(f"no rules: {reasons.get('rules', 'not tried')}")
+    return "; ".join([text, *why])
 
 
 class _Search:
