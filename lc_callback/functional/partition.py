@@ -17,6 +17,7 @@ from lc_callback.engine.network.space import Space
 from lc_callback.engine.slices.affine_check import check_affine
 from lc_callback.engine.slices.boundary import boundary_segments, toward_boundary
 from lc_callback.engine.slices.plane import Plane, extent_text
+from lc_callback.engine.slices.sliced_network import SlicedNetwork
 from lc_callback.engine.slices.slicer import Slicer
 from lc_callback.engine.slices.window import SHARES, Extent, affordable_regions, fitting_share, shrunk
 from lc_callback.isolation import untouched
@@ -258,13 +259,14 @@ class Slice:
     share: float
     side: float
     affordable: int
-    _slicer: Slicer = field(repr=False)
+    _network: SlicedNetwork = field(repr=False)
 
     def find_slopes(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Set ``slope_norm`` of the partition. The model must not have changed."""
-        self._slicer.progress = progress or _ignore_progress
-        with untouched(self._slicer.space.model, self._slicer.space.forward_fn, dtype=torch.float64, grad=True):
-            object.__setattr__(self.partition, "slope_norm", self._slicer.slope_norms(self.partition.centres))
+        network, centres = self._network, self.partition.centres
+        with untouched(network.space.model, network.space.forward_fn, dtype=torch.float64, grad=True):
+            norms = network.slope_norms(centres, progress or _ignore_progress)
+        object.__setattr__(self.partition, "slope_norm", norms)
 
 
 def cut_slice(
@@ -281,31 +283,22 @@ def cut_slice(
     """As :func:`slice_partition`, with a rule for the window; its slopes are to be asked for."""
     space = Space(model, points, at=at, forward_fn=forward_fn, argument="points")
     with untouched(model, forward_fn, dtype=torch.float64):
-        slicer = Slicer(space, chunk_size, progress or _ignore_progress)
-        whole = slicer.plane.window(extent)
-        affordable = affordable_regions(sum(slicer.layers.sizes), slicer.n_outputs())
-        share = 1.0
-        if rule is None:
-            slicer.cut(whole)
-        else:
-            centre = None if rule.centre is None else np.array(rule.centre) @ slicer.plane.points
-            share = fitting_share(
-                lambda share, most: slicer.cut(shrunk(whole, share, centre, rule.side), most),
-                rule.shares,
-                partial(rule.most, affordable),
-            )
+        network = SlicedNetwork(space, chunk_size)
+        whole = network.plane.window(extent)
+        affordable = affordable_regions(sum(network.layers.sizes), network.n_outputs())
+        slicer, share = _cut(network, whole, rule, affordable, progress or _ignore_progress)
         outputs = slicer.outputs()
         offsets, loop = slicer.cells.loops()
-        check_affine(slicer, outputs, offsets, loop)
+        check_affine(network, slicer.cells, outputs, offsets, loop)
         cells = slicer.cells
-        boundary = boundary_segments(cells, outputs, len(slicer.layers.names))
+        boundary = boundary_segments(cells, outputs, len(network.layers.names))
         found = SlicePartition(
-            plane=slicer.plane,
+            plane=network.plane,
             extent=slicer.extent,
             vertices=cells.vertices.copy(),
             outputs=outputs,
             decision_boundary=boundary,
-            layer_names=slicer.layers.names,
+            layer_names=network.layers.names,
             counts=slicer.counts,
             slope_norm=None,
             euler=cells.euler,
@@ -314,7 +307,29 @@ def cut_slice(
             _edges=cells.edges.copy(),
             _made_by=cells.made_by.copy(),
         )
-    return Slice(found, share, max(whole[1] - whole[0], whole[3] - whole[2]), affordable, slicer)
+    return Slice(found, share, max(whole[1] - whole[0], whole[3] - whole[2]), affordable, network)
+
+
+def _cut(
+    network: SlicedNetwork,
+    whole: Extent,
+    rule: WindowRule | None,
+    affordable: int,
+    progress: Callable[[int, int], None],
+) -> tuple[Slicer, float]:
+    """Cut the window that is asked for, or the largest by the rule; returns its share of that, too."""
+    if rule is None:
+        return Slicer(network, whole, None, progress), 1.0
+    centre = None if rule.centre is None else np.array(rule.centre) @ network.plane.points
+    last: list[Slicer] = []
+
+    def cut(share: float, most: int) -> tuple[int, int]:
+        last.clear()  # so that its memory is free
+        last.append(Slicer(network, shrunk(whole, share, centre, rule.side), most, progress))
+        return last[0].size
+
+    share = fitting_share(cut, rule.shares, partial(rule.most, affordable))
+    return last[0], share
 
 
 def _ignore_progress(done: int, total: int) -> None:

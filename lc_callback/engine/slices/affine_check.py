@@ -28,12 +28,11 @@ _ENOUGH = 2  # values to see that
 
 
 class Sliced(Protocol):
-    """What was cut, and the network that cut it."""
+    """A network as a function of plane coordinates."""
 
     space: Space
-    cells: Subdivision
 
-    def outputs(self, at: Floats | None = None) -> Floats:
+    def outputs(self, coordinates: Floats) -> Floats:
         """The output ``(K, C)`` at plane coordinates ``(K, 2)``."""
         ...
 
@@ -42,13 +41,14 @@ class Sliced(Protocol):
         ...
 
 
-def check_affine(sliced: Sliced, outputs: Floats, offsets: Ints, loop: Ints) -> None:
+def check_affine(sliced: Sliced, cells: Subdivision, outputs: Floats, offsets: Ints, loop: Ints) -> None:
     """Raise an error that names the first module that is not affine, if the network is not inside the largest regions.
 
     A difference is no rounding if it is large or, in small windows, if it shrinks with the square of a region.
 
     Args:
-        sliced: the slice.
+        sliced: the network.
+        cells: the regions.
         outputs: ``(V, C)``, of the network at the vertices.
         offsets: ``(R + 1,)``, where each region begins in
         loop: the vertices of each region.
@@ -60,7 +60,7 @@ def check_affine(sliced: Sliced, outputs: Floats, offsets: Ints, loop: Ints) -> 
         raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
     weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
     weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
-    corners = sliced.cells.vertices[loop]
+    corners = cells.vertices[loop]
     mean = np.add.reduceat(weights * outputs[loop], offsets[:-1])
     centres = np.add.reduceat(weights * corners, offsets[:-1])
     low, high = np.minimum.reduceat(corners, offsets[:-1]), np.maximum.reduceat(corners, offsets[:-1])
