@@ -204,7 +204,7 @@ class LocalComplexityCallback(ProbeCallback):
         return {"layers": self.layers, "at": self.at, "forward_fn": network.forward_fn}
 
     def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str, str]:
-        how = {"n_directions": self._directions, "seed": self.seed, "chunk_size": self.chunk_size}
+        how: dict[str, Any] = {"n_directions": self._directions, "seed": self.seed, "chunk_size": self.chunk_size}
         found = find_radius(network.module, inputs, **how, **self._counted(network))
         return found.radius, found.reason, found.difference
 
