@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lc_callback.engine.counting.counter import SwitchCounter
-from lc_callback.engine.counting.critical_radius import LinearCounter
+from lc_callback.engine.counting.task import CountingTask
 
-COUNTERS = {"vertices": SwitchCounter, "linear": LinearCounter}
+METHODS = ("vertices", "linear")
 
 
 def mlp(*widths, act=nn.ReLU, seed=0):
@@ -207,12 +206,17 @@ NETS = {
 }
 
 
-def measured(net, inputs, method="vertices", repeat=True, chunk_size=None, directions=3, **arguments):
-    """The counts, and the counter."""
-    counter = COUNTERS[method](net, inputs, **arguments)
-    counter.writes_down = repeat
-    lc = counter.measure([0.2, 0.9], directions, None, 0, chunk_size, None)
-    return lc.counts, counter
+def counted(net, inputs, method="vertices", repeat=True, chunk_size=None, directions=3, **arguments):
+    """What was counted, and the counter."""
+    task = CountingTask.by(method, net, inputs, records=repeat, **arguments)
+    with task.ready(0.2, directions, chunk_size=chunk_size) as counter:
+        return counter.count_set(0, [0.2, 0.9]), counter
+
+
+def measured(*arguments, **named):
+    """The counts, and the route."""
+    found, counter = counted(*arguments, **named)
+    return found.counts, counter.route
 
 
 class Executed(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_callback.checks import positive_integer
-from lc_callback.engine.counting.grid import GridCounter, middles
+from lc_callback.engine.counting.grid import GridVertices, middles
+from lc_callback.engine.counting.task import CountingTask
 from lc_callback.engine.slices.plane import Plane, extent_text
 from lc_callback.engine.slices.window import Extent
 from lc_callback.functional.local_complexity import check_arguments, wrapped
@@ -182,18 +184,19 @@ def local_complexity_map(
         raise ValueError(f"`resolution` must be a positive integer or a pair (H, W) of them, but got {resolution!r}.")
     for side in sides:
         positive_integer("resolution", side)
-    counter = GridCounter(
-        model, points, extent=extent, sides=sides, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn
-    )
-    lc = wrapped(counter.measure(radius, n_directions, directions, seed, chunk_size, progress))
+    strategy = functools.partial(GridVertices, extent=extent, sides=sides)
+    task = CountingTask(strategy, model, points, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    with task.ready(radius, n_directions, directions, seed, chunk_size) as counter:
+        lc = wrapped(counter.count_set(0, radius, progress))
+    grid = cast("GridVertices", counter.strategy)
     by_layer = lc.counts.T.reshape(-1, *sides).numpy()
     return LocalComplexityMap(
         values=lc.total.double().reshape(sides).numpy(),
         layer_values=np.where(by_layer < 0, np.nan, by_layer) if per_layer else None,
         layer_names=lc.layer_names,
         layer_sizes=lc.layer_sizes,
-        plane=counter.plane,
-        extent=counter.window,
+        plane=grid.plane,
+        extent=grid.window,
         radius=float(radius),
         at=lc.at,
         dtype=lc.dtype,

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.engine.chunks import default_chunk
-from lc_callback.engine.counting.counter import frame_directions
-from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.frame import frame_directions
+from lc_callback.engine.network.layers import TracedLayers
+from lc_callback.engine.network.modules import select_modules
 from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.network.space import Space
 from lc_callback.functional.local_complexity import check_arguments
 from lc_callback.isolation import untouched
 
@@ -114,15 +116,17 @@ def frame_deformation(
                 [3.0000, 1.5000]], dtype=torch.float64)
     """
     radii = check_arguments(radius, n_directions, layers, at, chunk_size)
-    network = Layers(model, inputs, layers=layers, at=at, forward_fn=forward_fn)
+    space = Space(model, inputs, at=at, forward_fn=forward_fn)
+    outputs_of = None if layers is None else select_modules(model, layers)
     with untouched(model, forward_fn, dtype=torch.float64):
-        network.trace(torch.float64)
-        frame = frame_directions(network.shape, n_directions, directions, seed, torch.float64, network.device)
+        space.locate(torch.float64)
+        network = TracedLayers(space, outputs_of=outputs_of)
+        frame = frame_directions(space.shape, n_directions, directions, seed, torch.float64, space.device)
         if len(frame) < 2:
             raise ValueError("`n_directions` must be at least 2: the two vertices of one direction are not joined.")
         k = 2 * len(frame)
-        chunk = chunk_size or default_chunk(network.device, max(network.bytes_per_sample, 8 * k * len(network.names)))
-        some = torch.arange(network.points.n).split(max(1, chunk // k))
+        chunk = chunk_size or default_chunk(space.device, max(network.bytes_per_sample, 8 * k * len(network.names)))
+        some = torch.arange(space.points.n).split(max(1, chunk // k))
         found = torch.stack(
             [
                 torch.cat([_sizes(_distances(network, points, torch.cat([r * frame, -r * frame]))) for points in some])
@@ -136,14 +140,14 @@ def frame_deformation(
         layer_names=network.names,
         layer_sizes=network.sizes,
         radius=radii[0] if isinstance(radius, Real) else radii,
-        at=network.at,
+        at=space.at,
     )
 
 
-def _distances(network: Layers, points: Tensor, offsets: Tensor) -> Tensor:
+def _distances(network: TracedLayers, points: Tensor, offsets: Tensor) -> Tensor:
     """``(n, L, K, K)`` Euclidean distances between the pre-activations of the ``K`` vertices of each point."""
     n, k = len(points), len(offsets)
-    squares = torch.zeros(n, len(network.names), k, k, dtype=torch.float64, device=network.device)
+    squares = torch.zeros(n, len(network.names), k, k, dtype=torch.float64, device=network.space.device)
 
     def add(position: int, knots: list[Knot]) -> None:
         z = knots[0][0].reshape(k, n, -1).double()  # several knots are of the same pre-activation

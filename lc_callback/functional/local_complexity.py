@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.checks import positive_integer
-from lc_callback.engine.counting.counter import SwitchCounter, share_of
-from lc_callback.engine.counting.critical_radius import LinearCounter
+from lc_callback.engine.counting.counter import share_of
 from lc_callback.engine.counting.histogram import radius_at_rank
 from lc_callback.engine.counting.result import SwitchCounts
+from lc_callback.engine.counting.task import CountingTask
 from lc_callback.engine.counting.zonotope import UpperBound
 from lc_callback.engine.network.modules import check_layers
+from lc_callback.engine.network.space import Space
 from lc_callback.isolation import untouched
 from lc_callback.suggestions import did_you_mean
 
 __all__ = [
-    "LinearCounter",
     "LocalComplexity",
     "check_arguments",
     "check_method",
-    "counter_of",
+    "counting_task",
     "joined",
     "local_complexity",
     "share_of",
@@ -54,6 +54,7 @@ class LocalComplexity:
         histogram: with ``method="linear"``: numbers of units, over all points and layers, by the leading 13 bits behind
             the sign of the critical radius as float32: the exponent, and 32 bins for a factor of two.
         uncounted: operations that choose a winner, such as max-pooling, which ``max_pool=True`` would count.
+        route: how the points were followed, and why no faster way was taken, in one line.
     """
 
     counts: Tensor
@@ -65,6 +66,7 @@ class LocalComplexity:
     upper: Tensor | None = None
     histogram: Tensor | None = None
     uncounted: Sequence[str] = ()
+    route: str = ""
 
     @property
     def total(self) -> Tensor:
@@ -238,16 +240,16 @@ def local_complexity(
     check_method(method, ("vertices", "linear"), layers, max_pool, bracket)
     if bracket and layers is not None:
         raise ValueError("`bracket=True` bounds the pre-activations of non-linearities: leave `layers` out.")
-    counter = counter_of(method, model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    task = counting_task(method, model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     if not bracket:
-        return wrapped(counter.measure(radius, n_directions, directions, seed, chunk_size, progress))
-    dtype = torch.float64
-    found = wrapped(counter.measure(radius, n_directions, directions, seed, chunk_size, progress, dtype))
-    bound = UpperBound(model, inputs, max_pool="candidates", at=at, forward_fn=forward_fn)
-    with untouched(model, forward_fn, dtype=dtype):
-        bound.trace(dtype)
-        bound.check_piecewise_affine("so there is no bracket.")
-        upper = bound.count(radii, counter.frame)
+        return wrapped(task.measure(radius, n_directions, directions, seed, chunk_size, progress))
+    with task.ready(min(radii), n_directions, directions, seed, chunk_size, torch.float64) as counter:
+        found = wrapped(counter.count_set(0, radius, progress))
+    space = Space(model, inputs, at=at, forward_fn=forward_fn)
+    with untouched(model, forward_fn, dtype=torch.float64):
+        space.locate(torch.float64)
+        bound = UpperBound(space)
+        upper = bound.count(radii, counter.route.frame)
     upper = upper[..., [max_pool or not pool for pool in bound.pools]]
     if upper.shape[-1] != len(found.layer_names):
         raise ValueError(
@@ -271,7 +273,7 @@ def wrapped(found: SwitchCounts) -> LocalComplexity:
     return LocalComplexity(**vars(found))
 
 
-def counter_of(
+def counting_task(
     method: str,
     model: nn.Module,
     inputs: Any,
@@ -281,11 +283,10 @@ def counter_of(
     at: str | None,
     forward_fn: Callable[..., Any] | None,
     others: Sequence[Any] = (),
-) -> SwitchCounter:
-    """What counts by this method. Arguments as of :func:`local_complexity` and :class:`SwitchCounter`, and checked."""
-    if method == "linear":
-        return LinearCounter(model, inputs, others=others, at=at, forward_fn=forward_fn)
-    return SwitchCounter(model, inputs, others=others, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+) -> CountingTask:
+    """What is to be counted. Arguments as of :func:`local_complexity` and :class:`CountingTask`, and checked."""
+    counted: dict[str, Any] = {} if method == "linear" else {"layers": layers, "max_pool": max_pool}
+    return CountingTask.by(method, model, inputs, others=others, at=at, forward_fn=forward_fn, **counted)
 
 
 def check_method(method: Any, possible: Sequence[str], layers: Any, max_pool: bool, bracket: bool = False) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_callback.checks import positive_integer
+from lc_callback.engine.network.space import Space
 from lc_callback.engine.slices.affine_check import check_affine
 from lc_callback.engine.slices.boundary import boundary_segments, toward_boundary
 from lc_callback.engine.slices.plane import Plane, extent_text
@@ -262,7 +263,7 @@ class Slice:
     def find_slopes(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Set ``slope_norm`` of the partition. The model must not have changed."""
         self._slicer.progress = progress or _ignore_progress
-        with untouched(self._slicer.model, self._slicer.forward_fn, dtype=torch.float64, grad=True):
+        with untouched(self._slicer.space.model, self._slicer.space.forward_fn, dtype=torch.float64, grad=True):
             object.__setattr__(self.partition, "slope_norm", self._slicer.slope_norms(self.partition.centres))
 
 
@@ -278,12 +279,11 @@ def cut_slice(
     progress: Callable[[int, int], None] | None = None,
 ) -> Slice:
     """As :func:`slice_partition`, with a rule for the window; its slopes are to be asked for."""
-    slicer = Slicer(model, points, max_pool="candidates", at=at, forward_fn=forward_fn)
-    slicer.progress = progress or _ignore_progress
+    space = Space(model, points, at=at, forward_fn=forward_fn, argument="points")
     with untouched(model, forward_fn, dtype=torch.float64):
-        slicer.prepare(chunk_size)
+        slicer = Slicer(space, chunk_size, progress or _ignore_progress)
         whole = slicer.plane.window(extent)
-        affordable = affordable_regions(sum(slicer.sizes), slicer.n_outputs())
+        affordable = affordable_regions(sum(slicer.layers.sizes), slicer.n_outputs())
         share = 1.0
         if rule is None:
             slicer.cut(whole)
@@ -298,14 +298,14 @@ def cut_slice(
         offsets, loop = slicer.cells.loops()
         check_affine(slicer, outputs, offsets, loop)
         cells = slicer.cells
-        boundary = boundary_segments(cells, outputs, len(slicer.names))
+        boundary = boundary_segments(cells, outputs, len(slicer.layers.names))
         found = SlicePartition(
             plane=slicer.plane,
             extent=slicer.extent,
             vertices=cells.vertices.copy(),
             outputs=outputs,
             decision_boundary=boundary,
-            layer_names=slicer.names,
+            layer_names=slicer.layers.names,
             counts=slicer.counts,
             slope_norm=None,
             euler=cells.euler,

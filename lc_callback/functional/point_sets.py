@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lc_callback.engine.counting.counter import TraceEachSet, share_of
+from lc_callback.engine.counting.counter import share_of
+from lc_callback.engine.counting.task import TraceEachSet
 from lc_callback.engine.network.points import Points
-from lc_callback.functional.local_complexity import LocalComplexity, counter_of, wrapped
+from lc_callback.functional.local_complexity import LocalComplexity, counting_task, wrapped
 
 __all__ = ["local_complexity_of_sets"]
 
@@ -61,7 +62,7 @@ def local_complexity_of_sets(
 
     def count(names: Sequence[str]) -> None:
         first, *others = (sets[name] for name in names)
-        counter = counter_of(
+        task = counting_task(
             method,
             model,
             first,
@@ -72,11 +73,11 @@ def local_complexity_of_sets(
             forward_fn=forward_fn,
         )
         smallest = min(radius) if isinstance(radius, Sequence) else radius
-        with counter.ready(smallest, n_directions, seed=seed, chunk_size=chunk_size) as ready:
+        with task.ready(smallest, n_directions, seed=seed, chunk_size=chunk_size) as counter:
             for index, name in enumerate(names):
-                points = share_of(ready.sets[index].n, *share)
+                points = share_of(counter.sets[index].n, *share)
                 told = None if progress is None else progress(name)
-                found[name] = wrapped(ready.count_set(index, radius, told, points))
+                found[name] = wrapped(counter.count_set(index, radius, told, points))
 
     for names in _alike(sets):
         try:

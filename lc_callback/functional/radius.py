@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lc_callback.engine.counting.counter import SwitchCounter, share_of
-from lc_callback.engine.counting.critical_radius import HasJumps, LinearCounter, critical_radii
-from lc_callback.engine.counting.vertices import Tally
+from lc_callback.engine.counting.counter import share_of
+from lc_callback.engine.counting.critical_radius import CriticalRadii, HasJumps, critical_radii
+from lc_callback.engine.counting.histogram import BINS
+from lc_callback.engine.counting.task import CountingTask
+from lc_callback.engine.counting.vertices import Tally, Vertices
+from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.layout import permuted
+from lc_callback.engine.network.modules import select_modules
 from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.space import Space, compute_dtype
-from lc_callback.functional.local_complexity import counter_of, wrapped
+from lc_callback.functional.local_complexity import counting_task, wrapped
 from lc_callback.isolation import untouched
 
 __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]
@@ -95,17 +99,16 @@ def find_radius(
     with warnings.catch_warnings():  # what there is to warn of, the rows will
         warnings.simplefilter("ignore")
         if layers is None:
-            linear = _SmallestRadii(model, inputs, **where)
             with suppress(HasJumps):
-                linear.measure(most, n_directions, None, seed, chunk_size, None)
+                linear = _smallest_radii(model, inputs, most, n_directions, seed, chunk_size, **where)
                 chosen = _chosen(linear.found(), most, n, linear.switching)
                 totals = []
                 for method in ("linear", "vertices"):
-                    counter = counter_of(method, model, inputs, layers=None, max_pool=False, **where)
-                    arguments = chosen.radius, n_directions, None, seed, chunk_size, None
-                    totals.append(wrapped(counter.measure(*arguments, points=some)).total)
+                    task = counting_task(method, model, inputs, layers=None, max_pool=False, **where)
+                    found = task.measure(chosen.radius, n_directions, None, seed, chunk_size, points=some)
+                    totals.append(wrapped(found).total)
                 return replace(chosen, difference=_difference(*totals))
-        vertices = _DistinctCounter(model, inputs, layers=layers, **where)
+        vertices = CountingTask(_DistinctVertices, model, inputs, layers=layers, **where)
 
         def switching(radius: float) -> float:
             found = vertices.measure(radius, n_directions, None, seed, chunk_size, None, points=some)
@@ -191,12 +194,13 @@ def count_units(
     forward_fn: Callable[..., Any] | None = None,
 ) -> int:
     """How many units are counted at each point. Arguments as of :func:`lc_callback.functional.local_complexity`."""
-    counter = SwitchCounter(model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
+    space = Space(model, inputs, at=at, forward_fn=forward_fn)
+    outputs_of = None if layers is None else select_modules(model, layers)
     dtype = compute_dtype(model, inputs)
     with warnings.catch_warnings(), untouched(model, forward_fn, dtype=dtype):
         warnings.simplefilter("ignore")
-        counter.trace(dtype)
-    return sum(counter.sizes)
+        space.locate(dtype)
+        return sum(TracedLayers(space, outputs_of=outputs_of, max_pool=max_pool).sizes)
 
 
 def _bisected(switching: Callable[[float], float], most: float) -> float:
@@ -210,13 +214,32 @@ def _bisected(switching: Callable[[float], float], most: float) -> float:
     return 10 ** ((low + high) / 2)
 
 
-class _SmallestRadii(LinearCounter):
+def _smallest_radii(
+    model: nn.Module,
+    inputs: Any,
+    most: float,
+    n_directions: int | None,
+    seed: int,
+    chunk_size: int | None,
+    **where: Any,
+) -> _SmallestRadii:
+    """What knows the smallest critical radii, in a precision for radii that are not below ``most``.
+
+    Raises:
+        HasJumps: if the model jumps.
+    """
+    task = CountingTask(_SmallestRadii, model, inputs, **where)
+    with task.ready(most, n_directions, None, seed, chunk_size) as counter:
+        counter.count_set(0, most)
+        return cast("_SmallestRadii", counter.strategy)
+
+
+class _SmallestRadii(CriticalRadii):
     """Keeps the smallest critical radii of all points, as many as are enough."""
 
-    def ready(self, *arguments: Any, **named: Any) -> AbstractContextManager[SwitchCounter]:
-        """As a counter by vertices, which raises if the model jumps."""
+    def __init__(self, layers: TracedLayers) -> None:
+        super().__init__(layers)
         self._smallest = torch.empty(0, dtype=torch.float64)
-        return SwitchCounter.ready(self, *arguments, **named)
 
     def found(self) -> float:
         """The radius at which enough units have switched; infinite if there are fewer."""
@@ -226,15 +249,16 @@ class _SmallestRadii(LinearCounter):
         """How many units switch at all points together within a radius, up to those that are enough."""
         return float((self._smallest <= radius).sum())
 
-    def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]], radii: list[float], step: float) -> Tensor:
+        """Keep those of one place that are among the smallest."""
         value = found[0][0].clone()  # the next line overwrites it
-        radii = critical_radii(found, self._step)
+        critical = critical_radii(found, step)
         limit = self._smallest.max().item() if len(self._smallest) == ENOUGH else math.inf
-        point, unit = torch.nonzero((radii > 0) & (radii < limit), as_tuple=True)
-        kept = _distinct(point, value[point, unit], radii[point, unit]).double().cpu()
+        point, unit = torch.nonzero((critical > 0) & (critical < limit), as_tuple=True)
+        kept = _distinct(point, value[point, unit], critical[point, unit]).double().cpu()
         together = torch.cat([self._smallest, kept])
         self._smallest = together.topk(min(ENOUGH, len(together)), largest=False).values
-        return torch.zeros_like(self.histogram)
+        return counts.new_zeros(BINS)
 
 
 def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
@@ -248,14 +272,14 @@ def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
     return radius[order][first]
 
 
-class _DistinctCounter(SwitchCounter):
+class _DistinctVertices(Vertices):
     """Counts by the vertices and the points themselves, and units with one and the same value at a point once."""
 
-    def _vertices(self, radius: float) -> Tensor:
-        vertices = super()._vertices(radius)
-        return torch.cat([torch.zeros_like(vertices[:1]), vertices])
+    def vertices(self, steps: Tensor) -> Tensor:
+        """With the point itself as the first."""
+        return torch.cat([torch.zeros_like(steps[:1]), super().vertices(steps)])
 
-    def tallies(self, n: int) -> Tally:
+    def tally(self, n: int) -> Tally:
         """One that knows the value at the point itself."""
         return _DistinctTally(n)
 

@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
-from networks import COUNTERS, NETS, measured
+from networks import METHODS, NETS, measured
+
+from lc_callback.engine.counting.counter import SwitchCounter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -16,7 +18,7 @@ def moved(inputs):
     return {k: v.cuda() for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.cuda()
 
 
-@pytest.mark.parametrize("method", COUNTERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NETS)
 def test_counts_on_a_gpu_are_those_on_the_cpu(name, method):
     torch.manual_seed(0)
@@ -30,12 +32,11 @@ def test_counts_on_a_gpu_are_those_on_the_cpu(name, method):
     assert expected.sum() > 10
 
 
-@pytest.mark.parametrize("method", COUNTERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_no_chunk_waits_for_the_gpu(method, monkeypatch):
     torch.manual_seed(0)
     make, inputs = NETS["images"]
-    counter = COUNTERS[method]
-    count, chunks = counter._count_points, []
+    count, chunks = SwitchCounter._count_points, []
 
     def strictly(self, points, *arguments):
         torch.cuda.set_sync_debug_mode("error")
@@ -45,6 +46,6 @@ def test_no_chunk_waits_for_the_gpu(method, monkeypatch):
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(counter, "_count_points", strictly)
+    monkeypatch.setattr(SwitchCounter, "_count_points", strictly)
     measured(make().eval().cuda(), inputs, method, chunk_size=12)
     assert len(chunks) > 4

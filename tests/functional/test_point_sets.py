@@ -8,8 +8,8 @@ from networks import NETS
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.engine.counting.counter import SwitchCounter
-from lc_callback.functional.local_complexity import counter_of, joined, share_of, wrapped
+from lc_callback.engine.counting.task import CountingTask
+from lc_callback.functional.local_complexity import counting_task, joined, share_of, wrapped
 from lc_callback.functional.point_sets import local_complexity_of_sets
 
 RADII = [0.05, 0.4]
@@ -125,9 +125,9 @@ class Sign(nn.Module):
 def separate(method, net, sets, share=(0, 1), **arguments):
     found = {}
     for name, inputs in sets.items():
-        counter = counter_of(method, net, inputs, **{"layers": None, "max_pool": False, **arguments})
+        task = counting_task(method, net, inputs, **{"layers": None, "max_pool": False, **arguments})
         n = len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)))
-        found[name] = wrapped(counter.measure(RADII, 3, None, 0, None, None, points=share_of(n, *share)))
+        found[name] = wrapped(task.measure(RADII, 3, points=share_of(n, *share)))
     return found
 
 
@@ -154,8 +154,8 @@ def test_counts_are_those_of_separate_calls(name, method, monkeypatch):
     net = make().double().eval()
     expected = separate(method, net, sets, at=None, forward_fn=None)
     traces = []
-    plain = SwitchCounter.trace
-    monkeypatch.setattr(SwitchCounter, "trace", lambda self, dtype: traces.append(dtype) or plain(self, dtype))
+    plain = CountingTask._traced
+    monkeypatch.setattr(CountingTask, "_traced", lambda *arguments: traces.append(1) or plain(*arguments))
     found = local_complexity_of_sets(method, net, sets, RADII, 3)
     check(found, expected)
     assert sum(int((lc.counts > 0).sum()) for lc in found.values()) > 0
@@ -234,9 +234,9 @@ def test_radii_may_be_tried_without_another_trace(method, monkeypatch):
     torch.manual_seed(0)
     net = make().double().eval()
     first, *others = sets.values()
-    counter = counter_of(method, net, first, others=others, layers=None, max_pool=False, at=None, forward_fn=None)
-    with counter.ready(0.05, 3) as ready:
-        monkeypatch.setattr(SwitchCounter, "trace", None)
+    task = counting_task(method, net, first, others=others, layers=None, max_pool=False, at=None, forward_fn=None)
+    with task.ready(0.05, 3) as ready:
+        monkeypatch.setattr(CountingTask, "_traced", None)
         found = [[ready.count_set(index, radius).counts for index in range(3)] for radius in RADII]
         some = ready.count_set(0, RADII, points=torch.tensor([2])).counts
     monkeypatch.undo()

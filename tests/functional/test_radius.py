@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lc_callback.engine.counting.task import CountingTask
 from lc_callback.functional import local_complexity
 from lc_callback.functional.radius import (
     ENOUGH,
@@ -18,8 +19,8 @@ from lc_callback.functional.radius import (
     _bisected,
     _chosen,
     _difference,
-    _DistinctCounter,
-    _SmallestRadii,
+    _DistinctVertices,
+    _smallest_radii,
     count_units,
     find_radius,
     nearest_distance,
@@ -67,10 +68,10 @@ class Sign(nn.Module):
 
 
 def by_vertices(net: nn.Module, points: Tensor, most: float) -> float:
-    counter = _DistinctCounter(net, points)
+    task = CountingTask(_DistinctVertices, net, points)
 
     def switching(radius: float) -> float:
-        return float(counter.measure(radius, 25, None, 0, None, None).counts.sum())
+        return float(task.measure(radius, 25).counts.sum())
 
     return _bisected(switching, most)
 
@@ -106,8 +107,7 @@ def test_five_seeds_get_one_radius_or_its_neighbour(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_enough_units_switch_at_the_radius_that_is_found(dtype: torch.dtype) -> None:
     net, points = made(lambda: mlp(64, 100, 100, 10)).to(dtype), normal(400, 64).to(dtype)
-    counter = _SmallestRadii(net, points)
-    counter.measure(1.0, 25, None, 0, None, None)
+    counter = _smallest_radii(net, points, 1.0, 25, 0, None)
     lc = local_complexity(net, points, radius=[counter.found(), counter.found() * 0.999], method="linear")
     assert int(lc.total[0].sum()) == ENOUGH  # no two units of an MLP have one value
     assert int(lc.total[1].sum()) < ENOUGH
@@ -115,8 +115,7 @@ def test_enough_units_switch_at_the_radius_that_is_found(dtype: torch.dtype) -> 
 
 def test_the_vertices_find_what_the_critical_radii_do() -> None:
     net, points = made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)
-    linear = _SmallestRadii(net, points)
-    linear.measure(1.0, 25, None, 0, None, None)
+    linear = _smallest_radii(net, points, 1.0, 25, 0, None)
     vertices = by_vertices(net, points, 1.0)
     assert vertices == pytest.approx(linear.found(), rel=0.15)
 
@@ -134,9 +133,7 @@ def test_units_of_one_value_count_once(method: str, copies: int) -> None:
 
     net, points = made(Copied), normal(60, 64)
     if method == "linear":
-        counter = _SmallestRadii(net, points)
-        counter.measure(1.0, 25, None, 0, None, None)
-        found = counter.found()
+        found = _smallest_radii(net, points, 1.0, 25, 0, None).found()
     else:
         found = by_vertices(net, points, 10.0)
     single = local_complexity(net.first, points, layers=[nn.Linear], radius=found).total.sum()
@@ -157,9 +154,7 @@ def test_units_on_their_kink_do_not_count(method: str) -> None:
     net, points = made(Blank), normal(60, 64)
     points[:, 32:] = 0
     if method == "linear":
-        counter = _SmallestRadii(net, points)
-        counter.measure(1.0, 25, None, 0, None, None)
-        found = counter.found()
+        found = _smallest_radii(net, points, 1.0, 25, 0, None).found()
     else:
         found = by_vertices(net, points, 10.0)
     counts = local_complexity(net, points, radius=found, method=method).counts.sum(0).tolist()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lc_callback.engine.counting.counter import SwitchCounter
+from lc_callback.engine.counting.task import CountingTask
 from lc_callback.functional import local_complexity
-from lc_callback.functional.local_complexity import LinearCounter, joined, share_of, wrapped
+from lc_callback.functional.local_complexity import joined, share_of, wrapped
 
 RADII = [0.05, 0.5]
 
@@ -17,9 +17,10 @@ def made(seed=0):
     return net, torch.randn(7, 5)
 
 
-def parts(kind, net, x, n, radius=RADII, progress=None):
+def parts(method, net, x, n, radius=RADII, progress=None):
     shares = [share_of(len(x), index, n) for index in range(n)]
-    return [wrapped(kind(net, x).measure(radius, 3, None, 0, None, progress, points=share)) for share in shares]
+    task = CountingTask.by(method, net, x)
+    return [wrapped(task.measure(radius, 3, progress=progress, points=share)) for share in shares]
 
 
 def test_shares_hold_every_point_once():
@@ -29,12 +30,12 @@ def test_shares_hold_every_point_once():
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 9])
-@pytest.mark.parametrize(("kind", "method"), [(SwitchCounter, "vertices"), (LinearCounter, "linear")])
-def test_all_shares_together_are_the_whole(kind, method, n):
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+def test_all_shares_together_are_the_whole(method, n):
     net, x = made()
     x[4, 2] = float("nan")
     whole = local_complexity(net, x, radius=RADII, n_directions=3, method=method)
-    found = joined(parts(kind, net, x, n))
+    found = joined(parts(method, net, x, n))
     assert torch.equal(found.counts, whole.counts)
     assert (whole.counts[:, 4] < 0).all()
     assert whole.counts[1].sum() > 10
@@ -46,7 +47,7 @@ def test_all_shares_together_are_the_whole(kind, method, n):
 def test_shares_of_a_single_radius():
     net, x = made()
     whole = local_complexity(net, x, radius=0.5, n_directions=3)
-    found = joined(parts(SwitchCounter, net, x, 3, radius=0.5))
+    found = joined(parts("vertices", net, x, 3, radius=0.5))
     assert torch.equal(found.counts, whole.counts)
     assert found.mean == whole.mean
 
@@ -54,13 +55,13 @@ def test_shares_of_a_single_radius():
 @pytest.mark.filterwarnings("ignore:.*computing in float64")
 def test_the_precision_is_that_of_all_points():
     net, x = made()
-    assert {part.dtype for part in parts(SwitchCounter, net, x, 3)} == {torch.float32}
+    assert {part.dtype for part in parts("vertices", net, x, 3)} == {torch.float32}
     x[1] *= 1e5
-    assert {part.dtype for part in parts(SwitchCounter, net, x, 3)} == {torch.float64}
+    assert {part.dtype for part in parts("vertices", net, x, 3)} == {torch.float64}
 
 
 def test_progress_counts_the_points_of_the_share():
     net, x = made()
     told = []
-    parts(SwitchCounter, net, x, 3, progress=lambda done, total: told.append((done, total)))
+    parts("vertices", net, x, 3, progress=lambda done, total: told.append((done, total)))
     assert [each for each in told if each[0] == each[1]] == [(6, 6), (4, 4), (4, 4)]

@@ -2,62 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lc_callback.engine.counting.counter import SwitchCounter
-from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.counting.vertices import Vertices
+from lc_callback.engine.network.layers import Consumer, TracedLayers
+from lc_callback.engine.replay.route import Route
 from lc_callback.engine.slices.plane import Plane
 from lc_callback.engine.slices.window import Extent
 
-__all__ = ["GridCounter", "middles"]
+__all__ = ["GridVertices", "middles"]
 
 Floats = NDArray[np.float64]
 
 
-class GridCounter(SwitchCounter):
-    """Counts at the cells of a grid of the plane through the points, instead of at the points."""
+class GridVertices(Vertices):
+    """Counts at the cells of a grid of the plane through the points, instead of at the points.
 
-    def __init__(
-        self, *args: Any, extent: Sequence[float] | float | None, sides: tuple[int, int], **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self._extent, self._sides = extent, sides
+    Args:
+        layers: of which the units are counted.
+        extent: of the grid, as of :meth:`Plane.window`.
+        sides: ``(H, W)``, its cells.
+
+    Attributes:
+        plane: through the points.
+        window: of the grid, in plane coordinates.
+    """
+
+    def __init__(self, layers: TracedLayers, *, extent: Sequence[float] | float | None, sides: tuple[int, int]) -> None:
+        super().__init__(layers)
+        self.plane = Plane.through(layers.space.all_values())
+        u0, u1, v0, v1 = self.window = self.plane.window(extent)
+        corners = self.plane.to_input([[u, v] for u in (u0, u1) for v in (v0, v1)])
+        layers.space.reaches(float(corners.abs().max()))
+        self._uv = torch.from_numpy(middles(self.window, *sides)).flatten(0, 1)
         self._first = torch.zeros(1, dtype=torch.long)
 
     @property
     def n(self) -> int:
         """Number of cells."""
-        return self._sides[0] * self._sides[1]
+        return len(self._uv)
 
-    def trace(self, dtype: torch.dtype) -> None:
-        """Learn the layers, and where the cells are."""
-        super().trace(dtype)
-        self.plane = Plane.through(self.all_values())
-        u0, u1, v0, v1 = self.window = self.plane.window(self._extent)
-        corners = self.plane.to_input([[u, v] for u in (u0, u1) for v in (v0, v1)])
-        self.largest = max(self.largest, float(corners.abs().max()))
-        self._uv = torch.from_numpy(middles(self.window, *self._sides)).flatten(0, 1)
-
-    def set_frame(self, frame: Tensor, most: int) -> None:
-        """Take the directions of the frame; those of the plane lead from the first point to the cells."""
-        super().set_frame(torch.cat([self.plane.directions.flatten(1).to(frame), frame]), most)
-        self.n_directions = len(frame)
+    def frame(self, directions: Tensor) -> Tensor:
+        """The directions of the plane, which lead from the first point to the cells, and those of the neighbourhood."""
+        return torch.cat([self.plane.directions.flatten(1).to(directions), directions])
 
     def starts(self, points: Tensor) -> Tensor:
         """The first point, from which all cells are reached."""
         return self._first
 
-    def follow_vertices(self, points: Tensor, vertices: Tensor, sink: Callable[[int, list[Knot]], None]) -> None:
-        """Run the model at the vertices of the frames of these cells."""
+    def follow(self, route: Route, points: Tensor, vertices: Tensor, consumer: Consumer) -> None:
+        """Follow the vertices of the frames of these cells."""
         cells = self._uv[points].to(vertices).repeat(len(vertices), 1)
         coefficients = torch.cat([cells, vertices.repeat_interleave(len(points), dim=0)], dim=1)
-        self.follow_frame(self._first, coefficients, sink)
+        route.follow(self._first, coefficients, consumer)
 
 
 def middles(extent: Extent, height: int, width: int) -> Floats:

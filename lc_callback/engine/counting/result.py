@@ -24,6 +24,7 @@ class SwitchCounts:
         dtype: floating-point type of the computation.
         histogram: of critical radii, where these are known.
         uncounted: operations that choose a winner, which ``max_pool=True`` would count.
+        route: how the points were followed, and why no faster way was taken.
     """
 
     counts: Tensor
@@ -34,3 +35,4 @@ class SwitchCounts:
     dtype: torch.dtype
     histogram: Tensor | None = None
     uncounted: Sequence[str] = ()
+    route: str = ""

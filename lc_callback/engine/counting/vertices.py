@@ -7,10 +7,100 @@ import functools
 import torch
 from torch import Tensor
 
-from lc_callback.engine.network.layout import memory_order, permuted
+from lc_callback.engine.counting.strategy import Sweep, steps_along
+from lc_callback.engine.network.layers import Consumer, Execution, TracedLayers
+from lc_callback.engine.network.layout import memory_order, permuted, viewed
 from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.replay.route import Route
+from lc_callback.engine.replay.way import Way, pre_activations
 
-__all__ = ["Tally", "number_of_ones"]
+__all__ = ["Tally", "Vertices", "number_of_ones"]
+
+
+class Vertices:
+    """Runs the model at the vertices of the frame of each point; of all radii one after another.
+
+    Args:
+        layers: of which the units are counted.
+
+    Attributes:
+        execution: how the operations of the model are executed.
+    """
+
+    has_rules = False
+    besides = 0
+
+    def __init__(self, layers: TracedLayers) -> None:
+        self.layers, self.execution = layers, Execution()
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return self.layers.space.points.n
+
+    def frame(self, directions: Tensor) -> Tensor:
+        """The directions themselves."""
+        return directions
+
+    def starts(self, points: Tensor) -> Tensor:
+        """The points themselves."""
+        return points
+
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+        """All pre-activations."""
+        return pre_activations(way, points, moves, most, with_output=False)
+
+    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
+        """One for each radius."""
+        collector = functools.partial(_Tallies, self, route)
+        return [
+            Sweep(self.vertices(steps_along(n_directions, radius, route.frame)), slice(row, row + 1), collector)
+            for row, radius in enumerate(radii)
+        ]
+
+    def vertices(self, steps: Tensor) -> Tensor:
+        """``(2P, P)`` coefficients of the frame."""
+        return torch.cat([steps, -steps])
+
+    def follow(self, route: Route, points: Tensor, vertices: Tensor, consumer: Consumer) -> None:
+        """Follow vertices ``(k, P)`` of the frames of the points ``(n,)``, in units of the directions."""
+        route.follow(points, vertices, consumer)
+
+    def tally(self, n: int) -> Tally:
+        """What keeps count of one place at ``n`` points."""
+        return Tally(n)
+
+
+class _Tallies:
+    """A tally for each place, at ``n`` points."""
+
+    def __init__(self, strategy: Vertices, route: Route, n: int) -> None:
+        self._strategy, self._route, self._n = strategy, route, n
+        self._tallies = [strategy.tally(n) for _ in strategy.layers.axes]
+
+    def add(self, points: Tensor, rows: slice, part: Tensor, first: bool) -> None:
+        """As of :class:`Collector`."""
+        shape, prefix = (len(part), len(points)), self._route.prefix
+
+        def by_vertex(z: Tensor) -> Tensor:
+            outermost = None if prefix is None else prefix.outermost(z, shape)
+            return z.unflatten(0, shape) if outermost is None else outermost
+
+        def note(position: int, knots: list[Knot]) -> None:
+            self._tallies[position].add(viewed(knots, by_vertex), rows, first)
+
+        self._strategy.follow(self._route, points, part, note)
+
+    def counts(self) -> Tensor:
+        """As of :class:`Collector`."""
+        layers = self._strategy.layers
+        counts = torch.zeros(len(layers.names), self._n, dtype=torch.int64, device=layers.space.device)
+        broken = torch.zeros_like(counts, dtype=torch.bool)
+        for layer, tally in zip(layers.layer_of, self._tallies, strict=True):
+            if layer >= 0:
+                counts[layer] += tally.crossed()
+                broken[layer] |= tally.broken()
+        return counts.masked_fill(broken, -1).T.unsqueeze(1)
 
 
 class Tally:

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lc_callback.engine.chunks import BOUNDS
-from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.layers import Execution, TracedLayers
 from lc_callback.engine.network.max_pools import MINIMA, WINNERS
 from lc_callback.engine.network.operations import Kind, Knot, is_a
 from lc_callback.engine.network.recorder import Recorder
+from lc_callback.engine.network.space import Space
 
 __all__ = ["UpperBound"]
 
@@ -22,7 +23,7 @@ _ROUNDING = 1e-12  # of a layer's largest value
 _BENT = 1e-7  # of how far the values of a layer move
 
 
-class UpperBound(Layers):
+class UpperBound:
     r"""Bounds the units that switch anywhere in the convex hull of the frame of a point.
 
     A zonotope goes through the network: every value is :math:`c + \sum_p a_p g_p + \sum_k b_k e_k`, with
@@ -32,57 +33,76 @@ class UpperBound(Layers):
     line is a new symbol :math:`b_k` (Singh et al., *Fast and Effective Robustness Certification*, NeurIPS 2018).
     Samples of symbols that are not in use yet are copies of :math:`c`. The last sample is a mean of all
     others: where it does not arrive as one, the network is not affine between its non-linearities.
+
+    Args:
+        space: of the points, located in float64.
+
+    Raises:
+        ValueError: if the network is not piecewise affine.
     """
 
-    remedy = ""
-    operand: Any = None  # of the operation that runs, and what its result is replaced by
-    becomes: Callable[[Any, Callable[[Tensor], Tensor]], None] | None = None
+    def __init__(self, space: Space) -> None:
+        self._layers = TracedLayers(space, max_pool="candidates", hint="")
+        self._layers.check_piecewise_affine("so there is no bracket.")
 
     @property
     def pools(self) -> list[bool]:
         """Which layers are max-pooling."""
-        places = zip(self.layer_of, self.sites, strict=True)
+        places = zip(self._layers.layer_of, self._layers.sites, strict=True)
         pools = {layer for layer, site in places if site.op in WINNERS}
-        return [layer in pools for layer in range(len(self.names))]
-
-    def _recorder(self, receive: Callable[..., None], recording: dict[str, Any]) -> Recorder:
-        return _Relaxing(self, receive, recording)
+        return [layer in pools for layer in range(len(self._layers.names))]
 
     def count(self, radii: list[float], frame: Tensor) -> Tensor:
-        """``(R, N, L)`` upper bounds, ``-1`` where a pre-activation was not finite. The model was traced in float64."""
-        most = max(_SYMBOLS, BOUNDS.of(self.device) // max(1, self.bytes_per_sample) - len(frame) - 2)
+        """``(R, N, L)`` upper bounds, ``-1`` where a pre-activation was not finite."""
+        layers, space = self._layers, self._layers.space
+        most = max(_SYMBOLS, BOUNDS.of(space.device) // max(1, layers.bytes_per_sample) - len(frame) - 2)
         symbols = _SYMBOLS
-        counts = torch.empty(len(radii), self.points.n, len(self.names), dtype=torch.int64)
+        counts = torch.empty(len(radii), space.points.n, len(layers.names), dtype=torch.int64)
         for row, radius in enumerate(radii):
-            for point in range(self.points.n):
-                while not self._count_point(point, radius * frame, symbols) and symbols < most:
+            for point in range(space.points.n):
+                zonotope = _Zonotope(layers, point, radius * frame, symbols)
+                while zonotope.exhausted and symbols < most:
                     symbols = min(4 * symbols, most)
-                counts[row, point] = torch.tensor(self._counts)
+                    zonotope = _Zonotope(layers, point, radius * frame, symbols)
+                counts[row, point] = torch.tensor(zonotope.counts)
         return counts
 
-    def _count_point(self, point: int, frame: Tensor, symbols: int) -> bool:
-        """Returns whether the symbols sufficed; if not, all units of later places are counted."""
+
+class _Zonotope:
+    """What the units of each layer may reach, from one point with a number of symbols.
+
+    Attributes:
+        counts: units of each layer that may switch, -1 where a pre-activation was not finite.
+        exhausted: whether the symbols did not suffice; then all units of later places are counted.
+        operand: of the operation that runs.
+        becomes: what its result is replaced by; ``None`` leaves it as it is.
+    """
+
+    def __init__(self, layers: TracedLayers, point: int, frame: Tensor, symbols: int) -> None:
+        self._layers = layers
+        self.operand: Any = None
+        self.becomes: Callable[[Any, Callable[[Tensor], Tensor]], None] | None = None
         self._n_directions, self._n_symbols, self._n_used = len(frame), symbols, 0
-        self._counts = [0] * len(self.names)
+        self.counts = [0] * len(layers.names)
         weights = torch.rand(
             1 + len(frame) + symbols, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-        ).to(self.device)
+        ).to(layers.space.device)
         self._weights = weights / weights.sum()
+        self.exhausted = False
         offsets = torch.cat([torch.zeros_like(frame[:1]), frame, frame.new_zeros(symbols, frame.shape[1])])
-        self._exhausted = False  # symbols
-        self.follow(torch.tensor([point]), torch.cat([offsets, self._weights[None] @ offsets]), self._note)
-        return not self._exhausted
+        moves = torch.cat([offsets, self._weights[None] @ offsets])
+        layers.follow(torch.tensor([point]), moves, self._note, _Relaxation(self))
 
     # At each non-linearity
 
     def _note(self, position: int, knots: list[Knot]) -> None:
         """Before an operation (max-pooling: after): count, and say in ``becomes`` what its result is replaced by."""
         z, knot = knots[0]
-        layer, units = self.layer_of[position], z[0].numel() if knot is not None else z[0, ..., 0].numel()
+        layer, units = self._layers.layer_of[position], z[0].numel() if knot is not None else z[0, ..., 0].numel()
         if z.isnan().any() or (z == torch.inf).any() or (knot is not None and (z == -torch.inf).any()):
-            self._counts[layer] = -1
-        elif self._exhausted:
-            self._counts[layer] += units
+            self.counts[layer] = -1
+        elif self.exhausted:
+            self.counts[layer] += units
         elif knot is None:
             self._note_winners(position, z.flatten(1, -2))
         else:
@@ -90,7 +110,7 @@ class UpperBound(Layers):
 
     def _note_pieces(self, position: int, knots: list[tuple[Tensor, float]]) -> None:
         """An elementwise non-linearity: a line from end to end of what each unit may reach."""
-        extreme = is_a(self.sites[position].op, Kind.EXTREME)
+        extreme = is_a(self._layers.sites[position].op, Kind.EXTREME)
         if extreme:  # the larger of x and y is y plus the larger of x - y and 0
             operand, x = None, knots[0][0]
             kinks = [torch.zeros_like(x[0])]
@@ -104,7 +124,7 @@ class UpperBound(Layers):
         reach, rounding = self._reach(position, x)
         low, high = x[0] - reach - rounding, x[0] + reach + rounding
         active = torch.stack([(low <= kink) & (kink < high) for kink in kinks]).any(0) & (reach > 0)
-        self._counts[self.layer_of[position]] += int(active.sum())
+        self.counts[self._layers.layer_of[position]] += int(active.sum())
         at = torch.stack([low, high, *(kink.clamp(low, high) for kink in kinks)])
 
         def becomes(result: Tensor, apply: Callable[[Tensor], Tensor]) -> None:
@@ -134,8 +154,8 @@ class UpperBound(Layers):
         reach = reach.view_as(border)
         ahead = (lead[0] + reach + rounding).masked_fill(border | (reach == 0), 0.0).amax(-1).clamp(min=0)
         active = ahead > 0
-        self._counts[self.layer_of[position]] += int(active.sum())
-        sign = -1 if self.sites[position].op in MINIMA else 1
+        self.counts[self._layers.layer_of[position]] += int(active.sum())
+        sign = -1 if self._layers.sites[position].op in MINIMA else 1
 
         def becomes(result: Any, apply: Callable[[Tensor], Tensor]) -> None:
             values = result if isinstance(result, Tensor) else result[0]
@@ -146,7 +166,7 @@ class UpperBound(Layers):
         self.becomes = becomes
 
     def _front(self, position: int, tensor: Tensor) -> Tensor:
-        axis = self.axes[position]
+        axis = self._layers.axes[position]
         assert axis is not None
         return axis.to_front(tensor, len(self._weights) + 1)
 
@@ -165,36 +185,48 @@ class UpperBound(Layers):
         units = active.nonzero().flatten()[beside > 0]
         symbols = 1 + self._n_directions + self._n_used + torch.arange(len(units), device=units.device)
         self._n_used += len(units)
-        self._exhausted = self._n_used > self._n_symbols
-        if not self._exhausted:
+        self.exhausted = self._n_used > self._n_symbols
+        if not self.exhausted:
             new[symbols, units] += beside[beside > 0]
             new[-1] = self._weights @ new[:-1]
             front = self._front(position, result)
             front.copy_(new.view(front.shape))
 
     def _not_affine(self, position: int) -> ValueError:
-        site = self.sites[position]
+        site = self._layers.sites[position]
         return ValueError(
             f"`bracket=True` needs a network that is affine between its non-linearities, but before {site.op!r} at "
             f"{site.path or 'the top'!r} something else bends: a softmax, a LayerNorm, a product or a comparison, say."
         )
 
 
-class _Relaxing(Recorder):
-    """A recorder that puts lines in place of non-linearities."""
+class _Relaxation(Execution):
+    """Puts lines in place of non-linearities."""
 
-    def __init__(self, bound: UpperBound, receive: Callable[..., None], recording: dict[str, Any]) -> None:
-        super().__init__(bound.model, receive, **recording)
-        self._bound = bound
+    def __init__(self, zonotope: _Zonotope) -> None:
+        super().__init__()
+        self._zonotope = zonotope
+
+    def recorder(self, model: nn.Module, receive: Callable[..., None], options: dict[str, Any]) -> Recorder:
+        """What observes the model."""
+        return _Relaxing(self._zonotope, model, receive, **options)
+
+
+class _Relaxing(Recorder):
+    """A recorder that does what :class:`_Relaxation` says."""
+
+    def __init__(self, zonotope: _Zonotope, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._zonotope = zonotope
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        bound, others = self._bound, kwargs or {}
-        bound.operand, bound.becomes = args[0] if args else None, None
+        zonotope, others = self._zonotope, kwargs or {}
+        zonotope.operand, zonotope.becomes = args[0] if args else None, None
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if bound.becomes is not None:
+        if zonotope.becomes is not None:
             extreme = is_a(func._schema.name.removeprefix("aten::"), Kind.EXTREME)
             with _disable_current_modes():
-                bound.becomes(
+                zonotope.becomes(
                     result, lambda x: func(x, torch.zeros_like(x)) if extreme else func(x, *args[1:], **others)
                 )
         return result

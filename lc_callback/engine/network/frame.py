@@ -10,7 +10,9 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-__all__ = ["cross_polytope_frame"]
+__all__ = ["cross_polytope_frame", "frame_directions"]
+
+_N_DIRECTIONS = 25  # of the paper; a space of fewer dimensions has not so many
 
 _KEPT = 2**17  # entries of the largest frame that is not drawn again: 1 MB
 
@@ -78,3 +80,26 @@ def _drawn(dim: int, n_directions: int, seed: int) -> Tensor:
 
 # The same frame is asked for in each row.
 _kept = functools.lru_cache(maxsize=8)(_drawn)
+
+
+def frame_directions(
+    shape: tuple[int, ...],
+    n_directions: int | None,
+    directions: Tensor | None,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """``(P, D)`` directions, drawn or given."""
+    dim = math.prod(shape)
+    if directions is None:
+        n_directions = min(_N_DIRECTIONS, dim) if n_directions is None else n_directions
+        return cross_polytope_frame(shape, n_directions, seed=seed, dtype=dtype, device=device).flatten(1)
+    if not isinstance(directions, Tensor) or directions.ndim < 2 or not len(directions) or directions[0].numel() != dim:
+        raise ValueError(
+            f"`directions` must be a tensor (P, {', '.join(map(str, shape))}) or (P, {dim}), but got "
+            f"{tuple(directions.shape) if isinstance(directions, Tensor) else type(directions).__name__}."
+        )
+    if not directions.isfinite().all():
+        raise ValueError("`directions` must be finite, but holds NaN or infinity.")
+    return directions.detach().flatten(1).to(dtype=dtype, device=device)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from lc_callback.suggestions import did_you_mean
 
-__all__ = ["check_layers", "find_module", "module_paths", "select_modules"]
+__all__ = ["Reached", "check_layers", "find_module", "module_paths", "output_of", "select_modules"]
+
+
+class Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
+    """What a forward pass was run for is known."""
 
 
 def module_paths(model: nn.Module) -> dict[int, str]:
@@ -19,6 +24,28 @@ def module_paths(model: nn.Module) -> dict[int, str]:
     for path, module in model.named_modules():
         paths[id(module)] = ".".join(part for part in path.split(".") if part != "_orig_mod")
     return paths
+
+
+def output_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module returns at its first call; nothing is run after it."""
+    found: list[Tensor] = []
+
+    def stop(called: nn.Module, args: Any, output: Any) -> None:
+        if called is module:
+            found.append(output)
+            raise Reached
+
+    handle = register_module_forward_hook(stop)
+    try:
+        run()
+    except Exception:  # TorchScript makes its own of ours
+        if not found:
+            raise
+    finally:
+        handle.remove()
+    if not found:
+        raise ValueError(f"`model` did not run its {type(module).__name__} here, but did when traced.")
+    return found[0]
 
 
 def select_modules(model: nn.Module, layers: Sequence[str | type]) -> list[nn.Module]:

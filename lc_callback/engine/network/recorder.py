@@ -31,22 +31,32 @@ class Site:
     channels: int = -1  # axis of the features, where they are asked for
 
 
+@dataclass
+class _Entrance:
+    """The module whose output is moved; what runs before that is not emitted."""
+
+    module: nn.Module | None
+    calls: int  # of it, to wait for
+    move: Callable[[Tensor], Tensor] | None
+    waiting: bool
+
+
 class Recorder(TorchDispatchMode):
-    """Hands over every pre-activation while a model runs, and can move a module's output on the way.
+    """Emits every pre-activation while a model runs, and can move a module's output on the way.
 
     Nothing is attached to the model: operations are seen by a dispatch mode, module names by global hooks that exist
     only while the recorder is entered.
 
     Args:
         model: the module that is going to run inside the ``with`` block.
-        sink: called as ``sink(site, knots)`` for each non-linearity, before it is executed (max-pooling: after). It
-            must reduce what it gets, for an in-place operation overwrites it next.
+        consumer: called as ``consumer(site, knots)`` for each non-linearity, before it is executed (max-pooling:
+            after). It must reduce what it gets, for an in-place operation overwrites it next.
         outputs_of: count the outputs of these modules, with a knot at 0, instead of the pre-activations.
-        max_pool: also hand over the winners of max-pooling and other maxima; ``"candidates"``: what competes there,
+        max_pool: also emit the winners of max-pooling and other maxima; ``"candidates"``: what competes there,
             along a last axis, -inf beyond the border.
-        results: hand over what the non-linearities return instead of the pre-activations, and of a recurrent module
+        results: emit what the non-linearities return instead of the pre-activations, and of a recurrent module
             its output.
-        at: a module whose output is moved at one of its calls. What runs before that is not handed over.
+        at: a module whose output is moved at one of its calls. What runs before that is not emitted.
         at_call: which of its calls, from 1.
         move: called with that output; returns what takes its place.
     """
@@ -54,7 +64,7 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         model: nn.Module,
-        sink: Callable[[Site, list[Knot]], None],
+        consumer: Callable[[Site, list[Knot]], None],
         *,
         outputs_of: Sequence[nn.Module] | None = None,
         max_pool: bool | str = False,
@@ -64,15 +74,13 @@ class Recorder(TorchDispatchMode):
         move: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self._sink = sink
+        self._consumer = consumer
         self._paths = module_paths(model)
         self._outputs_of = None if outputs_of is None else {id(module) for module in outputs_of}
         self._max_pool, self._results = max_pool, results
         self._channels = Channels() if results else None
-        self._at, self._move = at, move
-        self._waiting = at is not None
-        self._calls_to_wait_for = at_call
-        self.handed_over = 0
+        self._entrance = _Entrance(at, at_call, move, waiting=at is not None)
+        self.emitted = 0
         self._stack = [Site("", "", 0, "")]
         self._calls = 0
         self._hooks = ExitStack()
@@ -103,14 +111,14 @@ class Recorder(TorchDispatchMode):
         site = self._stack.pop()
         if output is None:  # also what an exception leaves
             return None
-        replaced = None
-        if module is self._at:
-            self._calls_to_wait_for -= 1
-        if module is self._at and self._waiting and self._calls_to_wait_for <= 0:
+        replaced, entrance = None, self._entrance
+        if module is entrance.module:
+            entrance.calls -= 1
+        if module is entrance.module and entrance.waiting and entrance.calls <= 0:
             if not isinstance(output, Tensor):
                 raise ValueError(f"`at={site.path!r}` must name a module that returns a tensor, not {_kind(output)}.")
-            output = replaced = self._move(output) if self._move is not None else output
-            self._waiting = False  # only now: what moves the output is no part of the model
+            output = replaced = entrance.move(output) if entrance.move is not None else output
+            entrance.waiting = False  # only now: what moves the output is no part of the model
         recurrent = self._results and self._outputs_of is None and site.merge
         if recurrent or (self._outputs_of is not None and id(module) in self._outputs_of):
             first = output[0] if isinstance(output, (tuple, list)) and output else output
@@ -121,7 +129,7 @@ class Recorder(TorchDispatchMode):
                 )
             if not isinstance(first, Tensor):
                 raise ValueError(f"`layers` names {site.path!r}, which returns no tensor but {_kind(output)}.")
-            self._hand_over(site, [(first, 0.0)])
+            self._emit(site, [(first, 0.0)])
         return replaced
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,18 +139,18 @@ class Recorder(TorchDispatchMode):
             op = "clamp_min"
         knotted = self._outputs_of is None and _has_kinks(op)
         knotted = knotted and isinstance(args[0], Tensor) and args[0].is_floating_point()
-        before = self.handed_over
+        before = self.emitted
         if knotted and not self._results:
-            self._hand_over(self._site(op), knots_of(op, args, kwargs))
+            self._emit(self._site(op), knots_of(op, args, kwargs))
         result = self._execute(op, func, args, kwargs)
         if self._channels is not None:
             self._channels.executed(op, args, result)
         if knotted and self._results and not self._stack[-1].merge:
-            self._hand_over(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
+            self._emit(self._site(op), [(result[0] if isinstance(result, tuple) else result, 0.0)])
         if self._outputs_of is None and self._max_pool and op in WINNERS:
             winners = winners_of(op, result, args, kwargs, self._max_pool)
-            self._hand_over(self._site(op), [(winner, None) for winner in winners])
-        self._executed(op, result, followed=self.handed_over > before)
+            self._emit(self._site(op), [(winner, None) for winner in winners])
+        self._executed(op, result, followed=self.emitted > before)
         return result
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -152,15 +160,15 @@ class Recorder(TorchDispatchMode):
         return replace(self._stack[-1], op=op)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
-        """Called after each operation; ``followed``: it was handed over."""
+        """Called after each operation; ``followed``: it emitted something."""
 
-    def _hand_over(self, site: Site, knots: list[Knot]) -> None:
-        if not self._waiting and knots and knots[0][0].numel():
+    def _emit(self, site: Site, knots: list[Knot]) -> None:
+        if not self._entrance.waiting and knots and knots[0][0].numel():
             if self._channels is not None and knots[0][0].ndim:
                 site = replace(site, channels=self._channels.axis(knots[0][0]))
-            with _disable_current_modes():  # what the sink computes is no part of the model
-                self._sink(site, knots)
-            self.handed_over += 1
+            with _disable_current_modes():  # what the consumer computes is no part of the model
+                self._consumer(site, knots)
+            self.emitted += 1
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from lc_callback.engine.network.recorder import Recorder
 from lc_callback.engine.network.token_reader import find_token_reader
 from lc_callback.isolation import untouched
 
-__all__ = ["Space", "compute_dtype", "input_points", "input_spread", "spread_behind"]
+__all__ = ["Space", "compute_dtype", "input_points", "input_spread", "largest_of", "spread_behind"]
 
 
 class Space:
@@ -31,19 +31,25 @@ class Space:
         at: name of the module whose output (batch first) is perturbed instead of the input, at its first call;
             ``"name#2"`` is its second call. If no input is floating-point, this is the embedding that reads the tokens.
         forward_fn: what is called as ``forward_fn(model, *inputs)`` instead of ``model(*inputs)``.
+        argument: what a user calls the inputs, for errors.
 
     Raises:
         ValueError: if ``model`` is no module or ``at`` names none.
     """
 
-    argument = "inputs"  # what a user calls these, for errors
-
     def __init__(
-        self, model: nn.Module, inputs: Any, *, at: str | None = None, forward_fn: Callable[..., Any] | None = None
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        at: str | None = None,
+        forward_fn: Callable[..., Any] | None = None,
+        argument: str = "inputs",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"`model` must be a torch.nn.Module, but got {type(model).__name__}.")
         self.model, self.inputs, self.forward_fn, self.at = model, inputs, forward_fn, at
+        self.argument = argument
         self.at_module: nn.Module | None = None
         self.at_call = 1
         if at is not None:
@@ -86,6 +92,14 @@ class Space:
     def dim(self) -> int:
         """Dimension ``D`` of the space."""
         return math.prod(self.shape)
+
+    def stands_at(self, output: Tensor) -> None:
+        """Note what the module returns of which the output is perturbed: the shape of a point, and how large it is."""
+        self.shape, self.largest = tuple(output.shape[1:]), largest_of(output)
+
+    def reaches(self, largest: float) -> None:
+        """Note that values as large as this belong to the space."""
+        self.largest = max(self.largest, largest)
 
     def run(self, inputs: Any) -> Any:
         """The model's output for ``inputs``."""
@@ -151,6 +165,11 @@ class Space:
             handle.remove()
 
 
+def largest_of(values: Tensor) -> float:
+    """The largest absolute value that is finite."""
+    return float(torch.nan_to_num(values.float()).abs().max())
+
+
 def _module_and_call(model: nn.Module, at: str) -> tuple[nn.Module, int]:
     """The module that ``at`` names, and which of its calls: ``"name"`` or ``"name#2"``."""
     name, _, call = at.rpartition("#")
@@ -159,7 +178,7 @@ def _module_and_call(model: nn.Module, at: str) -> tuple[nn.Module, int]:
 
 
 def _drop(site: Any, knots: Any) -> None:
-    """A sink for runs in which nothing is counted."""
+    """Consumes what is not looked at."""
 
 
 def _keep(seen: list[Tensor], output: Tensor) -> Tensor:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lc_callback.engine.network.batch_axis import BatchAxis
+from lc_callback.engine.network.layers import Execution
 from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero_below, knots_of, slope_of
 from lc_callback.engine.network.recorder import Recorder
 
 __all__ = [
+    "AffinePieces",
     "AffineRecorder",
-    "Pieces",
     "execute_affine",
     "is_hidden",
     "past_kink",
@@ -23,27 +23,35 @@ __all__ = [
 ]
 
 
-class Pieces(Protocol):
-    """What an :class:`AffineRecorder` has to know of the forward pass that it records.
+class AffinePieces(Execution):
+    """Continues each kink beyond itself, on the side on which the first sample of a point is.
+
+    So the samples of a point see one affine map, that of the network at the point. A smooth non-linearity stays as it
+    is: for small steps it is near to its derivative.
 
     Attributes:
         here: where the samples are in the operand of the non-linearity that comes next; ``None`` leaves it as it is.
         block: the number of samples of each point, of which the first is the point itself, and of points.
     """
 
-    here: BatchAxis | None
-    block: tuple[int, int]
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = 0, 0
+
+    def recorder(self, model: nn.Module, receive: Callable[..., None], options: dict[str, Any]) -> Recorder:
+        """What observes the model."""
+        return AffineRecorder(self, model, receive, **options)
+
+    def execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Execute a recorded operation that may have a kink."""
+        return execute_affine(self, op, func, args, kwargs)
 
 
 class AffineRecorder(Recorder):
-    """A recorder that continues each kink beyond itself, on the side on which the first sample of a point is.
+    """A recorder that executes operations as :class:`AffinePieces` says."""
 
-    So the samples of a point see one affine map, that of the network at the point. What bends smoothly is left as it
-    is: for small steps it is near to its derivative.
-    """
-
-    def __init__(self, pieces: Pieces, *arguments: Any, **recording: Any) -> None:
-        super().__init__(*arguments, **recording)
+    def __init__(self, pieces: AffinePieces, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._pieces, pieces.here = pieces, None
 
     def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -53,8 +61,8 @@ class AffineRecorder(Recorder):
         self._pieces.here = None  # what comes next is no non-linearity until it is handed over
 
 
-def execute_affine(pieces: Pieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """Execute an operation as an :class:`AffineRecorder` does."""
+def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """Execute an operation, with the kink that it may have continued."""
     here, block = pieces.here, pieces.block
     if is_a(op, Kind.MAX_POOLING) and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
         values, winners = func(*args, **kwargs)

@@ -17,6 +17,7 @@ from lc_callback.engine.network.layout import surely_finite
 from lc_callback.engine.network.operations import OPERATIONS, Kind, has_slope, is_a, named, slope_of
 from lc_callback.engine.replay.affine_piece import past_kink, relu_slope
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule
+from lc_callback.engine.replay.recording import in_words
 
 __all__ = ["RULES"]
 
@@ -34,7 +35,7 @@ def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, value
     """An operation that is linear in its first operand, and may return a view of it."""
     _only_first(step, args)
     if step.func._schema.is_mutable:
-        raise NoRule(step.op)
+        raise _no_rule(step)
     whole = values.together(args[0])
     return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
 
@@ -48,7 +49,7 @@ def _convolution(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, 
 
 def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
     if kwargs or isinstance(args[0], Dual) or isinstance(args[2], Dual):
-        raise NoRule(step.op)
+        raise _no_rule(step)
     return _mapped(args[1], values, lambda z: torch.mm(z, args[2]), args[0])
 
 
@@ -61,7 +62,7 @@ def _batch_norm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, v
     """With the statistics that it has: one factor for each channel."""
     x, weight, _bias, _mean, variance, training, _momentum, eps = args
     if training or any(isinstance(arg, Dual) for arg in args[1:]):
-        raise NoRule(step.op)
+        raise _no_rule(step)
     results = step.func(*at_points, **kwargs)
     slope = (variance + eps).rsqrt()
     slope = (slope if weight is None else slope * weight).view(-1, *[1] * (x.value.ndim - 2))
@@ -88,11 +89,11 @@ def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
 
 def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
     if len(args) > 2 or set(kwargs) - {"alpha"}:
-        raise NoRule(step.op)
+        raise _no_rule(step)
     one, other = args
     if isinstance(one, Dual) and isinstance(other, Dual):
         if one.value.shape != other.value.shape:
-            raise NoRule(step.op)
+            raise _no_rule(step)
         alpha = kwargs.get("alpha", 1) * (-1 if step.op == "sub" else 1)
         if alpha == 1 and values.alone(other):
             one, other = other, one
@@ -105,7 +106,7 @@ def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
     dual = one if isinstance(one, Dual) else other
     result = step.func(*at_points, **kwargs)
     if result.shape != dual.value.shape or (dual is other and (step.op == "sub" or kwargs)):
-        raise NoRule(step.op)
+        raise _no_rule(step)
     return Dual(result, dual.tangent, dual.factor)
 
 
@@ -114,7 +115,7 @@ def _taken_from(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, v
     _only_first(step, args)
     result = step.func(*at_points, **kwargs)
     if len(args) > 2 or kwargs or result.shape != args[0].value.shape:
-        raise NoRule(step.op)
+        raise _no_rule(step)
     return args[0].scaled(result, result.new_full((), -1.0))
 
 
@@ -124,13 +125,13 @@ def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
     if step.op == "mul" and isinstance(other, Dual):
         one, other = other, one
     if len(args) > 2 or kwargs or not isinstance(one, Dual) or isinstance(other, Dual):
-        raise NoRule(step.op)
+        raise _no_rule(step)
     shape = one.value.shape
     own = isinstance(other, Tensor)  # which may be overwritten next
     slope = other.to(one.value, copy=True) if own else one.value.new_full((), other)
     result = step.func(*at_points)
     if result.shape != shape:
-        raise NoRule(step.op)
+        raise _no_rule(step)
     return one.scaled(result, slope.reciprocal() if step.op == "div" else slope)
 
 
@@ -144,7 +145,7 @@ def _view(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values:
 def _pad(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
     """With zeros."""
     if kwargs or any(args[2:]):
-        raise NoRule(step.op)
+        raise _no_rule(step)
     return _linear(step, args, at_points, kwargs, values)
 
 
@@ -153,7 +154,7 @@ def _cat(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
     parts, dim = args[0], args[1] if len(args) > 1 else 0
     first = next(part for part in parts if isinstance(part, Dual))
     if len(args) > 2 or kwargs or dim % first.value.ndim == 0:
-        raise NoRule(step.op)
+        raise _no_rule(step)
     shape = 1 + len(first.tangent), len(first.value)
     together = []
     for part in parts:
@@ -168,16 +169,20 @@ def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, valu
     _only_first(step, args)
     whole = values.together(args[0], values.room)
     if whole.ndim != (6 if "3d" in step.op else 5):
-        raise NoRule(step.op)
+        raise _no_rule(step)
     result, winners = step.func(*at_points, **kwargs)
     flat = whole.flatten(3)
     chosen = flat.gather(-1, winners.flatten(2).expand(len(flat), -1, -1, -1))
     return Dual.of(chosen.view(len(flat), *result.shape)), winners
 
 
+def _no_rule(step: Any) -> NoRule:
+    return NoRule(f"{in_words(step)} has no derivative rule for what it gets here")
+
+
 def _only_first(step: Any, args: list[Any]) -> None:
     if not isinstance(args[0], Dual) or any(isinstance(argument, Dual) for argument in args[1:]):
-        raise NoRule(step.op)
+        raise _no_rule(step)
 
 
 RULES: dict[str, Callable[..., Any]] = {

@@ -14,7 +14,7 @@ from lc_callback.engine.replay.affine_piece import is_hidden
 from lc_callback.engine.replay.derivative_rules import RULES
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_point, moves
 from lc_callback.engine.replay.program import ReplayProgram
-from lc_callback.engine.replay.recording import EMIT, MOVE
+from lc_callback.engine.replay.recording import EMIT, MOVE, in_words
 
 __all__ = ["differentiate"]
 
@@ -52,7 +52,7 @@ def differentiate(
         for place in duals:
             at_points[place] = at_point(args[place])
         if step.op == EMIT or (step.position >= 0 and duals != [0]) or any(map(moves, kwargs.values())):
-            raise NoRule(step.op)
+            raise NoRule(f"{in_words(step)} has several operands that move")
         if step.position >= 0 and step.op not in WINNERS:
             knots = knots_of(step.op, at_points, kwargs)
             if step.position > 0:  # the first has none before it
@@ -65,7 +65,7 @@ def differentiate(
         elif step.op in RULES:
             result = RULES[step.op](step, args, at_points, kwargs, known)
         else:
-            raise NoRule(step.op)
+            raise NoRule(f"{in_words(step)} has no derivative rule")
         results = result if isinstance(result, (tuple, list)) else (result,)
         for number, tensor in zip(step.outputs, results, strict=False):
             if number >= 0:

@@ -43,7 +43,7 @@ class Dual:
 
     def __post_init__(self) -> None:
         if self.tangent.shape[1] not in (1, len(self.value)) or self.tangent.shape[2:] != self.value.shape[1:]:
-            raise NoRule  # the points are not where they were
+            raise NoRule("the points are not on the first axis everywhere")
 
     @staticmethod
     def of(whole: Tensor) -> Dual:

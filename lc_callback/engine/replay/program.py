@@ -32,13 +32,13 @@ class ReplayProgram:
         self._values: list[Any] = [recording.known.get(number) for number in range(len(recording.tensors))]
         steps = list(recording.steps)
         if entry is not None:
-            steps.insert(entry[1], Step(MOVE, None, [None], {}, [entry[0]]))
+            steps.insert(entry[1], Step(MOVE, None, [None], {}, outputs=[entry[0]]))
         # Copies, for another program may need more of them.
         own = [copy.copy(step) for step in steps if step is not None]
         self.steps = needed(own, recording, None if entry is None else recording.memory[entry[0]])
         read = {number for step in self.steps for number in step.operands}
         if entry is not None and any(number in read for number in range(recording.inputs)):
-            raise NotRepeatable
+            raise NotRepeatable("the inputs are read again")
         written = {memory for step in self.steps for memory in recording.writes(step)}
         #: Whether what is written to has several names.
         self.writes_to_views = any(recording.memory.count(memory) > 1 for memory in written)

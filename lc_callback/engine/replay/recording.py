@@ -18,14 +18,28 @@ from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.recorder import Site, is_nonlinear
 from lc_callback.engine.network.tracer import Tracer
 
-__all__ = ["EMIT", "MOVE", "NotRepeatable", "OperationRecorder", "Recording", "Size", "Slot", "Step", "leaves", "place"]
-
-# What gives values to the model's Python code, or has a shape that depends on them.
-_UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+__all__ = [
+    "EMIT",
+    "MOVE",
+    "NotRepeatable",
+    "OperationLog",
+    "OperationRecorder",
+    "Recording",
+    "Size",
+    "Slot",
+    "Step",
+    "TwoPasses",
+    "leaves",
+    "place",
+]
 
 
 class NotRepeatable(Exception):  # noqa: N818 (no error: the model runs as it is)
     """What was executed depends on more than the samples."""
+
+
+class _DiffersError(Exception):
+    """An argument differs between two passes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class Step:
     func: Any
     args: Any
     kwargs: Any
+    path: str = ""  # of the module that executed it
     outputs: list[int] = field(default_factory=list)  # -1: no tensor
     position: int = -1  # of what is handed over
     dead_after: list[int] = field(default_factory=list)  # tensors that nothing reads later
@@ -72,79 +87,41 @@ MOVE, EMIT = "(move)", "(emit)"
 _PLAIN = {int, float, bool, type(None)}
 
 
-class OperationRecorder(Tracer):
-    """A tracer that also writes down each operation.
+def in_words(step: Step) -> str:
+    """An operation and where it runs."""
+    return f"`{step.op}`" + (f" in {step.path!r}" if step.path else "")
 
-    Args:
-        inputs: what the model is going to be called with.
-        arguments: as for :class:`Tracer`, and so is ``recording``.
+
+class OperationLog:
+    """The operations of one forward pass, and the tensors that they read and return, by number.
 
     Attributes:
-        steps: the operations; ``None`` if not all that the model does can be told from them.
-        tensors: by number; kept alive until :meth:`let_go`, so that no memory is used twice.
+        steps: the operations; ``None`` if not all that the model does can be told from them, and
+        why_not: the reason.
+        tensors: by number; kept alive until they are cleared, so that no memory is used twice.
         sizes: of the tensors, in bytes.
         inputs: how many of them are the model's inputs.
         returned: what each module returned at its first call, by its number, and how many steps there were before; as
-            far as nothing had bent.
+            far as there was no non-linearity.
+        emitted: the position of what was emitted last, until its operation is recorded; else -1.
+        is_affine: whether there was no non-linearity yet.
     """
 
-    def __init__(self, inputs: Any, *arguments: Any, **recording: Any) -> None:
-        super().__init__(*arguments, **recording)
+    def __init__(self, inputs: Any) -> None:
         self.steps: list[Step] | None = []
+        self.why_not = ""
         self.tensors: list[Tensor] = []
         self.sizes: list[int] = []
         self.returned: dict[nn.Module, tuple[int, int]] = {}
+        self.emitted, self.is_affine = -1, True
         self._numbers: dict[Any, int] = {}
-        self._met, self._bent = -1, False
         for leaf in tree_leaves(inputs):
             if isinstance(leaf, Tensor):
-                self._number(leaf)
+                self.number(leaf)
         self.inputs = len(self.tensors)
-        move = self._move
-        if move is not None:
-            self._move = lambda output: self._moved(move, output)
 
-    def _moved(self, move: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
-        with _disable_current_modes():  # what moves the samples is no part of the model
-            moved = move(output)
-        if self.steps is not None:
-            step = Step(MOVE, None, [self._spec(output)], {}, [self._number(moved)])
-            self.steps.append(step)
-        return moved
-
-    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
-        affine = self.steps is not None and not self._bent and id(module) in self._paths
-        if affine and isinstance(output, Tensor) and output.is_floating_point():
-            self.returned.setdefault(module, (self._number(output), len(self.steps or ())))
-        return super()._leave_module(module, args, output)
-
-    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        self._bent = self._bent or is_nonlinear(op)
-        repeatable = func.namespace == "aten" and not _UNREPEATABLE & set(func.tags)
-        if self.steps is None or not repeatable:
-            self.steps = None
-            return super()._execute(op, func, args, kwargs)
-        step = Step(op, func, self._spec(args), self._spec(kwargs), position=self._met)
-        self._met = -1
-        result = super()._execute(op, func, args, kwargs)
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            step.outputs.append(self._number(tensor) if isinstance(tensor, Tensor) else -1)
-        self.steps.append(step)
-        return result
-
-    def _hand_over(self, site: Site, knots: list[Knot]) -> None:
-        before = self.handed_over
-        super()._hand_over(site, knots)
-        if self.handed_over == before or self.steps is None:
-            return
-        if self._outputs_of is not None:
-            self.steps.append(Step(EMIT, None, [self._spec(knots[0][0])], {}, position=before))
-        elif site.op in WINNERS:
-            self.steps[-1].position = before
-        else:
-            self._met = before
-
-    def _number(self, tensor: Tensor) -> int:
+    def number(self, tensor: Tensor) -> int:
+        """The number of a tensor, which gets one if it has none."""
         key = place(tensor)
         if key not in self._numbers:
             self._numbers[key] = len(self.tensors)
@@ -152,26 +129,117 @@ class OperationRecorder(Tracer):
             self.sizes.append(tensor.numel() * tensor.element_size())
         return self._numbers[key]
 
-    def let_go(self) -> None:
-        """Of the tensors. What was written down can still be compared with another pass."""
-        self.tensors.clear()
-
-    def _spec(self, value: Any) -> Any:
+    def spec(self, value: Any) -> Any:
+        """An argument, with a :class:`Slot` in place of each tensor that has a number."""
         if type(value) in _PLAIN:
             return value
         if isinstance(value, Tensor):
             number = self._numbers.get(place(value))
             return value if number is None else Slot(number)
         if isinstance(value, (list, tuple)):
-            return [item if type(item) in _PLAIN else self._spec(item) for item in value]
-        return {name: self._spec(item) for name, item in value.items()} if isinstance(value, dict) else value
+            return [item if type(item) in _PLAIN else self.spec(item) for item in value]
+        return {name: self.spec(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+class OperationRecorder(Tracer):
+    """A tracer that also records each operation.
+
+    Args:
+        inputs: what the model is going to be called with.
+        arguments: as for :class:`Tracer`, and so are ``options``.
+
+    Attributes:
+        log: what is recorded.
+    """
+
+    def __init__(self, inputs: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.log = OperationLog(inputs)
+        move = self._entrance.move
+        if move is not None:
+            self._entrance.move = lambda output: self._moved(move, output)
+
+    def let_go(self) -> None:
+        """Release the tensors. What was recorded can still be compared with another pass."""
+        self.log.tensors.clear()
+
+    def _moved(self, move: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+        with _disable_current_modes():  # what moves the samples is no part of the model
+            moved = move(output)
+        log = self.log
+        if log.steps is not None:
+            log.steps.append(Step(MOVE, None, [log.spec(output)], {}, outputs=[log.number(moved)]))
+        return moved
+
+    def _leave_module(self, module: nn.Module, args: Any, output: Any) -> Any:
+        log = self.log
+        affine = log.steps is not None and log.is_affine and id(module) in self._paths
+        if affine and isinstance(output, Tensor) and output.is_floating_point():
+            log.returned.setdefault(module, (log.number(output), len(log.steps or ())))
+        return super()._leave_module(module, args, output)
+
+    def _execute(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        log, path = self.log, self._stack[-1].path
+        log.is_affine = log.is_affine and not is_nonlinear(op)
+        if log.steps is not None and (reason := _why_unrepeatable(func)):
+            log.steps, log.why_not = None, f"`{op}`" + (f" in {path!r}" if path else "") + reason
+        if log.steps is None:
+            return super()._execute(op, func, args, kwargs)
+        step = Step(op, func, log.spec(args), log.spec(kwargs), path, position=log.emitted)
+        log.emitted = -1
+        result = super()._execute(op, func, args, kwargs)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            step.outputs.append(log.number(tensor) if isinstance(tensor, Tensor) else -1)
+        log.steps.append(step)
+        return result
+
+    def _emit(self, site: Site, knots: list[Knot]) -> None:
+        before, log = self.emitted, self.log
+        super()._emit(site, knots)
+        if self.emitted == before or log.steps is None:
+            return
+        if self._outputs_of is not None:
+            log.steps.append(Step(EMIT, None, [log.spec(knots[0][0])], {}, position=before))
+        elif site.op in WINNERS:
+            log.steps[-1].position = before
+        else:
+            log.emitted = before
+
+
+def _why_unrepeatable(func: Any) -> str:
+    """Why an operation cannot be repeated, as the end of a sentence; empty if it can."""
+    if func.namespace != "aten":
+        return f" is an operation of {func.namespace!r}, not of torch itself"
+    if torch.Tag.data_dependent_output in func.tags:
+        return " gives values to the model's Python code"
+    return " returns a shape that depends on values" if torch.Tag.dynamic_output_shape in func.tags else ""
+
+
+class TwoPasses:
+    """Makes what observes the two passes by which a model is traced, and records its operations."""
+
+    def __init__(self) -> None:
+        self._passes: list[OperationRecorder] = []
+
+    def __call__(self, inputs: Any, *arguments: Any, **options: Any) -> OperationRecorder:
+        """As :class:`OperationRecorder`."""
+        self._passes.append(OperationRecorder(inputs, *arguments, **options))
+        return self._passes[-1]
+
+    def recording(self) -> Recording:
+        """What was executed.
+
+        Raises:
+            NotRepeatable: as of :class:`Recording`.
+        """
+        return Recording(*(each.log for each in self._passes))
 
 
 class Recording:
     """What a model was seen to execute with two samples, and then with three, for any number of samples.
 
     Args:
-        two: the recorder of the pass with two samples.
+        two: the log of the pass with two samples.
         three: of the pass with three.
 
     Attributes:
@@ -180,18 +248,18 @@ class Recording:
         memory: in which each tensor is.
         tensors: of the pass with three samples, of which the first ``inputs`` are the model's.
         growth: bytes of each tensor for a sample.
-        returned: as of :class:`OperationRecorder`.
+        returned: as of :class:`OperationLog`.
 
     Raises:
         NotRepeatable: if the passes differ in more than the number of samples, if values reached the model's Python
             code, or if it writes to what outlasts the pass.
     """
 
-    def __init__(self, two: OperationRecorder, three: OperationRecorder) -> None:
+    def __init__(self, two: OperationLog, three: OperationLog) -> None:
         if two.steps is None or three.steps is None:
-            raise NotRepeatable
+            raise NotRepeatable(two.why_not or three.why_not)
         if len(two.steps) != len(three.steps) or len(two.sizes) != len(three.sizes):
-            raise NotRepeatable
+            raise NotRepeatable("it executes more or fewer operations for two samples than for three")
         self.tensors, self.inputs, self.returned = three.tensors, three.inputs, three.returned
         self.memory = [memory_of(tensor) for tensor in three.tensors]
         self.growth = [larger - smaller for larger, smaller in zip(three.sizes, two.sizes, strict=True)]
@@ -200,8 +268,12 @@ class Recording:
         written = {memory for step in three.steps for memory in self.writes(step)}
         for one, other in zip(two.steps, three.steps, strict=True):
             if (one.op, one.func, one.outputs, one.position) != (other.op, other.func, other.outputs, other.position):
-                raise NotRepeatable
-            step = replace(other, args=_merged(one.args, other.args), kwargs=_merged(one.kwargs, other.kwargs))
+                raise NotRepeatable(f"it executes {in_words(one)} for two samples, {in_words(other)} for three")
+            try:
+                args, kwargs = _merged(one.args, other.args), _merged(one.kwargs, other.kwargs)
+            except _DiffersError:
+                raise NotRepeatable(f"what {in_words(one)} gets depends on more than the samples") from None
+            step = replace(other, args=args, kwargs=kwargs)
             self.steps.append(None if self._fold(step, written) else step)
 
     def writes(self, step: Step) -> list[int]:
@@ -214,7 +286,7 @@ class Recording:
                 value = step.args[place] if place < len(step.args) else step.kwargs.get(argument.name)
                 for leaf in leaves(value):
                     if isinstance(leaf, Tensor):
-                        raise NotRepeatable
+                        raise NotRepeatable(f"{in_words(step)} writes to a tensor that outlasts the forward pass")
                     if isinstance(leaf, Slot):
                         found.append(self.memory[leaf.index])
         return found
@@ -239,9 +311,9 @@ def _merged(two: Any, three: Any) -> Any:
     if isinstance(two, Tensor) and isinstance(three, Tensor):
         if two is three or (two.shape == three.shape and two.dtype == three.dtype and torch.equal(two, three)):
             return three
-        raise NotRepeatable
+        raise _DiffersError
     if type(two) is not type(three):
-        raise NotRepeatable
+        raise _DiffersError
     if isinstance(two, list) and len(two) == len(three):
         return [_merged(*pair) for pair in zip(two, three, strict=True)]
     if isinstance(two, dict) and two.keys() == three.keys():
@@ -250,7 +322,7 @@ def _merged(two: Any, three: Any) -> Any:
         return three
     if type(two) is int and 3 * two == 2 * three:
         return Size(three - two)
-    raise NotRepeatable
+    raise _DiffersError
 
 
 def leaves(spec: Any) -> list[Any]:

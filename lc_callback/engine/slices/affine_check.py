@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lc_callback.engine.network.modules import module_paths
+from lc_callback.engine.network.space import Space
 from lc_callback.engine.slices.subdivision import Subdivision
 
 __all__ = ["check_affine"]
@@ -27,14 +28,14 @@ _ENOUGH = 2  # values to tell that by
 class Sliced(Protocol):
     """What was cut, and the network that cut it."""
 
-    model: nn.Module
+    space: Space
     cells: Subdivision
 
     def outputs(self, at: Floats | None = None) -> Floats:
         """The output ``(K, C)`` at plane coordinates ``(K, 2)``."""
         ...
 
-    def run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
+    def run_whole(self, coordinates: Floats) -> Tensor:
         """Likewise, by one forward pass of the model as it is."""
         ...
 
@@ -96,8 +97,8 @@ def _first_that_bends(sliced: Sliced, corners: Floats, weights: Floats, centre: 
             off = (values[-1] - share @ values[:-1]).abs().max() / values.abs().max().clamp_min(1e-300)
             seen.append((module, float(off)))
 
-    paths = module_paths(sliced.model)
-    modules = [module for module in sliced.model.modules() if id(module) in paths]
+    paths = module_paths(sliced.space.model)
+    modules = [module for module in sliced.space.model.modules() if id(module) in paths]
     handles = [module.register_forward_hook(note) for module in modules]
     try:
         sliced.run_whole(np.concatenate([corners, centre[None]]))

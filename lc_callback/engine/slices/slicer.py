@@ -14,10 +14,15 @@ from torch import Tensor
 
 from lc_callback.checks import positive_integer
 from lc_callback.engine.chunks import SLICES
-from lc_callback.engine.network.layers import Layers
+from lc_callback.engine.network.layers import Consumer, Execution, TracedLayers
 from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.modules import Reached
 from lc_callback.engine.network.operations import Knot
 from lc_callback.engine.network.points import main_output
+from lc_callback.engine.network.space import Space
+from lc_callback.engine.replay.recording import NotRepeatable
+from lc_callback.engine.replay.route import Route
+from lc_callback.engine.replay.way import Way, pre_activations
 from lc_callback.engine.slices.plane import Plane
 from lc_callback.engine.slices.subdivision import Subdivision, Table
 from lc_callback.engine.slices.vertex_values import UnitValues, VertexRows, WinnerValues
@@ -31,29 +36,60 @@ _HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahe
 _STAGES = 1000  # of the cutting, as progress
 
 
-class _Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
-    pass
+class _Vertices:
+    """What a faster way must not change: the values at all places, and the output."""
+
+    has_rules = False
+
+    def __init__(self) -> None:
+        self.execution = Execution()
+
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+        """As of :class:`Observer`."""
+        return pre_activations(way, points, moves, most, with_output=True)
 
 
-class Slicer(Layers):
-    """Cuts a window along the zero lines of the traced layers, one after another."""
+class Slicer:
+    """Cuts a window along the zero lines of the traced layers, one after another.
 
-    argument, remedy = "points", ""
-    needs_layers = False  # an affine network is one region
+    To be made in measuring conditions, in float64, and used in them.
 
-    progress: Callable[[int, int], None]
+    Args:
+        space: of the points that span the plane.
+        chunk_size: points in one forward pass; ``None``: what fits a memory budget.
+        progress: called as ``progress(done, total)``.
 
-    def prepare(self, chunk_size: int | None) -> None:
-        """Learn the layers and the plane, and choose the route."""
+    Attributes:
+        space: of the points that span the plane.
+        layers: along which the window is cut.
+        plane: through the points.
+        chunk: points in one forward pass.
+        progress: as it was given.
+        extent: the window that was cut last, ``(u0, u1, v0, v1)``.
+        cells: its regions.
+        counts: ``(L,)``: units of each layer that cut it.
+
+    Raises:
+        ValueError: for points that span no plane, or a network that is not piecewise affine.
+    """
+
+    def __init__(self, space: Space, chunk_size: int | None, progress: Callable[[int, int], None]) -> None:
         if chunk_size is not None:
             positive_integer("chunk_size", chunk_size)
-        self.trace(torch.float64)
-        self.plane = Plane.through(self.all_values())
-        self.chunk = chunk_size or SLICES.samples(self.device, self.bytes_per_sample)
-        self.check_piecewise_affine(
+        space.locate(torch.float64)
+        # An affine network is one region.
+        layers = TracedLayers(space, max_pool="candidates", hint="", required=False)
+        self.space, self.layers, self.progress = space, layers, progress
+        self.plane = Plane.through(space.all_values())
+        self.chunk = chunk_size or SLICES.samples(space.device, layers.bytes_per_sample)
+        layers.check_piecewise_affine(
             "so there are no regions to find. See `local_complexity_map` for a picture of any model."
         )
-        self.set_frame(self.plane.directions.flatten(1).to(self.device), self.chunk)
+        frame = self.plane.directions.flatten(1).to(space.device)
+        verified = torch.tensor([0, space.points.n - 1]).unique()
+        not_repeatable = NotRepeatable("the output is needed")
+        self._route = Route(layers, frame, self.chunk, _Vertices(), verified, not_repeatable)
+        self._begin((0.0, 1.0, 0.0, 1.0), None)
 
     def n_outputs(self) -> int:
         """Numbers in the output for one point."""
@@ -65,12 +101,9 @@ class Slicer(Layers):
         Raises:
             TooManyRegions: as soon as there are more than ``most``.
         """
-        self.extent, self.cells, self._most = extent, Subdivision(extent), most
+        self._begin(extent, most)
         self.progress(0, _STAGES)
-        followed = [position for position, axis in enumerate(self.axes) if axis is not None]
-        self._ahead = {p: WinnerValues() if self._is_pool(p) else UnitValues() for p in followed}
-        self._outputs = VertexRows()
-        self.counts = np.zeros(len(self.names), np.int64)
+        followed = [*self._ahead]
         self._evaluate(0)
         for i, position in enumerate(followed):
             values = self._ahead.pop(position)
@@ -80,12 +113,19 @@ class Slicer(Layers):
                 self._evaluate(before)
         return self.cells.n_faces, int(self.counts.sum())
 
+    def _begin(self, extent: Extent, most: int | None) -> None:
+        self.extent, self.cells, self._most = extent, Subdivision(extent), most
+        followed = [position for position, axis in enumerate(self.layers.axes) if axis is not None]
+        self._ahead = {p: WinnerValues() if self._is_pool(p) else UnitValues() for p in followed}
+        self._outputs = VertexRows()
+        self.counts = np.zeros(len(self.layers.names), np.int64)
+
     def _limit(self, more: int = 0) -> None:
         if self._most is not None and self.cells.n_faces + more > self._most:
             raise TooManyRegions(f"more than {self._most:,} regions")
 
     def _is_pool(self, position: int) -> bool:
-        return self.sites[position].op in WINNERS
+        return self.layers.sites[position].op in WINNERS
 
     def _evaluate(self, start: int) -> None:
         """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
@@ -93,11 +133,11 @@ class Slicer(Layers):
         parts = -(-(n - start) // self.chunk)
         for part in (np.arange(start + i, n, parts) for i in range(parts)):  # each from all over the window
 
-            def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
+            def note(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
                 if at in self._ahead:
                     self._ahead[at].add(part, knots)
 
-            self._outputs.add(part, self._forward(self.cells.vertices[part], sink))
+            self._outputs.add(part, self._forward(self.cells.vertices[part], note))
             self._make_room()
 
     def _make_room(self) -> None:
@@ -119,7 +159,7 @@ class Slicer(Layers):
             return
         self._limit(0 if self._is_pool(position) else len(set(units)))  # each cuts some region
         columns = values.table() if values.complete() else self._again(position, values)
-        layer = self.layer_of[position]
+        layer = self.layers.layer_of[position]
         if columns.ndim == 3:
             several, inside = columns.shape[-1], columns[columns > -math.inf]
             lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
@@ -147,14 +187,14 @@ class Slicer(Layers):
         n = len(self.cells.vertices)
         for part in self._chunks(np.arange(n)):
 
-            def sink(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
+            def note(at: int, knots: list[Knot], part: NDArray[np.int64] = part) -> None:
                 if at == position:
                     rows.add(part, values.select(knots))
-                    raise _Reached
+                    raise Reached
 
             try:
-                self._forward(self.cells.vertices[part], sink)
-            except _Reached:
+                self._forward(self.cells.vertices[part], note)
+            except Reached:
                 continue
         return rows.table()
 
@@ -167,16 +207,17 @@ class Slicer(Layers):
     def _chunks(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
         return np.array_split(rows, -(-len(rows) // self.chunk))
 
-    def _forward(self, coordinates: Floats, sink: Callable[[int, list[Knot]], None]) -> Tensor:
-        """The model's output ``(k, C)`` at coordinates; what its places have goes to the sink."""
-        coefficients = torch.as_tensor(coordinates).to(self.frame)
-        return _rows(self.follow_frame(torch.zeros(1, dtype=torch.long), coefficients, sink)).detach()
+    def _forward(self, coordinates: Floats, consumer: Consumer) -> Tensor:
+        """The model's output ``(k, C)`` at coordinates; what its places have goes to the consumer."""
+        coefficients = torch.as_tensor(coordinates).to(self._route.frame)
+        return _rows(self._route.follow(torch.zeros(1, dtype=torch.long), coefficients, consumer)).detach()
 
-    def run_whole(self, coordinates: Floats, grad: bool = False) -> Tensor:
+    def run_whole(self, coordinates: Floats) -> Tensor:
         """The output ``(k, C)`` at coordinates, from the model as it is, unobserved."""
-        values = self.plane.to_input(coordinates).to(self.device)
-        self._leaf = values.requires_grad_(grad)
-        return _rows(self.output(torch.zeros(len(values), dtype=torch.long), self._leaf))
+        return self._run(self.plane.to_input(coordinates).to(self.space.device))
+
+    def _run(self, values: Tensor) -> Tensor:
+        return _rows(self.space.output(torch.zeros(len(values), dtype=torch.long), values))
 
     def slope_norms(self, centres: Floats) -> Floats:
         """Frobenius norm of the Jacobian of the output at these coordinates."""
@@ -184,10 +225,11 @@ class Slicer(Layers):
         parts = self._chunks(centres)
         for i, part in enumerate(parts):
             self.progress(i, len(parts))
-            output = self.run_whole(part, grad=True)
-            squares = torch.zeros(len(part), dtype=torch.float64, device=self.device)
+            values = self.plane.to_input(part).to(self.space.device).requires_grad_()
+            output = self._run(values)
+            squares = torch.zeros(len(part), dtype=torch.float64, device=self.space.device)
             for c in range(output.shape[1]):
-                (gradient,) = torch.autograd.grad(output[:, c].sum(), self._leaf, retain_graph=True)
+                (gradient,) = torch.autograd.grad(output[:, c].sum(), values, retain_graph=True)
                 squares += gradient.flatten(1).square().sum(1)
             norms.append(squares.sqrt().cpu())
         return torch.cat(norms).numpy()
@@ -201,4 +243,4 @@ def _rows(output: Any) -> Tensor:
 
 
 def _ignore(position: int, knots: list[Knot]) -> None:
-    """A sink for runs of which only the output counts."""
+    """Consumes nothing: only the output counts."""

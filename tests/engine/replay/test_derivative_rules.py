@@ -3,16 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETS, TOKENS, Call, draw, executed, images, measured, mlp, seq
+from networks import NETS, TOKENS, Call, counted, draw, executed, images, measured, mlp, seq
 from torch import nn
 
 from lc_callback.engine.counting import counter as counting
-from lc_callback.engine.counting.critical_radius import LinearCounter
+from lc_callback.engine.counting.critical_radius import CriticalRadii
 from lc_callback.engine.counting.vertices import number_of_ones
-from lc_callback.engine.network.layers import Layers
 from lc_callback.engine.replay import derivative_rules
+from lc_callback.engine.replay.route import _Search
 from lc_callback.functional import local_complexity
-from lc_callback.isolation import untouched
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +155,7 @@ def _doubled(x):
 
 
 def by_steps(monkeypatch):
-    monkeypatch.setattr(LinearCounter, "has_rules", False)
+    monkeypatch.setattr(CriticalRadii, "has_rules", False)
 
 
 class _TwoKinks(nn.Module):
@@ -178,22 +177,22 @@ class _TwoKinks(nn.Module):
 def test_counts_and_critical_radii_are_those_of_steps(name, chunk_size, monkeypatch):
     make, inputs = WITH_RULES[name]
     net = make().double().eval()
-    found, counter = measured(net, inputs, "linear", chunk_size=chunk_size)
-    assert counter.by_rules
+    found, counter = counted(net, inputs, "linear", chunk_size=chunk_size)
+    assert counter.route.uses_derivative_rules
     by_steps(monkeypatch)
-    expected, plain = measured(net, inputs, "linear", chunk_size=chunk_size)
-    assert not plain.by_rules
-    assert torch.equal(found, expected)
-    assert (counter.histogram - plain.histogram).abs().sum() <= 2  # one on the edge of a bin
-    assert found.sum() > 10
+    expected, plain = counted(net, inputs, "linear", chunk_size=chunk_size)
+    assert not plain.route.uses_derivative_rules
+    assert torch.equal(found.counts, expected.counts)
+    assert (found.histogram - expected.histogram).abs().sum() <= 2  # one on the edge of a bin
+    assert found.counts.sum() > 10
 
 
 @pytest.mark.parametrize("name", WITH_RULES)
 def test_single_precision_follows_double(name):
     make, inputs = WITH_RULES[name]
     net = make().eval()
-    single, counter = measured(net, inputs, "linear")
-    assert counter.by_rules
+    single, route = measured(net, inputs, "linear")
+    assert route.uses_derivative_rules
     double, _ = measured(net.double(), inputs, "linear")
     assert (single - double).abs().sum() <= 0.01 * double.sum()
 
@@ -218,8 +217,8 @@ WITHOUT = {
 @pytest.mark.parametrize("name", WITHOUT)
 def test_where_there_is_no_rule_steps_are_taken(name):
     make, inputs = WITHOUT[name]
-    found, counter = measured(make().double().eval(), inputs, "linear")
-    assert not counter.by_rules
+    found, route = measured(make().double().eval(), inputs, "linear")
+    assert not route.uses_derivative_rules
     assert found.sum() > 10
 
 
@@ -234,8 +233,8 @@ def test_a_wrong_rule_is_found_out(monkeypatch):
         return dual.scaled(dual.value, dual.value.new_full((), 2.0))
 
     monkeypatch.setitem(rules, "relu", twice)
-    found, counter = measured(net, x, "linear")
-    assert not counter.by_rules
+    found, route = measured(net, x, "linear")
+    assert not route.uses_derivative_rules
     assert torch.equal(found, expected)
 
 
@@ -256,8 +255,8 @@ def test_zero_is_not_above_zero(bias, expected, method, dtype):
 def test_what_is_not_finite_marks_its_point(value):
     x = draw(5, 6)
     x[2, 3] = value
-    found, counter = measured(mlp(6, 9, 9, 2).double(), x, "linear")
-    assert counter.by_rules
+    found, route = measured(mlp(6, 9, 9, 2).double(), x, "linear")
+    assert route.uses_derivative_rules
     assert (found[:, 2] < 0).any(-1).all()
     assert (found[:, [0, 1, 3, 4]] >= 0).all()
 
@@ -286,8 +285,8 @@ def test_a_normalisation_is_folded_into_the_convolution_that_only_it_reads():
     assert many - few == 10  # one of the two, for five points and two radii
     net = Bottleneck().double().eval()
     folded, _ = measured(net, PIXELS)
-    plain, counter = measured(net, PIXELS, repeat=False)
-    assert counter.tape is None
+    plain, route = measured(net, PIXELS, repeat=False)
+    assert route.program is None
     assert torch.equal(folded, plain)
 
 
@@ -298,9 +297,9 @@ def test_convolutions_are_those_of_compiled_models_where_there_are_any():
     with torch.backends.mkldnn.flags(enabled=False):
         plain = executed(net, x, 7)
         expected, _ = measured(net, x)
-    found, counter = measured(net, x)
-    assert counter.points.channels_last
-    assert counter.tape is not None
+    found, route = measured(net, x)
+    assert route.way.channels_last
+    assert route.program is not None
     assert torch.equal(found, expected)
     if torch.backends.mkldnn.is_available():
         assert quick.count("mkldnn::_convolution_pointwise") > plain.count("mkldnn::_convolution_pointwise") == 0
@@ -319,9 +318,9 @@ def test_what_is_written_to_keeps_its_views():
 
     net = Written().double()
     for method in ("vertices", "linear"):
-        found, counter = measured(net, draw(7, 6), method)
-        assert counter.tape is not None
-        assert not counter.by_rules
+        found, route = measured(net, draw(7, 6), method)
+        assert route.program is not None
+        assert not route.uses_derivative_rules
         assert torch.equal(found, measured(net, draw(7, 6), method, repeat=False)[0])
 
 
@@ -341,13 +340,10 @@ def test_chunks_are_counted_together_or_one_by_one(method, monkeypatch):
 def test_one_pass_confirms_what_is_likely(make, monkeypatch):
     """And it is what each of the ways would have been found out to give."""
     net, x = make().double(), draw(7, 6)
-    at_once = LinearCounter(net, x)
     tried = []
-    each = Layers._find_each
-    monkeypatch.setattr(Layers, "_find_each", lambda *arguments: tried.append(1) or each(*arguments))
-    with untouched(net, dtype=torch.float64):
-        at_once.trace(torch.float64)
-        at_once.set_frame(torch.eye(6, dtype=torch.float64), 100)
-    assert at_once.by_rules != bool(tried)
-    assert at_once.prefix is not None
-    assert at_once.tape is not None
+    each = _Search._each
+    monkeypatch.setattr(_Search, "_each", lambda *arguments: tried.append(1) or each(*arguments))
+    _, route = measured(net, x, "linear", directions=6)
+    assert route.uses_derivative_rules != bool(tried)
+    assert route.prefix is not None
+    assert route.program is not None

@@ -4,11 +4,10 @@ import torch.nn.functional as F
 from networks import Call, looked_at, seq
 from torch import nn
 
-from lc_callback.engine.counting.counter import SwitchCounter
-from lc_callback.engine.network import layers as layers_module
-from lc_callback.engine.network.layers import Layers
-from lc_callback.functional import cross_polytope_frame, local_complexity
-from lc_callback.isolation import untouched
+from lc_callback.engine.counting.task import CountingTask
+from lc_callback.engine.replay import route as route_module
+from lc_callback.engine.replay.route import _Search
+from lc_callback.functional import local_complexity
 
 
 @pytest.fixture(autouse=True)
@@ -56,13 +55,12 @@ class Viewed(nn.Module):
 
 def prefix_of(net, inputs, dtype=torch.float64, directions=4, **arguments):
     """The name of the module behind which the vertices enter, and whether images are laid out channels last."""
-    layers = Layers(net, inputs, **arguments)
-    with untouched(net, dtype=dtype):
-        layers.trace(dtype)
-        frame = cross_polytope_frame(layers.shape, directions, dtype=dtype).flatten(1)
-        layers.set_frame(frame, 100)
+    task = CountingTask.by("vertices", net, inputs, records=False, **arguments)
+    with task.ready(0.1, directions, chunk_size=100, dtype=dtype) as counter:
+        route = counter.route
+        assert counter.layers.space.points.channels_last == route.way.channels_last
     names = {module: name for name, module in net.named_modules()}
-    return layers.prefix and names[layers.prefix.module], layers.points.channels_last
+    return route.prefix and names[route.prefix.module], route.way.channels_last
 
 
 def draw(*shape, seed=0):
@@ -129,7 +127,7 @@ def test_counts_are_those_of_whole_forward_passes(case, monkeypatch):
     found = local_complexity(net.double(), inputs, **settings)
     net.float()
     single = local_complexity(net, inputs, **settings)
-    monkeypatch.setattr(layers_module, "find_prefix", lambda *arguments, **named: None)
+    monkeypatch.setattr(_Search, "_behind_modules", lambda *arguments, **named: iter(()))
     expected = local_complexity(net.double(), inputs, **settings)
     net.float()
     assert torch.equal(found.counts, expected.counts)
@@ -163,11 +161,11 @@ class Changed(nn.Module):
 def test_the_extremes_of_what_entered_are_known_until_it_is_changed(before, monkeypatch):
     torch.manual_seed(0)
     net, x = Changed(before).double(), draw(30, 5)
-    counter = SwitchCounter(net, x)
-    found = counter.measure([0.3, 1.0], 3, None, 0, None, None).counts
-    assert counter.prefix is not None
-    monkeypatch.setattr(layers_module, "find_prefix", lambda *arguments, **named: None)
-    expected = SwitchCounter(net, x).measure([0.3, 1.0], 3, None, 0, None, None).counts
+    with CountingTask.by("vertices", net, x).ready(0.3, 3) as counter:
+        found = counter.count_set(0, [0.3, 1.0]).counts
+        assert counter.route.prefix is not None
+    monkeypatch.setattr(_Search, "_behind_modules", lambda *arguments, **named: iter(()))
+    expected = CountingTask.by("vertices", net, x).measure([0.3, 1.0], 3).counts
     assert torch.equal(found, expected)
     assert found.sum() > 50
 
@@ -193,7 +191,7 @@ def test_counts_do_not_depend_on_the_layout(monkeypatch):
     torch.manual_seed(0)
     net, x = PreActivation(), draw(6, 2, 5, 5)
     found = local_complexity(net, x, radius=0.5, n_directions=5, chunk_size=4)
-    monkeypatch.setattr(Layers, "_has_images", lambda layers: False)
+    monkeypatch.setattr(route_module, "has_images", lambda space: False)
     assert torch.equal(found.counts, local_complexity(net, x, radius=0.5, n_directions=5, chunk_size=4).counts)
     assert found.counts.sum() > 20
 

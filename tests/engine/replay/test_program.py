@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import (
-    COUNTERS,
+    METHODS,
     NETS,
     Call,
     ReadsTwice,
@@ -21,7 +21,7 @@ from torch import nn
 from lc_callback.functional import local_complexity
 
 
-@pytest.mark.parametrize("method", COUNTERS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_counts_are_those_of_the_model_itself(name, method, dtype):
@@ -29,10 +29,10 @@ def test_the_counts_are_those_of_the_model_itself(name, method, dtype):
     make, inputs = NETS[name]
     net = make().to(dtype).eval()
     for chunk_size in (None, 6, 50):
-        again, counter = measured(net, inputs, method, chunk_size=chunk_size)
+        again, route = measured(net, inputs, method, chunk_size=chunk_size)
         run, plain = measured(net, inputs, method, repeat=False, chunk_size=chunk_size)
-        assert counter.tape is not None
-        assert plain.tape is None
+        assert route.program is not None
+        assert plain.program is None
         assert torch.equal(again, run)
         assert run.sum() > 10
 
@@ -41,8 +41,8 @@ def test_the_counts_are_those_of_the_model_itself(name, method, dtype):
 def test_so_they_are_with_every_choice_of_what_is_counted(arguments):
     torch.manual_seed(0)
     net, inputs = images().eval(), draw(7, 2, 8, 8)
-    again, counter = measured(net, inputs, directions=5, **arguments)
-    assert counter.tape is not None
+    again, route = measured(net, inputs, directions=5, **arguments)
+    assert route.program is not None
     assert torch.equal(again, measured(net, inputs, repeat=False, directions=5, **arguments)[0])
     assert again.sum() > 20
 
@@ -80,8 +80,8 @@ class Counted(nn.Module):
     ids=["looks", "branches", "squared_size", "writes", "counts", "leaves_torch"],
 )
 def test_a_model_of_which_the_operations_do_not_tell_all_runs_each_time(net):
-    again, counter = measured(net, draw(4, 3))
-    assert counter.tape is None
+    again, route = measured(net, draw(4, 3))
+    assert route.program is None
     assert torch.equal(again, measured(net, draw(4, 3), repeat=False)[0])
 
 
@@ -136,9 +136,9 @@ def test_a_module_whose_output_is_not_the_only_way_in_is_no_entry():
             return F.relu(F.relu(self.first(x)) - x)
 
     net = Twice()
-    again, counter = measured(net, draw(5, 3))
-    assert counter.prefix is None
-    assert counter.tape is not None
+    again, route = measured(net, draw(5, 3))
+    assert route.prefix is None
+    assert route.program is not None
     assert torch.equal(again, measured(net, draw(5, 3), repeat=False)[0])
 
 

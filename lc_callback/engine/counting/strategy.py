@@ -1,0 +1,103 @@
+"""How units that switch are found: what both ways of counting have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lc_callback.engine.network.layers import Execution, TracedLayers
+from lc_callback.engine.replay.route import Route
+from lc_callback.engine.replay.way import Way
+
+__all__ = ["FEWEST_ULP", "Collector", "HasJumps", "MakeStrategy", "Strategy", "Sweep", "steps_along"]
+
+#: A coordinate's step r/sqrt(D) is lost in rounding where it is fewer units in the last place than this.
+FEWEST_ULP = 16
+
+
+class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
+    """The model jumps, so its affine pieces do not tell where its units switch."""
+
+
+class Collector(Protocol):
+    """Collects what is seen around ``n`` points."""
+
+    def add(self, points: Tensor, rows: slice, part: Tensor, first: bool) -> None:
+        """Follow these points, which are the ``rows`` of the ``n``, along a part of the coefficients.
+
+        Args:
+            points: indices of the points.
+            rows: their places.
+            part: ``(k, B)`` of the coefficients of the sweep.
+            first: whether no part was before.
+        """
+        ...
+
+    def counts(self) -> Tensor:
+        """``(n, R, L)``: how many units switch, -1 where a value was not finite; of the radii of the sweep."""
+        ...
+
+
+@dataclass
+class Sweep:
+    """One way through all points.
+
+    Attributes:
+        coefficients: ``(K, B)``, of the directions of the frame: where each point is moved.
+        radii: which of the radii are counted.
+        collector: makes what collects, for a number of points.
+        histogram: of critical radii, where these are known; complete after the sweep.
+    """
+
+    coefficients: Tensor
+    radii: slice
+    collector: Callable[[int], Collector]
+    histogram: Tensor | None = None
+
+
+class Strategy(Protocol):
+    """How units that switch are found.
+
+    Attributes:
+        execution: how the operations of the model are executed.
+        has_rules: whether derivatives may be taken operation by operation.
+        besides: samples of a point besides those of the coefficients.
+    """
+
+    execution: Execution
+    has_rules: bool
+    besides: int
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        ...
+
+    def frame(self, directions: Tensor) -> Tensor:
+        """``(B, D)``: the frame for :class:`Route`, given the ``(P, D)`` directions of the neighbourhood."""
+        ...
+
+    def starts(self, points: Tensor) -> Tensor:
+        """From where the moves lead to the neighbourhood of these points."""
+        ...
+
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+        """What is compared before a faster way is taken; as of :class:`Observer`."""
+        ...
+
+    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
+        """The ways through all points by which units that switch within these radii are counted."""
+        ...
+
+
+#: Makes a strategy for traced layers.
+MakeStrategy = Callable[[TracedLayers], Any]
+
+
+def steps_along(n_directions: int, length: float, like: Tensor) -> Tensor:
+    """``(P, P)`` coefficients of a step of this length along each direction."""
+    return length * torch.eye(n_directions, dtype=like.dtype, device=like.device)

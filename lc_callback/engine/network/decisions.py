@@ -1,0 +1,67 @@
+"""Where a model compares, rounds, casts or chooses: what is noted of each operation while it is traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lc_callback.engine.network.max_pools import WINNERS
+from lc_callback.engine.network.operations import Kind, is_a
+
+__all__ = ["Decisions"]
+
+# Operations of these namespaces round what they get.
+_ROUNDING_NAMESPACES = {"quantized", "quantized_decomposed", "torchao"}
+# These decide by values, but not between two numbers next to each other: whether one is missing, say.
+_BUT_FOR_POINTS = {"eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor"}
+
+
+class Decisions:
+    """The operations that decide by values, each with the number of values that it returned.
+
+    Attributes:
+        jumps: before the last pre-activation, those that are constant but for jumps.
+        choices: before the first one, those that decide by values.
+        casts: floating-point types to which values were rounded.
+        maxima: those that choose a winner which is not followed.
+    """
+
+    def __init__(self) -> None:
+        self.jumps: list[tuple[str, int]] = []
+        self.choices: list[tuple[str, int]] = []
+        self.casts: list[tuple[torch.dtype, int]] = []
+        self.maxima: list[tuple[str, int]] = []
+        self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
+
+    def executed(self, op: str, func: Any, args: Any, result: Any, *, is_first: bool) -> None:
+        """An operation ran; ``is_first``: before the first pre-activation."""
+        first = result[0] if isinstance(result, (tuple, list)) and result else result
+        if not (isinstance(first, Tensor) and args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
+            return
+        if op == "_to_copy" and _is_coarser(first.dtype, args[0].dtype):
+            self.casts.append((first.dtype, first.numel()))
+        decides = first.dtype is torch.bool or not (first.is_floating_point() or first.is_complex())
+        if (decides or op == "nan_to_num") and is_first:
+            self.choices.append((op, first.numel()))
+        to_bool = op == "_to_copy" and first.dtype is torch.bool
+        rounds = is_a(op, Kind.JUMP) or func.namespace in _ROUNDING_NAMESPACES
+        if rounds or (decides and not to_bool and op not in _BUT_FOR_POINTS):
+            self._jumps_since.append((op, first.numel()))
+
+    def chosen(self, op: str, result: Any) -> None:
+        """An operation ran of which the winners, if it chooses any, are not followed."""
+        if op in WINNERS:
+            values = result if isinstance(result, Tensor) else result[0]
+            if values.is_floating_point() and values.ndim:
+                self.maxima.append((op, values.numel()))
+
+    def emitted(self) -> None:
+        """A pre-activation was met."""
+        self.jumps += self._jumps_since
+        self._jumps_since.clear()
+
+
+def _is_coarser(one: torch.dtype, other: torch.dtype) -> bool:
+    return one.is_floating_point and torch.finfo(one).eps > torch.finfo(other).eps

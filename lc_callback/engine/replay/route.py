@@ -1,0 +1,274 @@
+"""Which way points are followed: the fastest that gives what the model itself does, and why no faster one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lc_callback.engine.network.layers import Consumer, Execution, TracedLayers
+from lc_callback.engine.network.modules import module_paths
+from lc_callback.engine.network.space import Space
+from lc_callback.engine.replay.dual import NoRule
+from lc_callback.engine.replay.prefix import Prefix, modules_before_kinks, prefix_behind
+from lc_callback.engine.replay.program import ReplayProgram
+from lc_callback.engine.replay.recording import NotRepeatable, Recording
+from lc_callback.engine.replay.way import Way, same, some_moves
+
+__all__ = ["Observer", "Route", "has_images"]
+
+_TRIED = 3  # modules
+
+
+class Observer(Protocol):
+    """What has to stay the same, by whichever way.
+
+    Attributes:
+        execution: how operations are executed.
+        has_rules: whether derivatives may be taken operation by operation.
+    """
+
+    execution: Execution
+    has_rules: bool
+
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+        """What is seen at these points, moved by ``moves (2, B)``, with at most so many samples in a forward pass."""
+        ...
+
+
+class Route:
+    """The way by which points are followed along a frame, chosen when it is made.
+
+    The model itself can always run. Faster, each where it gives the same at a few points: its recorded operations are
+    replayed without its Python code; points enter behind its first affine modules; derivatives come from a rule for
+    each operation. Points that integers or masks belong to, that are moved inside the model, at the values of which it
+    looks, or by which it decides, go through all of it.
+
+    Args:
+        layers: what is followed.
+        frame: ``(B, D)`` directions.
+        most: samples in one forward pass.
+        observer: what is compared.
+        verified: the points at which it is compared.
+        recording: what the model executes, or why that is not known.
+    """
+
+    def __init__(
+        self,
+        layers: TracedLayers,
+        frame: Tensor,
+        most: int,
+        observer: Observer,
+        verified: Tensor,
+        recording: Recording | NotRepeatable,
+    ) -> None:
+        search = _Search(layers, frame, most, observer, verified, recording)
+        self.way = search.best()
+        self.way.layers.space.points.channels_last = self.way.channels_last
+        self._has_rules = observer.has_rules
+        self._reasons = search.reasons
+
+    @property
+    def frame(self) -> Tensor:
+        """``(B, D)`` directions."""
+        return self.way.frame
+
+    @property
+    def program(self) -> ReplayProgram | None:
+        """Recorded operations that run in place of the model; ``None`` if the model runs."""
+        return self.way.program
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """Behind which module the points enter; ``None``: at the inputs."""
+        return self.way.prefix
+
+    @property
+    def uses_derivative_rules(self) -> bool:
+        """Whether derivatives are taken operation by operation."""
+        return self.way.uses_derivative_rules
+
+    def follow(self, points: Tensor, coefficients: Tensor, consumer: Consumer) -> object:
+        """As :meth:`Way.follow`."""
+        return self.way.follow(points, coefficients, consumer)
+
+    def hold(self, points: Tensor, most: int) -> None:
+        """Compute what enters for these points, of which parts are followed next; at most so many at once."""
+        if self.prefix is not None:
+            self.prefix.hold(points, most)
+
+    def explain(self) -> str:
+        """Which way was taken, and why not a faster one."""
+        way, reasons = self.way, self._reasons
+        text = "replays the recorded operations" if way.program is not None else "runs the model for all samples"
+        if way.prefix is not None:
+            text += f" behind {_path(way.layers.space, way.prefix.module)}"
+        if self._has_rules:
+            text += ", derivatives by " + ("rules" if way.uses_derivative_rules else "small steps")
+        why = []
+        if way.program is None:
+            why.append(f"no replay: {reasons.get('replay', 'not tried')}")
+        if way.prefix is None:
+            why.append(f"no later entry: {reasons.get('prefix', 'not tried')}")
+        if self._has_rules and not way.uses_derivative_rules:
+            why.append(f"no rules: {reasons.get('rules', 'not tried')}")
+        return "; ".join([text, *why])
+
+
+class _Search:
+    """Tries ways, and notes why those that are not taken are not."""
+
+    def __init__(
+        self,
+        layers: TracedLayers,
+        frame: Tensor,
+        most: int,
+        observer: Observer,
+        verified: Tensor,
+        recording: Recording | NotRepeatable,
+    ) -> None:
+        self._plain = Way(layers, frame, observer.execution)
+        self._space, self._most, self._observer, self._verified = layers.space, most, observer, verified
+        self._recording = recording if isinstance(recording, Recording) else None
+        self._moves = some_moves(layers, frame)
+        self._expected: list[Tensor] = []
+        self.reasons: dict[str, str] = {}
+        if self._recording is None:
+            self.reasons = {"replay": str(recording), "rules": "no operations are replayed"}
+        whole = _why_whole(layers)
+        self._whole = bool(whole)
+        if whole:
+            self.reasons["prefix"] = whole
+
+    def best(self) -> Way:
+        """The fastest way that gives what the model itself does."""
+        self._space.points.channels_last = False
+        if self._whole and self._recording is None:
+            return self._plain
+        self._expected = self._observe(self._plain)
+        # What is likely, with one pass to confirm it, and else one by one.
+        return self._likely() or self._each()
+
+    def _likely(self) -> Way | None:
+        """All that is faster together, if that gives the same."""
+        if self._recording is None:
+            return None
+        way = replace(self._plain, uses_derivative_rules=self._observer.has_rules)
+        if not self._whole:
+            way = replace(way, channels_last=has_images(self._space))
+            way = next(self._behind_modules(way, replays=True), way)
+        if way.prefix is None:
+            way = replace(way, program=self._program(None))
+        return way if way.program is not None and not self._fault(way) else None
+
+    def _each(self) -> Way:
+        """As far as each of the shorter ways gives the same."""
+        way = self._with("replay", replace(self._plain, program=self._program(None)), self._plain)
+        if not self._whole:
+            if has_images(self._space):
+                way = self._with("layout", replace(way, channels_last=True), way)
+            for shorter in self._behind_modules(way, replays=way.program is not None):
+                fault = self._fault(shorter)
+                if not fault:
+                    way = shorter
+                    break
+                self._note_prefix(shorter.prefix, fault)
+        if self._observer.has_rules:
+            way = self._with("rules", replace(way, uses_derivative_rules=True), way)
+        return way
+
+    def _with(self, name: str, faster: Way, way: Way) -> Way:
+        """The faster way, if it gives the same; else the other."""
+        if name == "replay" and faster.program is None:
+            return way
+        fault = self._fault(faster)
+        if fault:
+            self.reasons[name] = fault
+        return way if fault else faster
+
+    def _behind_modules(self, way: Way, replays: bool) -> Iterator[Way]:
+        """Ways that enter behind a module, the latest first.
+
+        A model may use its input again later on, or compute something else before its first non-linearity: whether it
+        does is tried out.
+        """
+        self._space.points.channels_last = way.channels_last
+        modules = self._returned() if replays else modules_before_kinks(self._space)
+        if not modules:
+            self.reasons.setdefault("prefix", "no module returns a tensor before the first non-linearity")
+        for module in modules[:_TRIED]:
+            program = self._program(module) if replays else None
+            if replays and program is None:
+                continue
+            try:
+                prefix = prefix_behind(module, self._space, way.frame, self._most)
+            except Exception as error:  # more than one tensor, say
+                self._note(module, _in_words(error))
+                continue
+            yield replace(way, program=program, prefix=prefix)
+
+    def _returned(self) -> list[nn.Module]:
+        """The modules that were seen to return something before the first non-linearity, the latest first."""
+        return [] if self._recording is None else [*reversed(self._recording.returned)]
+
+    def _program(self, module: nn.Module | None) -> ReplayProgram | None:
+        """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
+        if self._recording is None:
+            return None
+        try:
+            return ReplayProgram(self._recording, None if module is None else self._recording.returned[module])
+        except Exception as error:  # whatever it is, the model itself can run
+            if module is None:
+                self.reasons["replay"] = _in_words(error)
+            else:
+                self._note(module, _in_words(error))
+            return None
+
+    def _fault(self, way: Way) -> str:
+        """Why a way cannot be taken; empty if it gives what the model itself does."""
+        try:
+            found = self._observe(way)
+        except Exception as error:  # what comes later does not take it, and says so in its own way
+            return _in_words(error)
+        return "" if same(self._expected, found) else "it gives other values than the model itself"
+
+    def _observe(self, way: Way) -> list[Tensor]:
+        self._space.points.channels_last = way.channels_last
+        return self._observer.observe(way, self._verified, self._moves, self._most)
+
+    def _note_prefix(self, prefix: Prefix | None, reason: str) -> None:
+        assert prefix is not None
+        self._note(prefix.module, reason)
+
+    def _note(self, module: nn.Module, reason: str) -> None:
+        self.reasons.setdefault("prefix", f"behind {_path(self._space, module)}, {reason}")
+
+
+def _why_whole(layers: TracedLayers) -> str:
+    """Why points have to go through all of the model; empty if they may enter later."""
+    if layers.space.at_module is not None:
+        return f"the output of {layers.space.at!r} is perturbed"
+    if not layers.space.points.alone:
+        return "more than the one tensor that moves belongs to the points"
+    if layers.reads_values:
+        return "it reads values in Python"
+    return "it decides by values before its first non-linearity" if layers.decides else ""
+
+
+def has_images(space: Space) -> bool:
+    """Whether there may be images, and convolutions that are faster if the channels of these come last."""
+    cpu = space.device.type == "cpu" and space.dtype is torch.float32
+    return cpu and any(isinstance(module, nn.Conv2d) for module in space.model.modules())
+
+
+def _path(space: Space, module: nn.Module) -> str:
+    return repr(module_paths(space.model).get(id(module)) or type(module).__name__)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, (NoRule, NotRepeatable)):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,104 @@
+"""One way to follow points along a frame: by running the model, or by what gives the same faster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lc_callback.engine.network.layers import Consumer, Execution, Samples, TracedLayers
+from lc_callback.engine.network.operations import Knot
+from lc_callback.engine.replay.prefix import Prefix
+from lc_callback.engine.replay.program import ReplayProgram
+
+__all__ = ["Way", "pre_activations", "same", "some_moves"]
+
+_AT_ONCE = 3  # points that are compared in one forward pass: as many as a trace has, so memory suffices
+_ROUNDING = 2**12  # units in the last place of a layer's largest value
+
+
+@dataclass(frozen=True)
+class Way:
+    """How points are followed along a frame.
+
+    Attributes:
+        layers: what is followed.
+        frame: ``(B, D)`` directions.
+        execution: how the operations are executed.
+        program: recorded operations that run in place of the model; ``None`` runs the model.
+        prefix: behind which module the points enter; ``None`` is at the inputs.
+        uses_derivative_rules: whether derivatives are taken operation by operation, not from steps.
+        channels_last: how batches of images are laid out in memory.
+    """
+
+    layers: TracedLayers
+    frame: Tensor
+    execution: Execution
+    program: ReplayProgram | None = None
+    prefix: Prefix | None = None
+    uses_derivative_rules: bool = False
+    channels_last: bool = False
+
+    def follow(self, points: Tensor, coefficients: Tensor, consumer: Consumer) -> Any:
+        """Call ``consumer`` at the points ``(n,)``, moved by ``coefficients (k, B)`` of the directions of the frame.
+
+        As :meth:`TracedLayers.follow`. Returns the output of the model, ``None`` if operations are replayed.
+        """
+        # One sample alone is laid out in several ways at once, so it can take another way than two and three did.
+        replays = self.program is not None and len(points) * len(coefficients) > 1
+        samples = self._samples(points, coefficients, replays)
+        if not replays:
+            return self.layers.run(samples, consumer, self.execution)
+        assert self.program is not None
+        emit = self.layers.emitter(samples.n, consumer, self.execution)
+        move, max_pool = samples.options["move"], self.layers.max_pool
+        self.program.run(samples.inputs, samples.n, move, emit, self.execution.execute, max_pool)
+        return None
+
+    def _samples(self, points: Tensor, coefficients: Tensor, replays: bool) -> Samples:
+        if self.prefix is None:
+            return self.layers.moved(points, coefficients @ self.frame)
+        values = self.prefix.values(points, coefficients)
+        options = self.layers.options(lambda output: values) | {"at": self.prefix.module}
+        inputs = None if replays else self.layers.space.points.batch(points[:1], None)
+        return Samples(inputs, len(values), options)
+
+
+def some_moves(layers: TracedLayers, frame: Tensor) -> Tensor:
+    """``(2, B)`` coefficients of moves as large as the points."""
+    scale = (layers.space.largest or 1.0) * (layers.space.dim / len(frame)) ** 0.5
+    return torch.randn(2, len(frame), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(frame) * scale
+
+
+def pre_activations(way: Way, points: Tensor, moves: Tensor, most: int, *, with_output: bool) -> list[Tensor]:
+    """Of all places at these points, and the output if it is needed; at most so many samples in one forward pass."""
+    seen: list[Tensor] = []
+
+    def keep(position: int, knots: list[Knot]) -> None:
+        seen.append(knots[0][0].clone())
+
+    # Two samples, if ever there are several: a model may ask its input for their number.
+    moves = moves[: min(most, max(1, 3 - len(points)))]
+    for some in points.tensor_split(-(-len(points) // min(most, _AT_ONCE))):
+        returned = way.follow(some, moves, keep)
+        if with_output:
+            seen += [leaf.clone() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+    return seen
+
+
+def same(expected: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether these are equal, but for rounding."""
+    return len(expected) == len(found) and all(map(_same, expected, found))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    tolerance = _ROUNDING * torch.finfo(one.dtype).eps if one.is_floating_point() else 0
+    if one.shape == other.shape and float((one - other).abs().max()) <= tolerance * float(one.abs().max()) < torch.inf:
+        return True
+    finite = one.abs() < torch.inf  # beyond the border of max-pooling there is -inf
+    size = one.abs().where(finite, 0).max()
+    near = (one - other).where(finite, 0).abs() <= tolerance * size
+    return bool(torch.equal(one.isnan(), other.isnan()) and near.all())
