@@ -325,6 +325,7 @@ class Counter(Layers):
     writes_down = True
     histogram: Any = None  # of critical radii, where these are known
     besides = 0  # samples of a point besides those of the frame
+    only_extremes = True  # whether the largest and smallest value at the vertices are all that a tally looks at
 
     def __init__(self, model: nn.Module, inputs: Any, *, others: Sequence[Any] = (), **named: Any) -> None:
         super().__init__(model, inputs, **named)
@@ -568,7 +569,7 @@ class Counter(Layers):
         shape = k, rows.stop - rows.start
 
         def by_vertex(z: Tensor) -> Tensor:
-            outermost = None if self.prefix is None else self.prefix.outermost(z, shape)
+            outermost = self.prefix.outermost(z, shape) if self.prefix is not None and self.only_extremes else None
             return z.unflatten(0, shape) if outermost is None else outermost
 
         tallies[position].add(viewed(knots, by_vertex), rows, first)

@@ -24,6 +24,7 @@ from lc_callback.functional.local_complexity import (
 )
 from lc_callback.functional.operations import Knot
 from lc_callback.functional.space import Space, compute_dtype
+from lc_callback.functional.tangents import is_hidden, negligible
 from lc_callback.isolation import untouched
 
 __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rounded"]
@@ -232,14 +233,21 @@ class _SmallestRadii(LinearCounter):
         return float((self._smallest <= radius).sum())
 
     def _add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
-        value = found[0][0].clone()  # the next line overwrites it
+        value, reach = found[0][0].clone(), found[0][1]  # the next line overwrites the value
         radii = critical_radii(found, self._step)
         limit = self._smallest.max().item() if len(self._smallest) == ENOUGH else math.inf
-        point, unit = torch.nonzero((radii > 0) & (radii < limit), as_tuple=True)
+        point, unit = torch.nonzero((radii > 0) & (radii < limit) & ~_on_kink(value, reach), as_tuple=True)
         kept = _distinct(point, value[point, unit], radii[point, unit]).double().cpu()
         together = torch.cat([self._smallest, kept])
         self._smallest = together.topk(min(ENOUGH, len(together)), largest=False).values
         return torch.zeros_like(self.histogram)
+
+
+def _on_kink(value: Tensor, reach: Tensor) -> Tensor:
+    """Which units ``(n, units)`` are 0 but for what units that are inactive pass on as good as nothing, and move."""
+    zero = value.abs() <= negligible(value, 1)
+    hidden = is_hidden(value, reach)
+    return zero if hidden is None else zero & ~hidden
 
 
 def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
@@ -255,6 +263,8 @@ def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
 
 class _DistinctCounter(Counter):
     """Counts by the vertices and the points themselves, and units with one and the same value at a point once."""
+
+    only_extremes = False
 
     def _vertices(self, radius: float) -> Tensor:
         vertices = super()._vertices(radius)
