@@ -147,7 +147,7 @@ def _difference(linear: Tensor, vertices: Tensor) -> str:
     if not abs(float(difference.sum())) > max(_AGREE * float(vertices.sum()), by_chance):  # also NaN
         return ""
     return (
-        f"the linear method counts {int(linear.sum()):,} switching units at {len(linear)} of these points, "
+        f"the linear method counts {int(linear.sum()):,} switching units at {len(linear)} of the train points, "
         f"the vertices {int(vertices.sum()):,}"
     )
 

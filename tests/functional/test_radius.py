@@ -435,7 +435,7 @@ def test_where_the_methods_differ_it_is_said(name: str) -> None:
     assert abs(linear / vertices - 1) > 0.01
     n = len(points[:: -(-len(points) // 64)])
     assert found.difference == (
-        f"the linear method counts {linear:,} switching units at {n} of these points, the vertices {vertices:,}"
+        f"the linear method counts {linear:,} switching units at {n} of the train points, the vertices {vertices:,}"
     )
 
 
