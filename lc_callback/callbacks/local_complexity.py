@@ -357,6 +357,7 @@ class LocalComplexityCallback(ProbeCallback):
             f"Radius {', '.join(radii)} around {where}, {self._directions} directions, "
             f"counted {how}, computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",
             *self._about_radius(latest),
+            *(["", f"Route: {latest.route}."] if latest.route else []),
             "",
             f"| counted layer | units | switching at {split} points{f' (r = {radii[0]})' if several else ''} |",
             "|---|---:|---:|",

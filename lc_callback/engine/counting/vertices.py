@@ -29,6 +29,7 @@ class Vertices:
 
     has_rules = False
     besides = 0
+    only_extremes = True  # whether a tally looks at nothing but the largest and smallest value at the vertices
 
     def __init__(self, layers: TracedLayers) -> None:
         self.layers, self.execution = layers, Execution()
@@ -80,7 +81,8 @@ class _Tallies:
 
     def add(self, points: Tensor, rows: slice, part: Tensor, first: bool) -> None:
         """As of :class:`Collector`."""
-        shape, prefix = (len(part), len(points)), self._route.prefix
+        shape = len(part), len(points)
+        prefix = self._route.prefix if self._strategy.only_extremes else None
 
         def by_vertex(z: Tensor) -> Tensor:
             outermost = None if prefix is None else prefix.outermost(z, shape)
