@@ -118,11 +118,16 @@ export function button(text, label, onclick, properties = {}) {
 }
 
 export class CurveCard extends Card {
-  constructor(model, panel, { isNamed = false } = {}) {
+  constructor(model, panel, { isNamed = false, isLegendBelow = false } = {}) {
     super(model, panel);
     [this.panel, this.isNamed] = [panel, isNamed];
     this.lines = [];
     this.makeTools();
+    if (isLegendBelow) {
+      // As high as it is going to be, so that what is below does not move when it is drawn.
+      const rows = Math.min(MOST_VALUES, panel.lines.length * model.units().length);
+      this.body.style.minHeight = `${(panel.isSmall ? 170 : 210) + 24 + 18 * rows}px`;
+    }
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
