@@ -196,7 +196,7 @@ export class CurveCard extends Card {
     const beside = this.parts.legend.offsetLeft > this.parts.frame.offsetLeft ? this.parts.legend.scrollHeight : 0;
     const view = {
       width,
-      height: panel.isSmall ? 170 : Math.min(300, Math.max(210, beside)),
+      height: panel.isSmall ? 170 : Math.min(340, Math.max(210, beside)),
       kind: model.kind,
       domain: model.domain(),
       lines: this.lines,
