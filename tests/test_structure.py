@@ -140,3 +140,15 @@ def test_a_class_is_small():
     sizes = {name: (len(own), len(methods)) for name, (own, methods) in classes().items()}
     large = {name: size for name, size in sizes.items() if size[0] > MOST_ATTRIBUTES or size[1] > MOST_METHODS}
     assert not large
+
+
+def test_no_test_module_imports_another():
+    """What they share is in ``networks.py``, ``helpers.py`` and the like, so that each can be read and run alone."""
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    names = {path.stem for path in paths}
+    assert len(names) == len(paths)
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            found = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            found |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+            assert not found & names, path
