@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lightning lint benchmark clean
+.PHONY: demo test test-all test-lightning lint benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_grokking.py
 
+# What is marked slow runs in `make test-all`, with the rest.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # The callbacks with older Lightning: `make test-lightning LIGHTNING=2.4.0`.
 LIGHTNING ?= 2.4.0

@@ -79,40 +79,21 @@ class LocalComplexityCallback(ProbeCallback):
         n_directions: ``P``, directions of the frame. Inputs of fewer dimensions get as many as they have.
         n_probes: points for each split, or ``"auto"``: from 64 to 512, as many as keep units x points below 4 million.
             The paper has 1024, see :meth:`paper`.
-        schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
-            ``step -> bool``.
-        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
-        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
         layers: ``None`` counts the pre-activation of every non-linearity that is executed. A list of module names,
             patterns (``"blocks.*"``), class names (``"Linear"``) or types counts the outputs of these modules instead.
         at: name of the module whose output is perturbed instead of the input. Tokens: the embedding that reads them.
-        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
-            tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
-        test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
-        random_probes: also measure points uniform within the range of the train probes.
-        seed: seed of the probes and of the frame.
         max_pool: also count the winners of max-pooling, ``amax``, ``max(dim)``, ``topk`` and ``sort`` that change.
         per_layer: also log each layer.
         chunk_size: vertices in one forward pass; by default what fits a memory budget, halved when out of memory.
-        submodule: name of the module to measure, if not the whole LightningModule.
-        forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
-            import path, or the name of a method of the module.
-        log_key_prefix: put before every key, to tell several instances apart.
-        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
         detection: settings of the detector by name, see :func:`lc_callback.detect_phases`: ``{"min_prominence": 0.1}``.
-        on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
-        stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
-        certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have
-            confirmed them; or ``"tentative"``, all of them at once.
-        custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
         method: ``"vertices"``, as the papers define it, or ``"linear"``, by the network's affine piece at each point,
             which costs little more than half and gives the density and all radii at once; see
             :func:`lc_callback.functional.local_complexity`. The two differ by less than 1 % at radii such as ``"auto"``
             gives, and by a third where the radius is of the order of the spread of the data. So ``"auto"`` is the
             linear method if the radius is ``"auto"``, neither ``layers`` nor ``max_pool`` is given, and both count the
             same when the radius is found; else the text of the run says what each counts.
-        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
-            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
+        arguments: those of :class:`lc_callback.callbacks.ProbeCallback`: which points, which steps, what of
+            the model, and what is done at a transition.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a model or probes that cannot be measured,
@@ -201,14 +182,8 @@ class LocalComplexityCallback(ProbeCallback):
         points = next(iter(few().values()), None)
         if points is None:
             return _FEWEST_PROBES
-        counted: dict[str, Any] = {
-            "layers": self.layers,
-            "max_pool": self.max_pool,
-            "at": self.at,
-            "forward_fn": network.forward_fn,
-        }
         try:
-            units = count_units(network.module, points.inputs, **counted)
+            units = count_units(network.module, points.inputs, max_pool=self.max_pool, **self._counted(network))
         except Exception:  # what is wrong, the trial measurement says
             return _FEWEST_PROBES
         return max(_FEWEST_PROBES, min(_MOST_PROBES, _MOST_UNITS // units))
@@ -225,17 +200,12 @@ class LocalComplexityCallback(ProbeCallback):
             decided = self.decide(partial(self._find_radius, network, points.inputs))
             self._auto_radius, self._reason, self._difference = decided
 
+    def _counted(self, network: Network) -> dict[str, Any]:
+        return {"layers": self.layers, "at": self.at, "forward_fn": network.forward_fn}
+
     def _find_radius(self, network: Network, inputs: Any) -> tuple[float, str, str]:
-        found = find_radius(
-            network.module,
-            inputs,
-            n_directions=self._directions,
-            seed=self.seed,
-            layers=self.layers,
-            at=self.at,
-            forward_fn=network.forward_fn,
-            chunk_size=self.chunk_size,
-        )
+        how: dict[str, Any] = {"n_directions": self._directions, "seed": self.seed, "chunk_size": self.chunk_size}
+        found = find_radius(network.module, inputs, **how, **self._counted(network))
         return found.radius, found.reason, found.difference
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
@@ -297,11 +267,9 @@ class LocalComplexityCallback(ProbeCallback):
             self._radius_now,
             self._directions,
             seed=self.seed,
-            layers=self.layers,
             max_pool=self.max_pool,
-            at=self.at,
-            forward_fn=network.forward_fn,
             chunk_size=self.chunk_size,
+            **self._counted(network),
             progress=lambda split: self.progress(f"lc/{split}"),
             share=(index, of),
         )
@@ -389,6 +357,7 @@ class LocalComplexityCallback(ProbeCallback):
             f"Radius {', '.join(radii)} around {where}, {self._directions} directions, "
             f"counted {how}, computed in {str(latest.dtype).removeprefix('torch.')}. {self._sources}",
             *self._about_radius(latest),
+            *(["", f"Route: {latest.route}."] if latest.route else []),
             "",
             f"| counted layer | units | switching at {split} points{f' (r = {radii[0]})' if several else ''} |",
             "|---|---:|---:|",

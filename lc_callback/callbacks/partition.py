@@ -76,24 +76,11 @@ class SplinePartitionCallback(ProbeCallback):
         n_probes: points among which the three are found.
         schedule: ``None`` is three steps a decade, step 0 and the last step; ``"log"`` ten; a list of steps, or a
             function ``step -> bool``.
-        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
-        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
-        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
-            tensor, a pair ``(inputs, targets)`` or a mapping is taken whole.
-        seed: seed of the points.
         chunk_size: points in one forward pass; by default what fits a memory budget.
-        submodule: name of the module to measure, if not the whole LightningModule.
-        forward_fn: what is called as ``forward_fn(module, inputs)`` in place of the module's forward: a function, its
-            import path, or the name of a method of the module.
-        target_fn: what is called as ``target_fn(batch)`` for the classes ``(N,)`` of a batch, if these are not its
-            second part: a function, or its import path.
-        log_key_prefix: put before every key, to tell several instances apart.
-        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
-        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
-            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
         max_regions: how many regions a slice may hold. ``"auto"``: from 200 to 200,000, as many as keep regions x units
             x (1 + outputs) below 1e9, which takes about a minute on one core; the same on every machine. ``None``: the
             window never shrinks.
+        arguments: those of :class:`lc_callback.callbacks.ProbeCallback` about points, steps and the model.
 
     Raises:
         ValueError: for an argument out of range, on construction, or for a network that is not piecewise affine, before

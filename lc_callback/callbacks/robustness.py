@@ -103,14 +103,6 @@ class PGDRobustnessCallback(ProbeCallback):
         raw: also log the accuracy under the attack on raw logits, which vanishing gradients can mislead.
         at: name of the module whose output is attacked instead of the input. Tokens: the embedding that reads them.
         n_probes: points for each split.
-        schedule: ``"log"`` (default: ten steps a decade, step 0 and the last step), a list of steps, or a function
-            ``step -> bool``.
-        every_n_train_steps: instead of ``schedule``, every ``n`` optimizer steps.
-        every_n_epochs: instead of ``schedule``, at step 0 and after every ``n``-th epoch.
-        train_probes: ``None`` draws from the trainer's train dataset. A dataset or ``DataLoader`` is drawn from; a
-            pair ``(inputs, targets)`` or a mapping is taken whole.
-        test_probes: likewise; ``None`` draws from the validation dataset, else the test dataset.
-        seed: seed of the probes and of the attack.
         chunk_size: points in one forward and backward pass; by default what fits a memory budget, halved when out of
             memory.
         task: ``"multiclass"`` for logits ``(N, C)`` or ``(N, C, H, W)``, ``"binary"`` for one logit for each point,
@@ -118,22 +110,10 @@ class PGDRobustnessCallback(ProbeCallback):
             :func:`lc_callback.functional.robust_accuracy`.
         metric: a metric of torchmetrics for classifiers that takes the place of accuracy, such as
             ``torchmetrics.classification.MulticlassF1Score(num_classes=10)``; its ``ignore_index`` is respected.
-        submodule: name of the module to measure, if not the whole LightningModule.
-        forward_fn: what is called as ``forward_fn(module, inputs)`` for the logits in place of the module's forward: a
-            function, its import path, or the name of a method of the module.
-        target_fn: what is called as ``target_fn(batch)`` for the targets of a batch, if these are not its second part:
-            a function, or its import path.
-        log_key_prefix: put before every key, to tell several instances apart.
-        raise_on_error: stop the run when a measurement fails, instead of warning and going on.
         detection: settings of the detector by name, of
             :func:`lc_callback.detection.milestones.find_accuracy_milestones`: ``{"interpolation": 0.95}``.
-        on_transition: ``["checkpoint"]`` saves a checkpoint at each transition that is found, named by it.
-        stop_after: kind of transition at which the training is stopped, as ``EarlyStopping`` would.
-        certainty: of the transitions that ``on_transition`` and ``stop_after`` act on: ``"firm"``, once later rows have
-            confirmed them; or ``"tentative"``, all of them at once.
-        custom_scalars: also write a layout for TensorBoard's custom scalars. It replaces any other layout of the run.
-        max_overhead: leave out rows while this callback has taken more than this part of the training time: 0.1 is
-            10 %. The first row, the last one and the first in each third of a decade of steps are always taken.
+        arguments: those of :class:`lc_callback.callbacks.ProbeCallback`: which points, which steps, what of
+            the model, and what is done at a transition.
 
     Raises:
         ValueError: for an argument out of range, on construction; for targets that do not fit the outputs, or points

@@ -22,6 +22,7 @@ from lc_callback.engine.network.layout import permuted
 from lc_callback.engine.network.modules import select_modules
 from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.space import Space, compute_dtype
+from lc_callback.engine.replay.affine_piece import is_hidden, negligible
 from lc_callback.functional.local_complexity import counting_task, wrapped
 from lc_callback.isolation import untouched
 
@@ -144,7 +145,7 @@ def _difference(linear: Tensor, vertices: Tensor) -> str:
     if not abs(float(difference.sum())) > max(_AGREE * float(vertices.sum()), by_chance):  # also NaN
         return ""
     return (
-        f"the linear method counts {int(linear.sum()):,} switching units at {len(linear)} of these points, "
+        f"the linear method counts {int(linear.sum()):,} switching units at {len(linear)} of the train points, "
         f"the vertices {int(vertices.sum()):,}"
     )
 
@@ -251,14 +252,21 @@ class _SmallestRadii(CriticalRadii):
 
     def add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]], radii: list[float], step: float) -> Tensor:
         """Keep those of one place that are among the smallest."""
-        value = found[0][0].clone()  # the next line overwrites it
+        value, reach = found[0][0].clone(), found[0][1]  # the next line overwrites the value
         critical = critical_radii(found, step)
         limit = self._smallest.max().item() if len(self._smallest) == ENOUGH else math.inf
-        point, unit = torch.nonzero((critical > 0) & (critical < limit), as_tuple=True)
+        point, unit = torch.nonzero((critical > 0) & (critical < limit) & ~_on_kink(value, reach), as_tuple=True)
         kept = _distinct(point, value[point, unit], critical[point, unit]).double().cpu()
         together = torch.cat([self._smallest, kept])
         self._smallest = together.topk(min(ENOUGH, len(together)), largest=False).values
         return counts.new_zeros(BINS)
+
+
+def _on_kink(value: Tensor, reach: Tensor) -> Tensor:
+    """Which units ``(n, units)`` are 0 but for what units that are inactive pass on as good as nothing, and move."""
+    zero = value.abs() <= negligible(value, 1)
+    hidden = is_hidden(value, reach)
+    return zero if hidden is None else zero & ~hidden
 
 
 def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
@@ -274,6 +282,8 @@ def _distinct(point: Tensor, value: Tensor, radius: Tensor) -> Tensor:
 
 class _DistinctVertices(Vertices):
     """Counts by the vertices and the points themselves, and units with one and the same value at a point once."""
+
+    only_extremes = False
 
     def vertices(self, steps: Tensor) -> Tensor:
         """With the point itself as the first."""

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 import array
 import collections
-import copy
 import functools
 import itertools
 import random
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+
+from lc_callback.isolation.kept_objects import (
+    COUNTING,
+    class_variables,
+    copied_iterator,
+    is_of_a_user,
+    is_ours_to_keep,
+    methods_of,
+    names_of,
+    slots_of,
+)
+from lc_callback.isolation.refill import (
+    address,
+    delete_slot,
+    has_given_back,
+    refill_array,
+    refill_deque,
+    refill_dict,
+    refill_list,
+    refill_set,
+    rewrite,
+    set_cell,
+    set_class_variables,
+    set_global,
+    set_slot,
+)
 
 __all__ = ["copied", "generator_state", "restored"]
 
@@ -27,28 +50,9 @@ _MOST_ITEMS = 1_000  # of one container that are looked into: a list of a millio
 _MOST_BYTES = 2**28  # of arrays, which cannot be copied lazily
 _SMALL = 2**16  # bytes that a tensor has if it is copied at once
 
-# Their objects are no state of a model, or other threads write to them: a module knows its Trainer and its logger.
-_FOREIGN = (
-    {*sys.stdlib_module_names, "torch", "numpy", "lightning", "lightning_fabric", "lightning_utilities"}
-    | {"pytorch_lightning", "lc_callback", "pytest", "_pytest"}
-    | {
-        "aim",
-        "clearml",
-        "comet_ml",
-        "litlogger",
-        "mlflow",
-        "neptune",
-        "swanlab",
-        "tensorboard",
-        "tensorboardX",
-        "wandb",
-    }
-) - {"argparse", "collections", "types", "weakref"}
-_OF_THREADS = {"_queue", "_thread", "asyncio", "concurrent", "multiprocessing", "queue", "threading"}
 _LEAVES = {int, float, complex, bool, str, bytes, type(None), type, range, slice, property, staticmethod, classmethod}
 _LEAVES |= {torch.dtype, torch.device, torch.Size, types.ModuleType, types.BuiltinFunctionType, types.CodeType}
 _DICTS = {dict, collections.OrderedDict}
-_COUNTING = {type(iter([])), type(iter(())), type(iter(range(0))), itertools.count}
 _HOOKS_OF_ALL_MODULES = [
     hooks
     for name, hooks in vars(torch_module).items()
@@ -111,7 +115,7 @@ class _Snapshot:
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._empty: list[dict[Any, Any]] = []  # most of the dicts of a module: its hooks
         self._kinds: list[tuple[Any, type]] = []
-        self._slots: dict[type, list[types.MemberDescriptorType]] = {}
+        self.slots_of: dict[type, list[types.MemberDescriptorType]] = {}
         self._seen: set[int] = set()
         self._seen_classes: set[int] = set()
         self._queue: collections.deque[Any] = collections.deque()
@@ -133,7 +137,7 @@ class _Snapshot:
     def restore(self) -> None:
         """Put everything back; an error comes when all else is done."""
         errors = []
-        self._undo += [(_refill_dict, (value, {})) for value in self._empty if value]
+        self._undo += [(refill_dict, (value, {})) for value in self._empty if value]
         self._undo += [(setattr, (value, "__class__", kind)) for value, kind in self._kinds if type(value) is not kind]
         for function, arguments in reversed(self._undo):
             try:
@@ -162,16 +166,16 @@ class _Snapshot:
         if isinstance(value, dict):
             self._keep_dict(value)
         elif isinstance(value, (list, bytearray, array.array)):
-            self._undo.append((_refill_list, (value, value[:])))
+            self._undo.append((refill_list, (value, value[:])))
             self._look_at_all(value)
         elif isinstance(value, (tuple, frozenset)):
             self._look_at_all(value)
         elif isinstance(value, set):
-            self._undo.append((_refill_set, (value, set(value))))
+            self._undo.append((refill_set, (value, set(value))))
             self._look_at_all(value)
         elif isinstance(value, collections.deque):
             items = list(value)
-            self._undo.append((_refill_deque, (value, items)))
+            self._undo.append((refill_deque, (value, items)))
             self._look_at_all(items)
         elif isinstance(value, types.MethodType):
             self._look_at(value.__func__)
@@ -188,7 +192,7 @@ class _Snapshot:
                 self._undo.append((state[0], state[1:]))
             elif type(value).__module__ == "numpy" and hasattr(value, "flags"):
                 self._keep_array(value)
-        if _is_ours_to_keep(value):
+        if is_ours_to_keep(value):
             self._keep_object(value)
 
     # Keeping
@@ -196,7 +200,7 @@ class _Snapshot:
     def _keep_dict(self, value: dict[Any, Any], registered: bool = False) -> None:
         if value:
             kept = value.copy() if type(value) is dict else dict(value.items())
-            self._undo.append((_refill_dict, (value, kept)))
+            self._undo.append((refill_dict, (value, kept)))
             for tensor in kept.values() if registered else ():
                 if tensor is not None and id(tensor) not in self._seen:
                     self._seen.add(id(tensor))
@@ -215,7 +219,7 @@ class _Snapshot:
         if not isinstance(own, dict):
             return
         kept = own.copy()
-        self._undo.append((_refill_dict, (own, kept)))
+        self._undo.append((refill_dict, (own, kept)))
         is_module = isinstance(value, nn.Module)
         for name, attribute in kept.items():
             attribute_kind = type(attribute)
@@ -226,37 +230,37 @@ class _Snapshot:
                     self._keep_dict(attribute, registered=name in ("_parameters", "_buffers"))
                 else:
                     self._empty.append(attribute)
-            elif attribute_kind in _COUNTING or attribute_kind is itertools.cycle:
+            elif attribute_kind in COUNTING or attribute_kind is itertools.cycle:
                 with suppress(AttributeError, TypeError, ValueError):  # from Python 3.14 on they cannot be copied
-                    own[name] = _copied_iterator(attribute)
+                    own[name] = copied_iterator(attribute)
             else:
                 self._look_at(attribute)
 
     def _slots_of(self, kind: type) -> list[types.MemberDescriptorType]:
         """The slots of a class, which is kept with its bases when it is met first."""
-        if kind not in self._slots:
-            self._slots[kind] = _slots(kind)
-            bases = [base for base in kind.__mro__ if _is_of_a_user(base)]
-            self._look_at_all(_methods(kind) if bases else ())
+        if kind not in self.slots_of:
+            self.slots_of[kind] = slots_of(kind)
+            bases = [base for base in kind.__mro__ if is_of_a_user(base)]
+            self._look_at_all(methods_of(kind) if bases else ())
             for base in bases:
                 if id(base) not in self._seen_classes:
                     self._keep_class(base)
-        return self._slots[kind]
+        return self.slots_of[kind]
 
     def _keep_slot(self, member: Any, owner: Any) -> None:
         try:
             value = member.__get__(owner)
         except AttributeError:  # empty
-            self._undo.append((_delete_slot, (member, owner)))
+            self._undo.append((delete_slot, (member, owner)))
         else:
-            self._undo.append((_set_slot, (member, owner, value)))
+            self._undo.append((set_slot, (member, owner, value)))
             self._look_at(value)
 
     def _keep_class(self, kind: type) -> None:
         """Class variables, such as a counter or a cache of all instances."""
         self._seen_classes.add(id(kind))
-        data = _class_variables(kind)
-        self._undo.append((_set_class_variables, (kind, data)))
+        data = class_variables(kind)
+        self._undo.append((set_class_variables, (kind, data)))
         self._look_at_all(data.values())
 
     def _keep_function(self, function: types.FunctionType) -> None:
@@ -264,14 +268,14 @@ class _Snapshot:
         self._look_at_all(function.__closure__ or ())
         self._look_at_all(function.__defaults__ or ())
         self._look_at_all((function.__kwdefaults__ or {}).values())
-        if not _is_of_a_user(function):
+        if not is_of_a_user(function):
             return
         self._keep_dict(function.__dict__)
-        names = _names(function.__code__)
+        names = names_of(function.__code__)
         self._keep_variables(function.__globals__, names)
         for name in names:
             value = function.__globals__.get(name)
-            if isinstance(value, types.ModuleType) and _is_of_a_user(value):
+            if isinstance(value, types.ModuleType) and is_of_a_user(value):
                 self._keep_variables(vars(value), names)
 
     def _keep_variables(self, variables: dict[str, Any], names: Iterable[str]) -> None:
@@ -284,10 +288,10 @@ class _Snapshot:
                 if value.__globals__ is variables:
                     self._look_at(value)
             elif isinstance(value, type):
-                if _is_of_a_user(value) and id(value) not in self._seen_classes:
+                if is_of_a_user(value) and id(value) not in self._seen_classes:
                     self._keep_class(value)
             elif not isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
-                self._undo.append((_set_global, (variables, name, value)))
+                self._undo.append((set_global, (variables, name, value)))
                 self._look_at(value)
 
     def _keep_cell(self, cell: types.CellType) -> None:
@@ -295,13 +299,13 @@ class _Snapshot:
             value = cell.cell_contents
         except ValueError:  # empty
             return
-        self._undo.append((_set_cell, (cell, value)))
+        self._undo.append((set_cell, (cell, value)))
         self._look_at(value)
 
     def _keep_array(self, values: Any) -> None:
         if values.flags.writeable and values.nbytes <= self._bytes_left:
             self._bytes_left -= values.nbytes
-            self._undo.append((_refill_array, (values, values.copy())))
+            self._undo.append((refill_array, (values, values.copy())))
         if values.dtype == object:
             self._look_at_all(values.flat)
 
@@ -315,197 +319,24 @@ class _Snapshot:
                 return
             memory = before
             if before.layout is torch.strided:
-                if _has_given_back(before) or not self._has_room_for(before):
+                if has_given_back(before) or not self._has_room_for(before):
                     return
                 if not before.is_contiguous() or before.is_quantized:
                     memory = torch.empty(0, dtype=torch.uint8, device=before.device).set_(before.untyped_storage())
             # A write to lazily copied memory moves it, away from the arrays that somebody made of a small tensor.
             may_have_arrays = memory.layout is torch.strided and memory.device.type == "cpu"
             kept = memory.clone() if may_have_arrays and memory.nbytes <= small else copied(memory)
-            self._undo.append((_rewrite, (tensor, before, memory, kept, tensor.requires_grad)))
+            self._undo.append((rewrite, (tensor, before, memory, kept, tensor.requires_grad)))
 
     def _has_room_for(self, tensor: Tensor) -> bool:
         """Whether it may be copied: memory that is not torch's own, such as an array's, is copied at once."""
         if tensor.nbytes <= 2**20:
             return True
         nothing = tensor.as_strided((0,), (1,))
-        if _address(copied(nothing)) == _address(nothing):
+        if address(copied(nothing)) == address(nothing):
             return True
         self._bytes_left -= tensor.nbytes
         return self._bytes_left >= 0
 
 
-def _is_ours_to_keep(value: Any) -> bool:
-    """Whether the attributes of ``value`` are state that the model alone writes to."""
-    if isinstance(value, nn.Module):
-        return True
-    if isinstance(value, (type, types.FunctionType, types.MethodType)):
-        return False
-    if any(base.__module__.startswith("lc_callback.") for base in type(value).__mro__):  # it records the measurement
-        return False
-    if not (_is_of_a_user(type(value)) or type(value).__module__.startswith("torch.distributions.")):
-        return False
-    held = [*getattr(value, "__dict__", {}).values()]
-    return not any(type(attribute).__module__.partition(".")[0] in _OF_THREADS for attribute in held)
-
-
-def _is_of_a_user(thing: Any) -> bool:
-    file = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", "builtins")
-    return str(file).partition(".")[0] not in _FOREIGN
-
-
-def _slots(kind: type) -> list[types.MemberDescriptorType]:
-    found = []
-    for base in kind.__mro__[:-1]:  # without object
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            member = vars(base).get(name if not name.startswith("__") else f"_{base.__name__.lstrip('_')}{name}")
-            if isinstance(member, types.MemberDescriptorType):
-                found.append(member)
-    return found
-
-
-def _methods(kind: type) -> list[types.FunctionType]:
-    """What a measurement runs of a class: its forward or hook, and by name what that calls."""
-    methods: list[types.FunctionType] = []
-    names = ["forward", "__call__", "on_before_batch_transfer", "on_after_batch_transfer"]
-    known = {*names}
-    for name in names:  # which grows
-        for base in kind.__mro__:
-            if name in vars(base):
-                method = getattr(vars(base)[name], "__func__", getattr(vars(base)[name], "fget", vars(base)[name]))
-                while isinstance(method, types.FunctionType) and _is_of_a_user(method):
-                    methods.append(method)
-                    new = [other for other in _names(method.__code__) if other not in known]
-                    known.update(new)
-                    names += new
-                    method = getattr(method, "__wrapped__", None)  # what is behind a decorator
-    return methods
-
-
-@functools.lru_cache(maxsize=1_000)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """The names that a function takes from elsewhere, those in its inner functions included."""
-    inner = (names for constant in code.co_consts if isinstance(constant, types.CodeType) for names in _names(constant))
-    return tuple(dict.fromkeys((*code.co_names, *inner)))
-
-
-def _copied_iterator(iterator: Any) -> Any:
-    """A copy that goes on where ``iterator`` is; the same object where this would take the data behind it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such copies are going to end
-        if type(iterator) is not itertools.cycle:
-            return copy.copy(iterator)
-        reduced: Any = iterator.__reduce__()
-        (inner,), (seen, is_round) = reduced[1:]
-        if type(inner) not in _COUNTING:
-            return iterator
-        twin: Any = itertools.cycle(copy.copy(inner))
-        twin.__setstate__(([*seen], is_round))
-        return twin
-
-
-def _class_variables(kind: type) -> dict[str, Any]:
-    hidden = (types.FunctionType, property, staticmethod, classmethod, types.MemberDescriptorType)
-    return {
-        name: value
-        for name, value in vars(kind).items()
-        if not (name.startswith("__") or name == "_abc_impl" or isinstance(value, hidden))
-    }
-
-
-def _address(tensor: Tensor) -> int:
-    """Where its memory begins, without counting as a write as ``data_ptr()`` does."""
-    return torch._C._data_address(tensor)  # type: ignore[attr-defined, no-any-return]
-
-
 # Putting back. Methods of the built-in types are called, not those that a subclass put in their place.
-
-
-def _refill_dict(value: dict[Any, Any], kept: dict[Any, Any]) -> None:
-    same = len(value) == len(kept) and all(map(is_, value, kept)) and all(map(is_, value.values(), kept.values()))
-    if same:
-        return
-    own: Any = collections.OrderedDict if isinstance(value, collections.OrderedDict) else dict
-    own.clear(value)
-    for key, item in kept.items():
-        own.__setitem__(value, key, item)
-
-
-def _refill_list(value: Any, kept: Any) -> None:
-    own: Any = next(kind for kind in (list, bytearray, array.array) if isinstance(value, kind))
-    own.__setitem__(value, slice(None), kept)
-
-
-def _refill_set(value: set[Any], kept: set[Any]) -> None:
-    if len(value) != len(kept) or value != kept:
-        set.clear(value)
-        set.update(value, kept)
-
-
-def _refill_deque(value: collections.deque[Any], kept: list[Any]) -> None:
-    if len(value) != len(kept) or not all(map(is_, value, kept)):
-        collections.deque.clear(value)
-        collections.deque.extend(value, kept)
-
-
-def _refill_array(values: Any, kept: Any) -> None:
-    if values.shape != kept.shape:
-        values.resize(kept.shape, refcheck=False)
-    values[...] = kept
-
-
-def _rewrite(tensor: Tensor, before: Tensor, memory: Tensor, kept: Tensor, requires_grad: bool) -> None:
-    """Make ``tensor`` the view that it was ``before``, and put into its ``memory`` what is ``kept`` of that."""
-    with torch.inference_mode(False), torch.no_grad():
-        if before.layout is torch.sparse_coo:
-            tensor.data = kept
-        elif before.layout is not torch.strided:  # these do not take it
-            tensor.data.copy_(kept)
-        else:
-            if not _is_the_same_view(tensor.data, before):
-                tensor.data = before
-            if _address(memory) != _address(kept) and not _has_given_back(memory):  # one of them was written
-                memory.copy_(kept)
-        if tensor.is_leaf and tensor.requires_grad != requires_grad:
-            tensor.requires_grad_(requires_grad)
-
-
-def _has_given_back(tensor: Tensor) -> bool:
-    """Whether its memory went back to the system, as that of weights which other processes keep."""
-    return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
-
-
-def _is_the_same_view(one: Tensor, other: Tensor) -> bool:
-    if one.layout is not torch.strided or other.layout is not torch.strided:
-        return False
-    same_memory = one.untyped_storage()._cdata == other.untyped_storage()._cdata
-    same_memory = same_memory and one.dtype == other.dtype and one.shape == other.shape
-    return same_memory and one.stride() == other.stride() and one.storage_offset() == other.storage_offset()
-
-
-def _set_slot(member: Any, owner: Any, value: Any) -> None:
-    member.__set__(owner, value)
-
-
-def _delete_slot(member: Any, owner: Any) -> None:
-    with suppress(AttributeError):
-        member.__delete__(owner)
-
-
-def _set_class_variables(kind: type, kept: dict[str, Any]) -> None:
-    now = _class_variables(kind)
-    for name in now.keys() - kept.keys():
-        type.__delattr__(kind, name)
-    for name, value in kept.items():
-        if name not in now or now[name] is not value:
-            type.__setattr__(kind, name, value)
-
-
-def _set_global(variables: dict[str, Any], name: str, value: Any) -> None:
-    if name not in variables or variables[name] is not value:
-        variables[name] = value
-
-
-def _set_cell(cell: types.CellType, value: Any) -> None:
-    cell.cell_contents = value

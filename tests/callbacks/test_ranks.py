@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DIM, Classifier, loader, make_trainer, our_warnings, points, timeless
+from helpers import CLASSES, DIM, Classifier, loader, make_trainer, our_warnings, points, timeless
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -23,11 +23,19 @@ from lightning.pytorch.strategies import (
     XLAStrategy,
 )
 from torch import distributed, nn
+from torchmetrics.classification import MulticlassF1Score
 
 import lc_callback
-from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustnessCallback, SplinePartitionCallback
+from lc_callback import (
+    FeatureRankCallback,
+    LocalComplexityCallback,
+    NeuralCollapseCallback,
+    PGDRobustnessCallback,
+    SplinePartitionCallback,
+)
 from lc_callback.callbacks import clock
 from lc_callback.callbacks.ranks import RankGroup
+from lc_callback.engine.adversarial import attacked
 from lc_callback.engine.counting.counter import SwitchCounter
 from lc_callback.functional import local_complexity
 
@@ -135,6 +143,80 @@ def failing(folder: Path, own: dict[str, Any]) -> Any:
     with our_warnings("Failing") as warned:
         trainer = fit(folder, own, callback)
     return {"rows": rows(callback), "warned": lost(warned), "last": trainer.global_step}
+
+
+SHARING: dict[str, tuple[Any, dict[str, Any]]] = {
+    "robustness": (PGDRobustnessCallback, {"eps": [0.1, 0.5], "raw": True, "steps": 3}),
+    "FGSM": (PGDRobustnessCallback, {"eps": [0.1, 0.5], "attack": "FGSM", "log_key_prefix": "fgsm_"}),
+    "f1": (PGDRobustnessCallback, {"eps": 0.5, "metric": MulticlassF1Score(CLASSES), "log_key_prefix": "f1_"}),
+    "rank": (FeatureRankCallback, {"linear_probe": True}),
+    "collapse": (NeuralCollapseCallback, {}),
+}
+
+
+ALONE = ("robustness", "rank", "collapse")
+
+
+def sharing(name: str, **arguments: Any) -> Any:
+    kind, own = SHARING[name]
+    few = {"n_probes": N_PROBES, "test_probes": points(seed=1), "schedule": [0, 4]}
+    return kind(**{**few, **own, **arguments})
+
+
+class Attacked:
+    """The numbers of points that PGD attacks inside the block, but in the trial measurement."""
+
+    def __enter__(self) -> list[int]:
+        self.attack, found = attacked.pgd_until_fallen, []
+
+        def attacking(logits: Any, seen: Any, enter: Any, leave: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+            found.append(len(x))
+            return self.attack(logits, seen, enter, leave, x, *args, **kwargs)
+
+        attacked.pgd_until_fallen = attacking
+        return found
+
+    def __exit__(self, *args: Any) -> None:
+        attacked.pgd_until_fallen = self.attack
+
+
+def shared(folder: Path, own: dict[str, Any]) -> Any:
+    """Rows of all other measures; and how many points are attacked, by a budget that turns none."""
+    callbacks = {name: sharing(name) for name in SHARING}
+    fit(folder, own, *callbacks.values())
+    found = {name: rows(callback) for name, callback in callbacks.items()}
+    with Attacked() as n_attacked:
+        fit(folder / "attacked", own, sharing("robustness", eps=1e-6, raw=False, schedule=[STEPS]))
+    return {"rows": found, "attacked": n_attacked[-1]}
+
+
+def few_for_all(folder: Path, own: dict[str, Any]) -> Any:
+    """As many points as do not go up in shares, of two classes."""
+    inputs, _ = points().tensors
+    two = torch.tensor([0, 1])
+    few = {"train_probes": (inputs[:2], two), "test_probes": (inputs[2:4], two)}
+    callbacks = {name: sharing(name, **few) for name in ALONE}
+    fit(folder, own, *callbacks.values(), max_steps=1)
+    return {name: rows(callback) for name, callback in callbacks.items()}
+
+
+def failing_shares(folder: Path, own: dict[str, Any]) -> Any:
+    """The last rank fails in its share of one row."""
+    said = {}
+    for name in ALONE:
+        callback = sharing(name, schedule=[0, 1, 2])
+        whole = type(callback)._measure_share
+
+        def fails(self: Any, network: Any, *args: Any, whole: Any = whole) -> Any:
+            if network.module.global_step == 1 and rank() == distributed.get_world_size() - 1:
+                raise OSError("within")
+            return whole(self, network, *args)
+
+        callback.__class__ = type(type(callback).__name__, (type(callback),), {"_measure_share": fails})
+        with our_warnings(type(callback).__name__) as warned:
+            fit(folder / name, own, callback, max_steps=2)
+        said[name] = {"steps": callback.history.steps, "warned": lost(warned)}
+    return said
 
 
 def schedules(folder: Path, own: dict[str, Any]) -> Any:
@@ -333,10 +415,13 @@ def epochs(folder: Path, own: dict[str, Any]) -> Any:
     return [callback.history.steps for callback in callbacks]
 
 
+SET_UP = ("choose_n_probes", "prepare", "trial")
+
+
 def fails_alone(folder: Path, own: dict[str, Any]) -> Any:
-    """Callbacks that measure all points in each process, one of which fails in the set-up."""
+    """One process fails in the set-up, and not where points are shared."""
     said = []
-    for kind, method in itertools.product((FeatureRankCallback, PGDRobustnessCallback), ("_draw", "prepare", "trial")):
+    for kind, method in itertools.product((FeatureRankCallback, PGDRobustnessCallback), SET_UP):
 
         def failing(self: Any, *args: Any, method: str = method, kind: Any = kind) -> Any:
             if rank() == 1:
@@ -367,6 +452,7 @@ def parted(folder: Path, own: dict[str, Any]) -> Any:
 
 
 RUNS: list[Callable[..., Any]] = [complete, without, resumed, failing, schedules, few_points, refused]
+RUNS += [shared, few_for_all, failing_shares]
 RUNS += [own_data, batch_norm, validated, left_out, collective, epochs, fails_alone, parted]
 
 
@@ -421,7 +507,7 @@ def ranks(folders: dict[int, Path]) -> dict[int, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def alone(folders: dict[int, Path]) -> dict[str, Any]:
     """What one process has to say."""
-    runs = (complete, resumed, few_points, own_data, validated)
+    runs = (complete, resumed, few_points, own_data, validated, shared, few_for_all)
     return {run.__name__: run(folders[1] / run.__name__, {}) for run in runs}
 
 
@@ -444,6 +530,48 @@ def test_each_process_sweeps_its_share(n: int, ranks: Any) -> None:
     for index, own in enumerate(ranks[n]):
         share = list(range(index, N_PROBES, n))
         assert own["complete"]["swept"] == 3 * len(RADII) * 2 * share  # splits, radii, rows
+
+
+def assert_near(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """The same rows, but for rounding."""
+    assert [[*row] for row in found] == [[*row] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert row == {key: pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True) for key, value in other.items()}
+
+
+@several
+@pytest.mark.parametrize("name", SHARING)
+def test_other_measures_have_the_rows_of_one_process_too(name: str, n: int, ranks: Any, alone: Any) -> None:
+    expected = alone["shared"]["rows"][name]
+    assert [row["step"] for row in expected] == [0, 4]
+    for own in ranks[n]:
+        assert own["shared"]["rows"][name] == ranks[n][0]["shared"]["rows"][name]
+        assert_near(own["shared"]["rows"][name], expected)
+
+
+@several
+def test_each_process_attacks_its_share(n: int, ranks: Any, alone: Any) -> None:
+    whole = alone["shared"]["attacked"]
+    shares = [own["shared"]["attacked"] for own in ranks[n]]
+    assert sum(shares) == whole >= 4
+    assert max(shares) <= -(-N_PROBES // n)
+
+
+@several
+@pytest.mark.parametrize("name", ALONE)
+def test_other_measures_of_fewer_points_than_processes(name: str, n: int, ranks: Any, alone: Any) -> None:
+    for own in ranks[n]:
+        assert_near(own["few_for_all"][name], alone["few_for_all"][name])
+    assert len(alone["few_for_all"][name]) == 1
+
+
+@several
+@pytest.mark.parametrize("name", ALONE)
+def test_a_failure_in_a_share_costs_the_row_on_all(name: str, n: int, ranks: Any) -> None:
+    for own in ranks[n]:
+        assert own["failing_shares"][name]["steps"] == [0, 2]
+    (text,) = ranks[n][0]["failing_shares"][name]["warned"]
+    assert f"rank {n - 1}: OSError: within" in text
 
 
 @several
@@ -549,9 +677,9 @@ def test_the_first_decides_where_epochs_end(n: int, ranks: Any) -> None:
 
 
 @several
-def test_a_failure_of_one_stops_all_also_where_nothing_is_shared(n: int, ranks: Any) -> None:
+def test_a_failure_of_one_in_the_set_up_stops_all(n: int, ranks: Any) -> None:
     for own in ranks[n]:
-        assert [method for method, _ in own["fails_alone"]] == 2 * ["_draw", "prepare", "trial"]
+        assert [method for method, _ in own["fails_alone"]] == 2 * [*SET_UP]
         for method, text in own["fails_alone"]:
             assert f"rank 1: OSError: no {method}" in text or f"rank 1: MisconfigurationException: {text}" in text
 

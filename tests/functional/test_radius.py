@@ -161,6 +161,37 @@ def test_units_on_their_kink_do_not_count(method: str) -> None:
     assert counts == [pytest.approx(ENOUGH, rel={"linear": 1e-9, "vertices": 0.1}[method]), 60 * 400]
 
 
+BLANK: dict[str, Any] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": lambda: nn.Hardtanh(0.0, 4.0),
+    "threshold": lambda: nn.Threshold(0.0, 0.0),
+    "prelu": lambda: nn.PReLU(init=0.0),
+}
+
+
+def blank(act: Any, groups: int) -> nn.Sequential:
+    """Without biases, units that see a blank border are on their kink; at its edge they see others as well."""
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        act(),
+        nn.Conv2d(12, 12, 3, padding=1, bias=False, groups=groups),
+        nn.BatchNorm2d(12),
+        act(),
+        nn.Conv2d(12, 6, 1, bias=False),
+        act(),
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 12])
+@pytest.mark.parametrize("act", BLANK, ids=BLANK)
+def test_units_at_the_edge_of_a_blank_border_do_not_count(act: str, groups: int) -> None:
+    net, points = made(lambda: blank(BLANK[act], groups)).eval(), torch.zeros(40, 3, 14, 14)
+    points[..., 4:-4, 4:-4] = smooth(2, 40)[..., :6, :6]
+    found = find_radius(net, points).radius
+    assert 0.3 < found / by_vertices(net, points, LOCAL * nearest_distance(points.flatten(1))) < 3
+
+
 @pytest.mark.parametrize("layers", [None, ["Linear"]])
 def test_a_small_network_gets_the_largest_local_radius(layers: Any) -> None:
     net, points = made(lambda: mlp(64, 4, 2)), normal(50, 64)
@@ -399,7 +430,7 @@ def test_where_the_methods_differ_it_is_said(name: str) -> None:
     assert abs(linear / vertices - 1) > 0.01
     n = len(points[:: -(-len(points) // 64)])
     assert found.difference == (
-        f"the linear method counts {linear:,} switching units at {n} of these points, the vertices {vertices:,}"
+        f"the linear method counts {linear:,} switching units at {n} of the train points, the vertices {vertices:,}"
     )
 
 

@@ -71,9 +71,8 @@ class Tab:
 
     def show(self, panel: str) -> Any:
         card = self.card(panel)
-        for _ in range(5):  # what is drawn above may push it away again
+        for _ in range(50):  # what is drawn above may push it away again
             card.scroll_into_view_if_needed()
-            card.and_(self.page.locator("[data-state=ready]")).wait_for(state="attached")
             self.settle()
             if card.get_attribute("data-state") == "ready":
                 return card

@@ -24,6 +24,8 @@ class Vertices(Strategy):
         layers: of which the units are counted.
     """
 
+    only_extremes = True  # whether a tally looks at nothing but the largest and smallest value at the vertices
+
     def __init__(self, layers: TracedLayers) -> None:
         super().__init__(layers, Execution())
 
@@ -61,7 +63,8 @@ class _Tallies:
 
     def add(self, points: Tensor, rows: slice, part: Tensor, first: bool) -> None:
         """As of :class:`Collector`."""
-        shape, prefix = (len(part), len(points)), self._route.prefix
+        shape = len(part), len(points)
+        prefix = self._route.prefix if self._strategy.only_extremes else None
 
         def by_vertex(z: Tensor) -> Tensor:
             outermost = None if prefix is None else prefix.outermost(z, shape)

@@ -18,6 +18,7 @@ __all__ = [
     "AffineRecorder",
     "execute_affine",
     "is_hidden",
+    "negligible",
     "past_kink",
     "relu_slope",
 ]

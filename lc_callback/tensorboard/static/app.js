@@ -148,14 +148,17 @@ export class App {
     const every = [...overview, ...more, ...others];
     const pinned = store.settings.pins.map((id) => every.find((panel) => panel.id === id)).filter(Boolean);
     const isFree = (panel) => !pinned.includes(panel) && fits(panel);
-    const curves = (panels, isNamed = false) =>
-      panels.map((panel, i) => [panel, () => new CurveCard(model, panel, { isNamed: isNamed && i === 0 })]);
+    const curves = (panels, options = {}) =>
+      panels.map((panel, i) => [
+        panel,
+        () => new CurveCard(model, panel, { ...options, isNamed: options.isNamed && i === 0 }),
+      ]);
     const hasRuns = model.selected().length > 0;
     const shownOthers = others.filter(isFree);
     const plan = {
       pinned: curves(pinned),
       overview: [
-        ...curves(overview.filter(isFree), true),
+        ...curves(overview.filter(isFree), { isNamed: true }),
         ...(hasRuns && fits({ title: "phases and transitions" })
           ? [[{ id: "strip" }, () => new StripCard(model)]]
           : []),
@@ -165,8 +168,8 @@ export class App {
         hasRuns && fits({ title: "linear regions on slices" })
           ? [[{ id: "pictures" }, () => new PicturesCard(model)]]
           : [],
-      more: curves(more.filter(isFree)),
-      others: curves(shownOthers.slice(0, MOST_OTHERS)),
+      more: curves(more.filter(isFree), { isLegendBelow: true }),
+      others: curves(shownOthers.slice(0, MOST_OTHERS), { isLegendBelow: true }),
     };
     const signature = JSON.stringify(
       Object.entries(plan).map(([name, entries]) => [name, entries.map(([panel]) => panel)]),

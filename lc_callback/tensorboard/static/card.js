@@ -118,11 +118,16 @@ export function button(text, label, onclick, properties = {}) {
 }
 
 export class CurveCard extends Card {
-  constructor(model, panel, { isNamed = false } = {}) {
+  constructor(model, panel, { isNamed = false, isLegendBelow = false } = {}) {
     super(model, panel);
     [this.panel, this.isNamed] = [panel, isNamed];
     this.lines = [];
     this.makeTools();
+    if (isLegendBelow) {
+      // As high as it is going to be, so that what is below does not move when it is drawn.
+      const rows = Math.min(MOST_VALUES, panel.lines.length * model.units().length);
+      this.body.style.minHeight = `${(panel.isSmall ? 170 : 210) + 24 + 18 * rows}px`;
+    }
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -191,7 +196,7 @@ export class CurveCard extends Card {
     const beside = this.parts.legend.offsetLeft > this.parts.frame.offsetLeft ? this.parts.legend.scrollHeight : 0;
     const view = {
       width,
-      height: panel.isSmall ? 170 : Math.min(300, Math.max(210, beside)),
+      height: panel.isSmall ? 170 : Math.min(340, Math.max(210, beside)),
       kind: model.kind,
       domain: model.domain(),
       lines: this.lines,

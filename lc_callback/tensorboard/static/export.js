@@ -56,7 +56,7 @@ export function asSvg(card) {
   const [width, height] = [Number(root.getAttribute("width")), Number(root.getAttribute("height"))];
   const style = getComputedStyle(card.element);
   const font = { "font-family": "sans-serif", "font-size": 12, fill: style.color };
-  const legend = legendOf(card, style);
+  const legend = legendOf(card);
   const columns = Math.max(1, Math.floor(width / 280));
   const rows = Math.ceil(legend.length / columns);
   const total = 2.2 * LINE + height + 1.6 * LINE + rows * LINE + 8;
@@ -98,9 +98,13 @@ export function asSvg(card) {
   );
 }
 
-function legendOf(card, style) {
-  const resolved = (colour) =>
-    colour.replace(/var\((--[a-z0-9]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+function legendOf(card) {
+  const probe = el("i");
+  card.element.append(probe);
+  const resolved = (colour) => {
+    probe.style.color = colour;
+    return getComputedStyle(probe).color;
+  };
   const lines = (card.lines ?? []).slice(0, 60).map((line) => ({
     text: `${line.unit}: ${line.label}${line.isFaint ? ", numerical" : ""}${line.nRuns ? ` (mean of ${line.nRuns})` : ""}`,
     colour: resolved(line.colour),
@@ -109,6 +113,7 @@ function legendOf(card, style) {
   const markers = (card.markers ?? [])
     .filter((one) => one.isOwn)
     .map((one) => ({ text: `${one.number}  ${nameOfKind(one.kind)} (${one.curve}): ${one.told}`, isMarker: true }));
+  probe.remove();
   return [...lines, ...markers];
 }
 

@@ -7,7 +7,6 @@ import { groupedRuns, interpolated, naturally, pooled, quantile } from "./stats.
 const FIRST_SHOWN = 20; // runs that are shown before the viewer has chosen
 const N_COLOURS = 8;
 const DASHES = ["", "6 3", "1.5 2.5", "9 3 2 3", "12 4", "3 1.5"];
-const ORDERED = ["#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377"];
 
 export class Model {
   constructor(store, source) {
@@ -292,6 +291,7 @@ export class Model {
         of: runs.length,
         nFirm,
         nProvisional: ones.filter((one) => one.provisional).length,
+        first: ones[0],
         certainty: 2 * nFirm > runs.length ? "firm" : "tentative", // firm in most runs
         told: `${quantile(steps, 0.5).toLocaleString("en", { maximumFractionDigits: 0 })}, ${ones.length} of ${runs.length}`,
       };
@@ -314,7 +314,8 @@ export class Model {
 }
 
 function ordered(i, n) {
-  return ORDERED[n <= 1 ? 0 : Math.round((i * (ORDERED.length - 1)) / (n - 1))];
+  const hue = 230 - (n > 1 ? (255 * i) / (n - 1) : 0); // from blue over green to red, for what has an order
+  return `hsl(${Math.round(hue + 360) % 360} 60% var(--lightness))`;
 }
 
 function same(one, other) {

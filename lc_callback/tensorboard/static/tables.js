@@ -40,24 +40,12 @@ export function glance(model) {
           withEvents ? "No transition was found." : "These runs have no list of transitions.",
         ),
       );
-    const rows = found.map((one) =>
-      el(
-        "tr",
-        { class: one.nFirm ? "firm" : "tentative" },
-        cell(kindName(one)),
-        cell(`${one.n} of ${one.of}`, "number"),
-        cell(formatStep(one.step), "number"),
-        cell(one.n > 1 ? `${formatStep(one.least)} to ${formatStep(one.most)}` : "", "number"),
-        cell(sureness(one)),
-      ),
-    );
-    const head = el(
-      "tr",
-      {},
-      ...["transition", "runs", runs.length > 1 ? "median step" : "step", "range", "certainty"].map((text) =>
-        el("th", { scope: "col" }, text),
-      ),
-    );
+    const columns = runs.length > 1 ? ofSeveral : ofOne;
+    const head = el("tr", {}, ...Object.keys(columns).map((text) => el("th", { scope: "col" }, text)));
+    const rows = found.map((one) => {
+      const cells = Object.entries(columns).map(([name, tell]) => cell(tell(one), NUMBERS.has(name) ? "number" : ""));
+      return el("tr", { class: one.nFirm ? "firm" : "tentative" }, ...cells);
+    });
     return el(
       "div",
       { class: "group-glance" },
@@ -67,6 +55,28 @@ export function glance(model) {
     );
   });
   return el("div", { class: "glances" }, ...parts);
+}
+
+// What stands in the columns: of the transitions of several runs, and of one.
+const ofSeveral = {
+  transition: kindName,
+  runs: (one) => `${one.n} of ${one.of}`,
+  "median step": (one) => formatStep(one.step),
+  range: (one) => (one.n > 1 ? rangeText(one.least, one.most) : ""),
+  certainty: sureness,
+};
+const ofOne = {
+  transition: kindName,
+  step: (one) => formatStep(one.step),
+  "95 % interval": ({ first }) =>
+    first.earliest === null || first.latest === null ? "" : rangeText(first.earliest, first.latest),
+  certainty: ({ first }) => certaintyOf(first),
+  "known at": ({ first }) => formatStep(first.detected_at),
+};
+const NUMBERS = new Set(["runs", "median step", "range", "step", "95 % interval", "known at"]);
+
+function rangeText(low, high) {
+  return low === high ? formatStep(low) : `${formatStep(low)} to ${formatStep(high)}`;
 }
 
 // Of the curves of the group, if they have one colour.
