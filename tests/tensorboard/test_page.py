@@ -345,6 +345,19 @@ def test_seeds_become_mean_and_range(tab, logs):
     assert "562, 3 of 3" in keys
 
 
+def test_runs_with_other_steps_are_taken_as_straight_between_their_rows(chromium, tmp_path):
+    for name, steps, values in (("a_seed0", [1, 100], [0, 2]), ("a_seed1", [1, 10, 100, 1000], [0, 3, 4, 5])):
+        write_csv(tmp_path / name / "lc" / "history.csv", {"lc/train": values}, steps)
+        with Log(tmp_path / name) as log:
+            log.scalars("loss", [0], [1.0])
+    with served(tmp_path) as url, opened(chromium, url) as tab:
+        tab.choose("curves", "mean")
+        rows = list(csv.DictReader(io.StringIO(tab.export(LC, "csv").decode())))
+    share = np.log10(11 / 2) / np.log10(101 / 2)  # of the way from step 1 to step 100 on the axis
+    assert np.allclose([float(row["mean"]) for row in rows], [0, (2 * share + 3) / 2, 3, 5])
+    assert [row["n"] for row in rows] == ["2", "2", "2", "1"]
+
+
 def test_groups_follow_the_pattern(tab):
     tab.choose("curves", "mean")
     pattern = tab.page.locator(".toolbar input[type=text]")
