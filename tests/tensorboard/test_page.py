@@ -221,6 +221,16 @@ def test_at_a_glance_says_in_how_many_runs_and_when(tab):
     assert row[1:] == ["3 of 3", f"{steps[1]:,}", f"{steps[0]:,} to {steps[2]:,}", "3 firm"]
 
 
+def test_the_sentence_is_about_firm_transitions_only(chromium, tmp_path):
+    for i, (step, certainty) in enumerate([(100, "firm"), (300, "firm"), (9000, "tentative")]):
+        folder = write_run(tmp_path / f"a_seed{i}", events=False)
+        told = event(kind="generalization", curve="clean_acc/test", step=step, certainty=certainty)
+        (folder / "events.jsonl").write_text(json.dumps(told) + "\n")
+    with served(tmp_path) as url, opened(chromium, url) as tab:
+        text = tab.page.locator(".headline").inner_text()
+        assert text == "Generalization at step 200 (100 to 300) in 2 of 3 runs."
+
+
 def test_the_strip_has_phases_and_transitions_of_every_run(tab):
     rows = tab.show("strip").locator(".strip-row")
     assert rows.evaluate_all("(rows) => rows.map((row) => row.dataset.run)") == [*SEEDS, "plain"]
@@ -494,6 +504,7 @@ def test_the_other_panels_can_be_exported_too(tab, panel):
     tab.only(SEEDS[0])
     assert len(list(csv.DictReader(io.StringIO(tab.export(panel, "csv").decode())))) > 3
     ElementTree.fromstring(tab.export(panel, "svg"))
+    assert tab.export(panel, "png").startswith(b"\x89PNG")
 
 
 # Settings
