@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-lightning lint benchmark clean
+.PHONY: demo test test-all test-lightning lint docs dist benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_grokking.py
@@ -30,6 +30,15 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, offline; what is wrong on a page, or a link that leads nowhere, is an error.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	@echo "site: docs/_build/html/index.html"
+
+# The wheel and the source distribution, in dist/, each tried in an empty environment.
+dist: $(VENV)/installed
+	$(BIN)/python tools/check_dist.py
+
 benchmark: $(VENV)/installed
 	for script in lc_cost attack_cost rank_cost; do for threads in 1 2; do \
 		$(BIN)/python benchmarks/$$script.py --threads $$threads || exit 1; done; done
@@ -41,4 +50,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) lightning_logs build *.egg-info
+	rm -rf $(VENV) lightning_logs build dist docs/_build *.egg-info

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lc_callback.callbacks.robustness import PGDRobustnessCallback
     from lc_callback.detection.phases import PhaseDetector, Transition, detect_phases
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FeatureRankCallback",

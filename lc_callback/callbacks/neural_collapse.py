@@ -84,7 +84,16 @@ class NeuralCollapseCallback(ProbeCallback):
     def __init__(
         self, layer: str | None = None, n_probes: int = 1024, chunk_size: int | None = None, **arguments: Any
     ) -> None:
-        super().__init__(n_probes=n_probes, random_probes=False, **arguments)
+        super().__init__(
+            n_probes=n_probes,
+            random_probes=False,
+            detection=None,
+            on_transition=None,
+            stop_after=None,
+            certainty="firm",
+            custom_scalars=False,
+            **arguments,
+        )
         if layer is not None and not isinstance(layer, str):
             raise ValueError(f"`layer` must be the name of a module, but got {layer!r}.")
         if chunk_size is not None:

@@ -70,7 +70,7 @@ class FeatureRank(Measure):
         for name, covariance in batch.items():
             precision = self.options["precision"] or covariance.dtype
             # Names belong to the states: a process that has seen no batch knows no layer.
-            label = f"{name}\n{precision}".encode()
+            label = f"{name}\n{precision}".encode(errors="surrogatepass")
             head = torch.tensor([len(label), *label], dtype=torch.float64, device=self.device)
             self.moments += [head, covariance.packed().to(self.device)]
 
@@ -80,7 +80,7 @@ class FeatureRank(Measure):
         rest = dim_zero_cat(self.moments) if len(self.moments) else torch.empty(0)
         while len(rest):
             n = 1 + int(rest[0])
-            label = bytes(rest[1:n].byte().tolist()).decode()
+            label = bytes(rest[1:n].byte().tolist()).decode(errors="surrogatepass")
             rest = merged.setdefault(label, FeatureCovariance()).add_packed(rest[n:])
         found: dict[str, Ranks] = {}
         for label, covariance in merged.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -137,12 +138,14 @@ class RobustAccuracy(Measure):
         """The metric that was given, with the states that it has for the points as they are (0) or under an attack."""
         judge = self._judge
         assert judge is not None
-        judge.reset()
-        for name in judge._defaults:
+        names = [*judge.metric_state]
+        for name in names:
             setattr(judge, name, getattr(self, f"{name}_{index}"))
+        judge._computed, judge._update_count = None, 1  # else it has a value already, or warns that it has seen nothing
         yield judge
-        for name in judge._defaults:
+        for name in names:
             setattr(self, f"{name}_{index}", getattr(judge, name))
+            setattr(judge, name, copy.deepcopy(judge._defaults[name]))  # a list of ours would be emptied by a `reset`
 
     def compute(self) -> dict[str, Tensor]:
         """The shares of all decisions, or the values of the metric."""
@@ -160,5 +163,4 @@ class RobustAccuracy(Measure):
         if bool(self.n_broken[index] > 0):
             return self._number(math.nan)
         with self._judging(index) as judge:
-            judge._update_count = 1  # else it warns that it has seen nothing
             return number(judge.compute(), judge).double()

@@ -40,6 +40,7 @@ from lc_callback import LocalComplexityCallback, PGDRobustnessCallback
 from lc_callback.callbacks import run_report
 from lc_callback.run.schedule import is_log_step
 from lc_callback.run.timeline import describe, final_transitions
+from lc_callback.tensorboard.names import EVENTS_TAG
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -119,7 +120,8 @@ def test_the_event_files_hold_every_tag(run: Run) -> None:
     assert {*tags["images"]} == {"timeline"}
     assert {*tags["histograms"]} == {f"spectrum/{layer}" for layer in LAYERS}
     shown = {*EVENT_TAGS.values(), "lc/setup", "robust_acc/setup", "rank/setup", "timeline/summary"}
-    assert {*tags["tensors"]} == {f"{tag}/text_summary" for tag in shown} | {"custom_scalars__config__"}
+    others = {"custom_scalars__config__", EVENTS_TAG}
+    assert {*tags["tensors"]} == {f"{tag}/text_summary" for tag in shown} | others
 
 
 @pytest.mark.parametrize("kind", MADE_UP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import pickle
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
 
 from lc_callback.functional import (
     centroid_alignment,
@@ -45,6 +47,10 @@ def metrics() -> dict[str, Metric]:
         "lc": LocalComplexity(0.5, n_directions=4),
         "lc of two radii": LocalComplexity([0.1, 0.5], method="linear"),
         "robust": RobustAccuracy([0.1, 0.3], bounds=(-9, 9), attack="FGSM"),
+        "robust, a metric": RobustAccuracy(
+            [0.1, 0.3], bounds=(-9, 9), attack="FGSM", metric=MulticlassF1Score(N_CLASSES)
+        ),
+        "robust, scores": RobustAccuracy([0.1], bounds=(-9, 9), attack="FGSM", metric=MulticlassAUROC(N_CLASSES)),
         "rank": FeatureRank(),
         "rank, not centred": FeatureRank(center=False, matrix="features", layers=["0", "3"]),
         "alignment": CentroidAlignment(),
@@ -64,6 +70,10 @@ def assert_close(found: Any, expected: Any, **tolerance: float) -> None:
         torch.testing.assert_close(value, other, equal_nan=True, **(tolerance or {"rtol": 1e-9, "atol": 1e-9}))
 
 
+def accuracies(robust: Any) -> dict[str, float]:
+    return {"clean_acc": robust.clean_acc, **{f"robust_acc_eps{e:g}": a for e, a in robust.robust_acc.items()}}
+
+
 def expected() -> dict[str, Any]:
     """What the functions say of all points."""
     model, (x, y) = net(), data()
@@ -71,7 +81,15 @@ def expected() -> dict[str, Any]:
     found: dict[str, Any] = {
         "lc": local_complexity(model, x, radius=0.5, n_directions=4).mean,
         "lc of two radii": local_complexity(model, x, radius=[0.1, 0.5], method="linear").mean,
-        "robust": {"clean_acc": robust.clean_acc, **{f"robust_acc_eps{e:g}": a for e, a in robust.robust_acc.items()}},
+        "robust": accuracies(robust),
+        "robust, a metric": accuracies(
+            robust_accuracy(
+                model, x, y, eps=[0.1, 0.3], bounds=(-9, 9), attack="FGSM", metric=MulticlassF1Score(N_CLASSES)
+            )
+        ),
+        "robust, scores": accuracies(
+            robust_accuracy(model, x, y, eps=0.1, bounds=(-9, 9), attack="FGSM", metric=MulticlassAUROC(N_CLASSES))
+        ),
         "alignment": centroid_alignment(model, x).mean,
     }
     for name, options in (
@@ -184,6 +202,9 @@ def test_an_infinite_logit_makes_accuracies_nan() -> None:
         (lambda: RobustAccuracy(-1.0), "eps"),
         (lambda: RobustAccuracy(0.1, attack="PDG"), "did you mean 'PGD'"),
         (lambda: RobustAccuracy(0.1, bounds=(1, 0)), "bounds"),
+        (lambda: RobustAccuracy(0.1, task="classes"), "task"),
+        (lambda: RobustAccuracy(0.1, metric="f1"), "metric"),
+        (lambda: RobustAccuracy(0.1, return_adversarial=True), "return_adversarial"),
         (lambda: FeatureRank(matrix="other"), "matrix"),
         (lambda: NeuralCollapse(layer="x").update(net(), *data()), "layer"),
         (lambda: NeuralCollapse().update(net(), data()[0], torch.arange(3)), "3 targets for 37 points"),
@@ -192,6 +213,58 @@ def test_an_infinite_logit_makes_accuracies_nan() -> None:
 def test_bad_arguments(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_arguments_and_defaults_are_those_of_the_function(name: str) -> None:
+    kind = type(metrics()[name])
+    parameters = inspect.signature(kind).parameters
+    own = {*parameters} - {"eps", "radius", "kwargs"}
+    of_function = inspect.signature(kind.function).parameters
+    assert own <= {*of_function}
+    assert {key: parameters[key].default for key in own} == {key: of_function[key].default for key in own}
+    assert len(own) >= 3
+
+
+@pytest.mark.parametrize("name", metrics())
+def test_parts_are_put_together(name: str) -> None:
+    """As the callbacks do it."""
+    model, (x, y) = net(), data()
+    parts = []
+    for rows in (slice(None, None, 3), slice(1, None, 3), slice(2, None, 3)):
+        part = metrics()[name]
+        part.update(model, x[rows], y[rows])
+        parts.append(pickle.loads(pickle.dumps(part.seen())))
+    whole = metrics()[name]
+    whole.update(model, x + 1, y)  # which is forgotten
+    whole.join(parts)
+    assert_close(whole.compute(), expected()[name])
+
+
+@pytest.mark.parametrize("attack", ["PGD", "FGSM"])
+@pytest.mark.parametrize("metric", [None, MulticlassF1Score(N_CLASSES)])
+def test_shares_of_all_points_are_decided_by_all(metric: Any, attack: str) -> None:
+    """The typical margin and the noise of a point do not depend on the share."""
+    model, (x, y) = net(), data()
+    options = {"eps": [0.05, 0.3], "bounds": (-9, 9), "attack": attack, "metric": metric}
+    parts = []
+    for index in range(3):
+        part = RobustAccuracy(**options)
+        part.update(model, x, y, share=(index, 3))
+        parts.append(part.seen())
+    whole, joined = RobustAccuracy(**options), RobustAccuracy(**options)
+    whole.update(model, x, y)
+    joined.join(parts)
+    assert_close(joined.compute(), whole.compute(), rtol=1e-6, atol=1e-9)
+    assert len({float(part["n_right"][0]) for part in parts}) > 1 or metric is not None
+
+
+def test_batches_of_two_tasks_are_refused() -> None:
+    model, (x, _) = net(), data()
+    metric = RobustAccuracy(0.1)
+    metric.update(model, x[:3], torch.eye(3).long())
+    with pytest.raises(ValueError, match=r"some batches are multiclass, those of others multilabel: pass `task=`"):
+        metric.update(model, x[:3], torch.ones(3, 3).long())
 
 
 def worker(rank: int, folder: str) -> None:

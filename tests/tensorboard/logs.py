@@ -120,8 +120,8 @@ def transitions(late: float = 1.0) -> list[dict[str, Any]]:
             curve="rank/net.5",
             certainty="tentative",
             step=250,
-            earliest=None,
-            latest=None,
+            earliest=200,
+            latest=316,
             provisional=True,
         ),
     ]

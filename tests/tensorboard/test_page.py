@@ -19,6 +19,7 @@ from serving import served
 
 SEEDS = ["grok_seed0/version_0", "grok_seed1/version_0", "grok_seed2/version_0"]
 LC, ACCURACY = "lc::", "accuracy:"
+SIZE = {"width": 1300, "height": 1000}
 # Counts what is being fetched, and keeps what the page does every 15 seconds.
 WATCH = """(() => {
     window.pending = 0;
@@ -112,7 +113,7 @@ class Tab:
 
 @contextmanager
 def opened(chromium: Any, url: str, **options: Any) -> Iterator[Tab]:
-    context = chromium.new_context(viewport={"width": 1300, "height": 1000}, **options)
+    context = chromium.new_context(viewport=SIZE, **options)
     context.set_default_timeout(10_000)
     try:
         yield Tab(context.new_page(), url)
@@ -138,14 +139,25 @@ def url(logs: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
-def tab(chromium: Any, url: str) -> Iterator[Tab]:
-    """After each test: nothing was said on the console, and nothing was asked of another host."""
+@pytest.fixture(scope="module")
+def one_page(chromium: Any, url: str) -> Iterator[Tab]:
     with opened(chromium, url) as found:
         yield found
-        origin = re.match(r"https?://[^/]+", url)[0]
-        assert found.errors == []
-        assert [one for one in found.requests if not one.startswith((origin, "blob:", "data:"))] == []
+
+
+@pytest.fixture
+def tab(one_page: Tab) -> Iterator[Tab]:
+    """As new. After each test: nothing was said on the console, and nothing was asked of another host."""
+    one_page.page.set_viewport_size(SIZE)
+    one_page.page.mouse.move(1, 1)
+    one_page.page.evaluate("localStorage.clear()")
+    one_page.errors.clear()
+    one_page.requests.clear()
+    one_page.open()
+    yield one_page
+    origin = re.match(r"https?://[^/]+", one_page.url)[0]
+    assert one_page.errors == []
+    assert [one for one in one_page.requests if not one.startswith((origin, "blob:", "data:"))] == []
 
 
 # What is drawn
@@ -219,6 +231,16 @@ def test_at_a_glance_says_in_how_many_runs_and_when(tab):
     row = tab.page.locator(".group-glance tr", has_text="delayed generalization").inner_text().split("\t")
     steps = [round(10 ** (2.5 * (1 + 0.1 * seed))) for seed in range(3)]
     assert row[1:] == ["3 of 3", f"{steps[1]:,}", f"{steps[0]:,} to {steps[2]:,}", "3 firm"]
+
+
+def test_the_sentence_is_about_firm_transitions_only(chromium, tmp_path):
+    for i, (step, certainty) in enumerate([(100, "firm"), (300, "firm"), (9000, "tentative")]):
+        folder = write_run(tmp_path / f"a_seed{i}", events=False)
+        told = event(kind="generalization", curve="clean_acc/test", step=step, certainty=certainty)
+        (folder / "events.jsonl").write_text(json.dumps(told) + "\n")
+    with served(tmp_path) as url, opened(chromium, url) as tab:
+        text = tab.page.locator(".headline").inner_text()
+        assert text == "Generalization at step 200 (100 to 300) in 2 of 3 runs."
 
 
 def test_the_strip_has_phases_and_transitions_of_every_run(tab):
@@ -343,6 +365,19 @@ def test_seeds_become_mean_and_range(tab, logs):
     assert {row["n"] for row in rows} == {"3"}
     keys = tab.card(ACCURACY).locator(".marker-keys").inner_text()
     assert "562, 3 of 3" in keys
+
+
+def test_runs_with_other_steps_are_taken_as_straight_between_their_rows(chromium, tmp_path):
+    for name, steps, values in (("a_seed0", [1, 100], [0, 2]), ("a_seed1", [1, 10, 100, 1000], [0, 3, 4, 5])):
+        write_csv(tmp_path / name / "lc" / "history.csv", {"lc/train": values}, steps)
+        with Log(tmp_path / name) as log:
+            log.scalars("loss", [0], [1.0])
+    with served(tmp_path) as url, opened(chromium, url) as tab:
+        tab.choose("curves", "mean")
+        rows = list(csv.DictReader(io.StringIO(tab.export(LC, "csv").decode())))
+    share = np.log10(11 / 2) / np.log10(101 / 2)  # of the way from step 1 to step 100 on the axis
+    assert np.allclose([float(row["mean"]) for row in rows], [0, (2 * share + 3) / 2, 3, 5])
+    assert [row["n"] for row in rows] == ["2", "2", "2", "1"]
 
 
 def test_groups_follow_the_pattern(tab):
@@ -481,6 +516,7 @@ def test_the_other_panels_can_be_exported_too(tab, panel):
     tab.only(SEEDS[0])
     assert len(list(csv.DictReader(io.StringIO(tab.export(panel, "csv").decode())))) > 3
     ElementTree.fromstring(tab.export(panel, "svg"))
+    assert tab.export(panel, "png").startswith(b"\x89PNG")
 
 
 # Settings

@@ -166,7 +166,7 @@ export class CurveCard extends Card {
     const { model } = this;
     const tags = this.tags();
     const runs = model.selected().filter((run) => tags.some((tag) => model.runs.get(run).tags.includes(tag)));
-    await model.source.need(runs, tags);
+    await model.source.need(runs, tags, this.redraw);
     let isLonger = false;
     for (const run of runs)
       for (const tag of tags) {

@@ -292,6 +292,7 @@ export class Model {
         nFirm,
         nProvisional: ones.filter((one) => one.provisional).length,
         first: ones[0],
+        firmSteps: ones.filter(isFirm).map((one) => one.step),
         certainty: 2 * nFirm > runs.length ? "firm" : "tentative", // firm in most runs
         told: `${quantile(steps, 0.5).toLocaleString("en", { maximumFractionDigits: 0 })}, ${ones.length} of ${runs.length}`,
       };

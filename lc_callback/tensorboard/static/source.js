@@ -1,8 +1,9 @@
 // Where data come from: the server of the plugin, or the page itself.
 
-const AT_ONCE = 4; // requests
+const AT_ONCE = 3; // requests
 const MOST_URL = 4000; // characters
 const MOST_RUNS = 40; // of one request
+const MOST_SERIES = 30; // of one request: the first ones are drawn while others are on their way
 const MOST_POINTS = 2_000_000; // that are kept
 
 const NOT_FINITE = { nan: NaN, inf: Infinity, "-inf": -Infinity };
@@ -31,11 +32,11 @@ export class Source {
     return this.series.get(name(run, tag))?.series ?? null;
   }
 
-  // Loads what is missing or out of date of tags in runs.
-  async need(runs, tags) {
+  // Loads what is missing or out of date of tags in runs; `onPart` is called when some of it is there.
+  async need(runs, tags, onPart = () => {}) {
     const missing = runs.filter((run) => tags.some((tag) => this.series.get(name(run, tag))?.stamp !== this.stamp));
     if (!missing.length || !tags.length) return;
-    await Promise.all(chunks(missing, tags).map((some) => this.fetch(some, tags)));
+    await Promise.all(chunks(missing, tags).map((some) => this.fetch(some, tags).then(onPart)));
   }
 
   async fetch(runs, tags) {
@@ -120,12 +121,13 @@ function numbers(values) {
 // Runs in as many requests as keep each short.
 function chunks(runs, tags) {
   const room = MOST_URL - tags.reduce((sum, tag) => sum + encodeURIComponent(tag).length + 5, 0);
+  const most = Math.max(1, Math.min(MOST_RUNS, Math.floor(MOST_SERIES / Math.max(1, tags.length))));
   const parts = [[]];
   let length = 0;
   for (const run of runs) {
     const own = encodeURIComponent(run).length + 5;
     const last = parts[parts.length - 1];
-    if (last.length && (length + own > room || last.length >= MOST_RUNS)) {
+    if (last.length && (length + own > room || last.length >= most)) {
       parts.push([run]);
       length = own;
     } else {

@@ -3,8 +3,10 @@
 import { download, el } from "./dom.js";
 import { elided, formatStep, nameOfKind } from "./format.js";
 import { certaintyOf, isFirm } from "./phases.js";
+import { quantile } from "./stats.js";
 
 const MOST_ROWS = 300;
+const MOST_GROUPS = 12;
 // What a reader asks first, in this order.
 const FIRST = [
   "delayed_generalization",
@@ -19,7 +21,8 @@ const FIRST = [
 // Each transition of each group: in how many runs, the median step, the range, and how sure.
 export function glance(model) {
   const groups = [...model.groups()];
-  const parts = groups.map(([name, runs]) => {
+  const rest = groups.length - MOST_GROUPS;
+  const parts = groups.slice(0, MOST_GROUPS).map(([name, runs]) => {
     const found = model.pooledTransitions(runs);
     const withEvents = runs.filter((run) => model.events[run]).length;
     const title = el(
@@ -54,7 +57,8 @@ export function glance(model) {
       el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)),
     );
   });
-  return el("div", { class: "glances" }, ...parts);
+  const note = rest > 0 ? [el("p", { class: "note" }, `and ${rest} more groups`)] : [];
+  return el("div", { class: "glances" }, ...parts, ...note);
 }
 
 // What stands in the columns: of the transitions of several runs, and of one.
@@ -113,8 +117,10 @@ function headline(found) {
     const one = kinds.map((kind) => found.find((each) => each.kind === kind && each.nFirm)).find(Boolean);
     if (!one) continue;
     const runs = one.of > 1 ? ` in ${one.nFirm} of ${one.of} runs` : "";
-    const range = one.n > 1 && one.least < one.most ? ` (${formatStep(one.least)} to ${formatStep(one.most)})` : "";
-    told.push(`${kindName(one)} at step ${formatStep(one.step)}${range}${runs}`);
+    const steps = one.firmSteps;
+    const [least, most] = [Math.min(...steps), Math.max(...steps)];
+    const range = least < most ? ` (${rangeText(least, most)})` : "";
+    told.push(`${kindName(one)} at step ${formatStep(quantile(steps, 0.5))}${range}${runs}`);
   }
   const text = told.join("; ");
   return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : "No firm transition of accuracy or of local complexity.";

@@ -1,0 +1,38 @@
+"""How Sphinx builds the site: ``make docs``, offline, with warnings as errors."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+HERE = Path(__file__).parent
+shutil.copy(HERE.parent / "examples" / "digits.ipynb", HERE / "notebook.ipynb")  # Sphinx reads this folder only
+
+import lc_callback  # noqa: E402
+
+project = "lc_callback"
+author = "the lc_callback authors"
+copyright = f"2026, {author}"  # noqa: A001
+release = version = lc_callback.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+suppress_warnings = ["myst.xref_ambiguous"]
+nb_execution_mode = "off"  # tests/test_notebook.py runs it, tests/test_docs.py all other blocks
+myst_heading_anchors = 4
+myst_enable_extensions = ["attrs_inline"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "mixed"
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 100
+
+html_theme = "furo"
+html_title = f"lc_callback {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
