@@ -16,6 +16,7 @@ import stat
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Column", "LocalFolders", "Rows", "parsed_rows"]
+__all__ = ["Column", "LocalFolders", "Overview", "Rows", "parsed_rows"]
 
 Floats = NDArray[np.float64]
 Column = tuple[Floats, Floats]
@@ -58,6 +59,21 @@ class Rows:
         """Steps and values of a key, where rows have it."""
         values, present = self.columns[key]
         return self.steps[present], values[present]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What the files of a run have.
+
+    Attributes:
+        keys: of its rows, in their order.
+        notes: what could not be read.
+        stamp: changes whenever a file does.
+    """
+
+    keys: list[str]
+    notes: list[str]
+    stamp: tuple[int, ...]
 
 
 class LocalFolders:
@@ -98,17 +114,24 @@ class LocalFolders:
                         found.add(run)
         return sorted(found)
 
-    def stamp(self, run: str) -> tuple[int, ...]:
-        """Changes whenever a file of the run does."""
+    def overview(self, run: str) -> Overview:
+        """What there is of a run: every file is looked at once."""
         folder = self._folder(run)
         if folder is None:
-            return ()
-        files = [*self._histories(folder), *filter(None, [_latest(folder, "events", "jsonl")])]
-        return tuple(number for path in files for number in (_stamp(path) or ()))
+            return Overview([], [], ())
+        keys: dict[str, None] = {}
+        notes: list[str] = []
+        histories = self._histories(folder)
+        for path in histories:
+            rows = self._cached(path)
+            keys |= dict.fromkeys(rows.columns if rows else ())
+            notes += _notes(path, rows)
+        files = [*histories, *filter(None, [_latest(folder, "events", "jsonl")])]
+        return Overview([*keys], notes, tuple(number for path in files for number in (_stamp(path) or ())))
 
-    def keys(self, run: str) -> dict[str, int]:
-        """The keys that the run's rows have, in their order, each with the number of the file that has it."""
-        return {key: i for i, rows in enumerate(self._all_rows(run)) for key in rows.columns}
+    def keys(self, run: str) -> list[str]:
+        """The keys that the run's rows have, in their order."""
+        return self.overview(run).keys
 
     def columns(self, run: str, keys: Sequence[str]) -> dict[str, Column]:
         """Steps and values of those of the keys that the run's rows have."""
@@ -118,21 +141,6 @@ class LocalFolders:
                 if key in rows.columns and key not in found:
                     found[key] = rows.column(key)
         return found
-
-    def notes(self, run: str) -> list[str]:
-        """What of the run's files could not be read."""
-        folder = self._folder(run)
-        notes = []
-        for path in self._histories(folder) if folder else []:
-            name = f"{path.parent.name}/{path.name}"
-            rows = self._cached(path)
-            if rows is None:
-                size = _stamp(path)
-                mega = f"{size[1] / 2**20:,.0f} MB" if size else "gone"
-                notes.append(f"{name} is not read ({mega}): the curves are TensorBoard's")
-            elif rows.unread:
-                notes.append(f"{name}: {rows.unread} damaged lines are left out")
-        return notes
 
     def events(self, run: str) -> str | None:
         """The text of ``events.jsonl``; ``None`` if there is none that can be read."""
@@ -308,6 +316,16 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
+
+
+def _notes(path: Path, rows: Rows | None) -> list[str]:
+    """What of a file could not be read."""
+    name = f"{path.parent.name}/{path.name}"
+    if rows is not None:
+        return [f"{name}: {rows.unread} damaged lines are left out"] if rows.unread else []
+    stamp = _stamp(path)
+    size = f"{stamp[1] / 2**20:,.0f} MB" if stamp else "gone"
+    return [f"{name} is not read ({size}): the curves are TensorBoard's"]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

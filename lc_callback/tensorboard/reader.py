@@ -64,20 +64,21 @@ class Reader:
         sets: dict[tuple[int, ...], int] = {}
         runs = []
         for run in sorted({*listing, *others, *self._other_runs(ctx, experiment)}, key=natural):
-            local = self._folders.keys(run)
+            files = self._folders.overview(run)
+            local = dict.fromkeys(files.keys)
             remote = listing.get(run, {})
             ordered = [*local, *(tag for tag in remote if tag not in local)]
             tags = tuple(numbers.setdefault(tag, len(numbers)) for tag in ordered)
             newest = max((series.max_wall_time for series in remote.values()), default=0.0)
             last = max((series.max_step for series in remote.values()), default=0)
-            version.update(repr((run, len(tags), newest, self._folders.stamp(run))).encode())
+            version.update(repr((run, len(tags), newest, files.stamp)).encode())
             runs.append(
                 {
                     "name": run,
                     "set": sets.setdefault(tags, len(sets)),
                     "local": bool(local),
                     "last": int(last),
-                    "notes": self._folders.notes(run),
+                    "notes": files.notes,
                 }
             )
         return json.dumps({"version": version.hexdigest()[:16], "tags": [*numbers], "sets": [*sets], "runs": runs})

@@ -340,6 +340,8 @@ def test_other_axes_are_linear_in_their_unit(tab, axis, last):
     places = [float(x) for x in tab.all(LC, ".axis.x .tick", "x1")]
     assert np.allclose(np.diff(places) / np.diff(ticks), (places[1] - places[0]) / (ticks[1] - ticks[0]), rtol=1e-3)
     assert 0.7 * last < max(ticks) <= last * 1.001
+    name = {"linear": "steps", "epoch": "epoch", "wall": "h"}[axis]
+    assert tab.card(LC).locator(".axis-name").text_content() == name
     marker = float(tab.all(LC, '.marker[data-kind="migration_start"] line', "x1")[0])
     assert abs((marker - places[0]) / (places[1] - places[0]) * ticks[1] - last * 501 / 10_000) < 0.004 * last
 

@@ -334,7 +334,7 @@ def test_links_that_lead_outside_are_not_followed(secret, kind):
                 (run / name).symlink_to(outside / name)
     found = LocalFolders({"": logs})
     assert found.picture("linked", "partition/slice_000000000.png") is None
-    assert (found.keys("linked"), found.events("linked"), found.pictures("linked")) == ({}, None, [])
+    assert (found.keys("linked"), found.events("linked"), found.pictures("linked")) == ([], None, [])
     assert found.picture("run", "partition/slice_000000000.png") is not None
 
 
@@ -348,7 +348,7 @@ def test_a_circle_of_links_ends(secret):
     logs, _ = secret
     (logs / "one").symlink_to(logs / "two")
     (logs / "two").symlink_to(logs / "one")
-    assert LocalFolders({"": logs}).keys("one") == {}
+    assert LocalFolders({"": logs}).keys("one") == []
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
@@ -356,7 +356,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "run" / "lc" / "history.csv")
     os.mkfifo(tmp_path / "run" / "events.jsonl")
     found = LocalFolders({"": tmp_path})
-    assert (found.keys("run"), found.events("run")) == ({}, None)
+    assert (found.keys("run"), found.events("run")) == ([], None)
 
 
 def test_a_huge_file_is_not_read_and_its_curves_are_those_of_tensorboard(tmp_path):

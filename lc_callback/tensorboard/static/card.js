@@ -198,6 +198,7 @@ export class CurveCard extends Card {
       width,
       height: panel.isSmall ? 170 : Math.min(340, Math.max(210, beside)),
       kind: model.kind,
+      axisName: model.axisName(),
       domain: model.domain(),
       lines: this.lines,
       limits: panel.limits,

@@ -10,7 +10,7 @@ import { nearest, thinned, valueRange } from "./stats.js";
 export const MARGIN = { left: 54, right: 14, top: 22, bottom: 22 };
 let clips = 0;
 
-// `view`: { width, height, kind, domain, lines, limits, spans, markers, isNamed, isWhole, isLogarithmic, title }.
+// `view`: { width, height, kind, axisName, domain, lines, limits, spans, markers, isNamed, isWhole, isLogarithmic, title }.
 export function drawChart(root, view) {
   const { width, height, lines } = view;
   const inner = [MARGIN.left, width - MARGIN.right];
@@ -27,7 +27,7 @@ export function drawChart(root, view) {
     svg("g", { "clip-path": `url(#${clip})` }, ...spans(view.spans, x, plot), ...intervals(view.markers, x, plot)),
     ...spanNames(view, x, plot),
     yAxis(y, plot),
-    xAxis(x, plot),
+    xAxis(x, plot, view.axisName),
     svg("g", { "clip-path": `url(#${clip})`, class: "curves" }, ...bands(lines, x, y), ...curves(lines, x, y)),
     svg("g", { class: "beyond" }, ...arrows(beyond, x, plot)),
     svg("g", { class: "markers" }, ...markers(view.markers, x, plot)),
@@ -81,7 +81,8 @@ function arrows(beyond, x, plot) {
 
 // Axes
 
-export function xAxis(x, plot, isLabelled = true) {
+// `name` stands at the left of the numbers: what they count.
+export function xAxis(x, plot, name) {
   const group = svg("g", { class: "axis x" });
   for (const { value, label } of x.ticks(Math.max(3, Math.floor((plot.right - plot.left) / 80)))) {
     const at = x.of(value);
@@ -98,11 +99,12 @@ export function xAxis(x, plot, isLabelled = true) {
     );
     if (label) group.append(svg("line", { class: "grid", x1: at, x2: at, y1: plot.top, y2: plot.bottom }));
     const anchor = at > plot.right - 14 ? "end" : "middle";
-    if (label && isLabelled)
+    if (label)
       group.append(
         svg("text", { x: anchor === "end" ? plot.right + 8 : at, y: plot.bottom + 16, "text-anchor": anchor }, label),
       );
   }
+  group.append(svg("text", { class: "axis-name", x: plot.left - 12, y: plot.bottom + 16, "text-anchor": "end" }, name));
   group.append(svg("line", { class: "rule", x1: plot.left, x2: plot.right, y1: plot.bottom, y2: plot.bottom }));
   if (x.kind === "log" && x.domain[0] < 1) group.append(axisBreak(x, plot));
   return group;

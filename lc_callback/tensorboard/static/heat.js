@@ -109,7 +109,7 @@ export class HeatCard extends Card {
         style: "image-rendering: pixelated",
       }),
       ...names,
-      xAxis(x, { ...plot, top: plot.bottom }),
+      xAxis(x, { ...plot, top: plot.bottom }, model.axisName()),
       svg("g", { class: "cursor", "aria-hidden": "true" }),
       svg("rect", { class: "brush", y: plot.top, height: plot.bottom - plot.top, width: 0 }),
       svg("rect", {

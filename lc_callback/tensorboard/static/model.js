@@ -124,6 +124,11 @@ export class Model {
     }
   }
 
+  // Short: beside the numbers of the axis.
+  axisName() {
+    return { log: "steps", linear: "steps", epoch: "epoch", wall: this.unit }[this.kind];
+  }
+
   axisTitle() {
     return { log: "steps", linear: "steps", epoch: "epochs", wall: `time since the first row (${this.unit})` }[
       this.kind

@@ -66,7 +66,7 @@ export class StripCard extends Card {
       root.setAttribute(name, value);
     root.setAttribute("aria-label", `Phases and transitions of ${runs.length} runs over ${model.axisTitle()}`);
     root.replaceChildren(
-      xAxis(x, plot),
+      xAxis(x, plot, model.axisName()),
       ...this.found.map((row, i) => this.row(row, i, x, plot)),
       svg("g", { class: "cursor", "aria-hidden": "true" }),
       svg("rect", { class: "brush", y: plot.top, height: plot.bottom - plot.top, width: 0 }),
