@@ -4,6 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 shutil.copy(HERE.parent / "examples" / "digits.ipynb", HERE / "notebook.ipynb")  # Sphinx reads this folder only
@@ -36,3 +39,16 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
+html_math_renderer = "mathml"  # MathJax would be fetched from another host
+
+
+def formula(writer, node):
+    """A formula as MathML, which browsers draw by themselves."""
+    tex = node.astext().replace(r"\dots", r"\ldots")
+    writer.body.append(tex2mathml(tex, as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
