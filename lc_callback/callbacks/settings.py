@@ -39,7 +39,8 @@ def recorded(init: Callable[..., None]) -> Callable[..., None]:
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
-            _refuse_unknown(type(self), kwargs)
+            passed_on = type(self).without if outer else ()  # by a constructor that does not take them itself
+            _refuse_unknown(type(self), {name: value for name, value in kwargs.items() if name not in passed_on})
             init(self, *args, **kwargs)  # which says what else is wrong
             return
         if not outer:

@@ -144,3 +144,10 @@ def test_an_evaluation_has_a_row(tmp_path: Any) -> None:
         *(f"nc/{name}_test" for name in NAMES),
         "nc/seconds",
     }
+
+
+@pytest.mark.parametrize("kind", MEASURES)
+def test_an_unknown_argument_is_named(kind: Any) -> None:
+    """And not one that its constructor passes on."""
+    with pytest.raises(TypeError, match=f"{kind.__name__} has no argument 'n_probs'; did you mean 'n_probes'"):
+        kind(n_probs=3)
