@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
+from browser import LC, SEEDS, opened
 from logs import STEPS, Log, event, write_csv, write_run
-from test_page import LC, SEEDS, opened
 
 from lc_callback.__main__ import main
 from lc_callback.tensorboard.page import bundled, write_page

@@ -1,0 +1,118 @@
+"""The tab of the Dynamics plugin in a browser, for the tests that look at it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SIZE = {"width": 1300, "height": 1000}
+SEEDS = ["grok_seed0/version_0", "grok_seed1/version_0", "grok_seed2/version_0"]
+
+
+LC, ACCURACY = "lc::", "accuracy:"
+
+
+# Counts what is being fetched, and keeps what the page does every 15 seconds.
+WATCH = """(() => {
+    window.pending = 0;
+    const fetched = window.fetch;
+    window.fetch = (...args) => {
+        window.pending += 1;
+        return fetched(...args).finally(() => setTimeout(() => (window.pending -= 1)));
+    };
+    const every = window.setInterval;
+    window.setInterval = (action, time) => (time === 15000 ? ((window.lookForNew = action), 0) : every(action, time));
+})()"""
+
+
+SETTLED = """async () => {
+    const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    for (let quiet = 0; quiet < 3; ) {
+        await frame();
+        quiet = window.pending ? 0 : quiet + 1;
+    }
+}"""
+
+
+class Tab:
+    """The tab in a page, and what went wrong there."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.page, self.url = page, url
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.add_init_script(WATCH)
+        page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
+        self.open()
+
+    def open(self) -> None:
+        self.page.goto(self.url)
+        self.page.wait_for_selector("section.card path.line", state="attached")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is loaded and all is drawn."""
+        self.page.evaluate(SETTLED)
+
+    def choose(self, label: str, value: str) -> None:
+        self.page.locator(".toolbar label.field", has_text=label).locator("select").first.select_option(value)
+        self.settle()
+
+    def card(self, panel: str) -> Any:
+        return self.page.locator(f"section.card[data-panel={json.dumps(panel)}]")
+
+    def show(self, panel: str) -> Any:
+        card = self.card(panel)
+        for _ in range(50):  # what is drawn above may push it away again
+            card.scroll_into_view_if_needed()
+            self.settle()
+            if card.get_attribute("data-state") == "ready":
+                return card
+        raise AssertionError(f"{panel} does not stay in view")
+
+    def all(self, panel: str, selector: str, attribute: str) -> list[str]:
+        nodes = self.show(panel).locator(selector)
+        return nodes.evaluate_all("(nodes, name) => nodes.map((node) => node.getAttribute(name))", attribute)
+
+    def hover(self, panel: str, share: float) -> None:
+        """Move the pointer to a place in the chart, as a share of its width."""
+        box = self.show(panel).locator("svg.chart .target").first.bounding_box()
+        self.page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.7 * box["height"])
+        self.settle()
+
+    def cursor(self, panel: str) -> float | None:
+        found = self.card(panel).locator(".cursor line")
+        return float(found.get_attribute("x1")) if found.count() else None
+
+    def tick(self, panel: str, value: int) -> float:
+        return float(self.card(panel).locator(f'.axis.x .tick[data-value="{value}"]').get_attribute("x1"))
+
+    def export(self, panel: str, kind: str) -> bytes:
+        card = self.show(panel)
+        card.locator(".menu summary").click()
+        with self.page.expect_download() as download:
+            card.locator(f"[data-export={kind}]").click()
+        return Path(download.value.path()).read_bytes()
+
+    def only(self, run: str) -> None:
+        """Show this run alone."""
+        self.page.locator(".run-tools button", has_text="none").click()
+        self.settle()
+        self.page.locator(f".run[data-run={json.dumps(run)}] input").check()
+        self.settle()
+
+
+@contextmanager
+def opened(chromium: Any, url: str, **options: Any) -> Iterator[Tab]:
+    context = chromium.new_context(viewport=SIZE, **options)
+    context.set_default_timeout(60_000)
+    try:
+        yield Tab(context.new_page(), url)
+    finally:
+        context.close()
