@@ -426,3 +426,14 @@ def test_one_target_for_each_point() -> None:
         check_classes(torch.zeros(3).long(), 2)
     with pytest.raises(ValueError, match=r"shape \(2, 2\), where accuracy needs 2 integer classes"):
         check_classes(torch.zeros(2, 2).long(), 2)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 4), (7, 1, 3, 2)])
+def test_logits_of_two_classes_have_the_outputs_as_their_lead(shape: tuple[int, ...]) -> None:
+    z = draw(*shape)
+    found = check_labels(z > 0, z)
+    logits = found.logits(z)
+    assert logits.shape[:2] == (7, 2)
+    assert torch.equal(logits.argmax(1), found.classes)
+    assert torch.equal(found.outputs(logits), z)
+    assert torch.equal(found.targets(), (z > 0).long())
