@@ -23,7 +23,8 @@ exclude_patterns = ["_build"]
 suppress_warnings = ["myst.xref_ambiguous"]
 nb_execution_mode = "off"  # tests/test_notebook.py runs it, tests/test_docs.py all other blocks
 myst_heading_anchors = 4
-myst_enable_extensions = ["attrs_inline"]
+myst_enable_extensions = ["dollarmath"]
+myst_dmath_allow_labels = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -1,6 +1,7 @@
 """Every block of the README and of the site runs, and every command on them has arguments that exist."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import lc_callback
 import lc_callback.callbacks
 import lc_callback.functional
 import lc_callback.metrics
-from lc_callback.__main__ import _parser
+from lc_callback.__main__ import _parser, main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -91,6 +92,19 @@ def test_get_started_says_what_comes_out(tmp_path, monkeypatch):
         assert int(earliest) <= steps[0] <= int(latest)
 
 
+def test_old_checkpoints_are_measured_as_told(small, tmp_path, monkeypatch, capsys):
+    page = DOCS / "checkpoints.md"
+    (tmp_path / "digits.py").write_text(blocks(page, "python")[0][1])
+    runpy.run_path("digits.py", run_name="__main__")
+    monkeypatch.syspath_prepend(tmp_path)
+    command = next(line for _, code in blocks(page, "sh") for line in code.splitlines() if "digits.Net" in line)
+    main(shlex.split(command)[3:])
+    assert "Local complexity at the train points" in capsys.readouterr().out
+    rows = (tmp_path / "lc_measured" / "lc" / "history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "5", "8", "10"]  # the last by Lightning itself
+    assert (tmp_path / "lc_measured" / "timeline.png").exists()
+
+
 def commands():
     """Commands of the shell in blocks, and those of ours in the text that have options, each with its page."""
     for path in PAGES:
@@ -109,7 +123,7 @@ def defined(pattern, path):
 
 
 OTHERS = ("python3 -m venv ", "tensorboard --logdir ", ". venv/", "python -m build", "python -m pytest", "apt-get ")
-OTHERS += ("git clone ", "pip install build", "pip install dist/lc_callback-", "cd ")
+OTHERS += ("pip install build", "pip install dist/lc_callback-", "python digits.py")
 
 
 def parses(arguments):
