@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.functional import centroid_alignment
-from lc_callback.metrics.measure import Measure
+from lc_callback.metrics.measure import MeasureMetric
 
 __all__ = ["CentroidAlignment"]
 
 
-class CentroidAlignment(Measure):
+class CentroidAlignment(MeasureMetric):
     """Mean cosine between a point and the summed rows of the Jacobian there.
 
     See :func:`lc_callback.functional.centroid_alignment` for the definition and its source. ``compute()`` returns a

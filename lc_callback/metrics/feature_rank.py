@@ -11,7 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lc_callback.engine.network.features import Features
 from lc_callback.functional.feature_rank import FeatureCovariance, check_options, feature_ranks
 from lc_callback.functional.feature_rank import FeatureRank as Ranks
-from lc_callback.metrics.measure import Measure
+from lc_callback.metrics.measure import MeasureMetric
 
 __all__ = ["FeatureRank"]
 
@@ -20,7 +20,7 @@ _OF_FEATURES = ("layers", "max_width", "seed", "forward_fn")
 _OF_RANK = ("matrix", "center", "tol", "relative")
 
 
-class FeatureRank(Measure):
+class FeatureRank(MeasureMetric):
     """Numerical, effective and stable rank of each hidden layer's features (*Deep Grokking*, 2024, page 3).
 
     See :func:`lc_callback.functional.feature_ranks` for the definitions. ``compute()`` returns float64 tensors ``()``

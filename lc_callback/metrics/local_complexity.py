@@ -11,12 +11,12 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.functional import local_complexity
 from lc_callback.functional.local_complexity import Z99, check_arguments, check_method
-from lc_callback.metrics.measure import Measure
+from lc_callback.metrics.measure import MeasureMetric
 
 __all__ = ["LocalComplexity"]
 
 
-class LocalComplexity(Measure):
+class LocalComplexity(MeasureMetric):
     """Mean number of units that switch inside a small neighbourhood of a point.
 
     See :func:`lc_callback.functional.local_complexity` for the definition and its source. ``compute()`` returns a

@@ -12,10 +12,10 @@ from torchmetrics import Metric
 
 from lc_callback.functional.options import defaults_of
 
-__all__ = ["Measure"]
+__all__ = ["MeasureMetric"]
 
 
-class Measure(Metric):
+class MeasureMetric(Metric):
     """A metric that is updated by ``update(model, inputs[, targets])``.
 
     Its keyword arguments are those of :attr:`function`, with the same defaults, and those of
@@ -80,11 +80,11 @@ class Measure(Metric):
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 
 
-def _defaults(cls: type[Measure]) -> dict[str, Any]:
+def _defaults(cls: type[MeasureMetric]) -> dict[str, Any]:
     return {name: default for name, default in defaults_of(cls.function).items() if name not in cls.left_out}
 
 
-def _signature(cls: type[Measure]) -> inspect.Signature:
+def _signature(cls: type[MeasureMetric]) -> inspect.Signature:
     """That of the constructor, with the arguments of the function."""
     own = [*inspect.signature(cls.__init__).parameters.values()][1:]
     of_function = inspect.signature(cls.function).parameters

@@ -11,12 +11,12 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lc_callback.functional.neural_collapse import last_features, neural_collapse, neural_collapse_of
 from lc_callback.functional.targets import check_classes
-from lc_callback.metrics.measure import Measure
+from lc_callback.metrics.measure import MeasureMetric
 
 __all__ = ["NeuralCollapse"]
 
 
-class NeuralCollapse(Measure):
+class NeuralCollapse(MeasureMetric):
     """NC1 to NC4 of the last features (Papyan, Han, Donoho 2020); see :func:`lc_callback.functional.neural_collapse`.
 
     ``compute()`` returns float64 tensors ``()`` by ``"nc1"``, ``"nc2_norms"``, ``"nc2_angles"``, ``"nc2_simplex"``,

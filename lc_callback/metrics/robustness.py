@@ -20,7 +20,7 @@ from lc_callback.functional import robust_accuracy
 from lc_callback.functional.judging import fresh, number, take
 from lc_callback.functional.robustness import check_arguments, outcome_of
 from lc_callback.functional.targets import TASKS
-from lc_callback.metrics.measure import Measure
+from lc_callback.metrics.measure import MeasureMetric
 from lc_callback.names import number_names
 
 __all__ = ["RobustAccuracy"]
@@ -28,7 +28,7 @@ __all__ = ["RobustAccuracy"]
 _TASKS = TASKS[1:]
 
 
-class RobustAccuracy(Measure):
+class RobustAccuracy(MeasureMetric):
     """Share of the decisions that a classifier gets right, as they are and under attack.
 
     See :func:`lc_callback.functional.robust_accuracy` for the attack, for the logits that it sees, and for what is a

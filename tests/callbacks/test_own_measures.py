@@ -479,7 +479,7 @@ class Disk:
     def __init__(self, room: float, patch: pytest.MonkeyPatch) -> None:
         self.room = room
         patch.setattr(files, "free_bytes", lambda folder: self.room)
-        patch.setattr("lc_callback.callbacks.row_report.free_bytes", lambda folder: self.room)
+        patch.setattr("lc_callback.callbacks.row_writer.free_bytes", lambda folder: self.room)
 
     def take(self, n: int) -> None:
         self.room -= n
