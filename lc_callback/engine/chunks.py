@@ -10,7 +10,7 @@ import torch
 
 from lc_callback.checks import is_out_of_memory
 
-__all__ = ["BOUNDS", "COUNTING", "FEATURES", "SLICES", "Budget", "default_chunk", "fitting"]
+__all__ = ["ATTACKS", "BOUNDS", "COUNTING", "FEATURES", "SLICES", "Budget", "default_chunk", "fitting"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,7 @@ class Budget:
 COUNTING = Budget(cpu=8 * 2**20, cuda=512 * 2**20)
 FEATURES = Budget(cpu=32 * 2**20, cuda=512 * 2**20)
 SLICES = Budget(cpu=2**20, cuda=2**28)  # in the cache a CPU is faster
+ATTACKS = Budget(cpu=2**30, cuda=8 * 2**30)  # of all tensors that are kept for one backward pass
 BOUNDS = Budget(cpu=2**28, cuda=2**28)  # of one point, with all its symbols
 
 # A pass of less than a few samples is slow: for these the largest tensor may take more than the budget.

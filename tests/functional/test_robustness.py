@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lc_callback.engine.adversarial.attacks import _NoiseOfTheCPU, lowered_confidence
 from lc_callback.engine.adversarial.domain import find_bounds
+from lc_callback.engine.chunks import Budget
 from lc_callback.functional import robust_accuracy
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in SparseFool
@@ -769,7 +770,7 @@ def test_out_of_memory_halves_the_chunk(attack, chunk_size):
 
 
 def test_memory_of_the_backward_pass_is_budgeted(monkeypatch):
-    monkeypatch.setattr("lc_callback.engine.adversarial.logits._BUDGET", {"cpu": 1000})
+    monkeypatch.setattr("lc_callback.engine.adversarial.logits.ATTACKS", Budget(cpu=1000, cuda=1000))
     x = uniform(20, 6)
     net = net_for(x)
     y = classes_of(net, x)

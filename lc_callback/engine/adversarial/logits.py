@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.checks import is_out_of_memory
 from lc_callback.engine.adversarial.labels import Labels
 from lc_callback.engine.adversarial.probabilities import (
     BeforeSquashing,
@@ -19,15 +18,15 @@ from lc_callback.engine.adversarial.probabilities import (
     logits_from,
     share_rounded,
 )
+from lc_callback.engine.chunks import ATTACKS, fitting
 from lc_callback.engine.network.layout import memory_of
 from lc_callback.engine.network.points import main_output
 from lc_callback.engine.network.space import Space, compute_dtype
 
 __all__ = ["PointLogits", "gradients_explained", "normal"]
 
-# Bytes that the tensors kept for one backward pass may take.
-_BUDGET = {"cpu": 2**30, "cuda": 8 * 2**30}
-# Of these with which PGD is fastest on a CPU, and points that are worth a pass in any case.
+
+# Bytes kept for one backward pass with which PGD is fastest on a CPU, and points that are worth a pass in any case.
 _FAST, _WORTHWHILE = 64 * 2**20, 32
 _CHUNK = 256  # points of one pass without a gradient
 # What torch says where no gradient gets through: at a `no_grad`, at a `detach`, in a reentrant checkpoint, at NumPy.
@@ -75,7 +74,7 @@ class PointLogits:
         tensors = [leaf for leaf in tree_leaves(space.inputs) if isinstance(leaf, Tensor)]
         self.holds = self.behind is not None or len(tensors) > len(space.points.moving)
         each = self._bytes_per_point(needs_gradient)
-        self.chunk = chunk_size or max(1, _BUDGET.get(self.device.type, _BUDGET["cpu"]) // each)
+        self.chunk = chunk_size or ATTACKS.samples(self.device, each)
         by_default = chunk_size is None and self.device.type == "cpu"
         self.fast = max(_WORTHWHILE, _FAST // each) if by_default else self.chunk
         outputs = self.with_memory(lambda: self._in_parts(self._outputs, self.x))
@@ -112,13 +111,13 @@ class PointLogits:
 
     def with_memory(self, compute: Callable[[], Any]) -> Any:
         """``compute()``, in halved chunks as long as memory does not suffice."""
-        while True:
-            try:
-                return compute()
-            except Exception as error:
-                if not is_out_of_memory(error) or self.chunk == 1:
-                    raise
-            self.chunk = max(1, min(self.chunk, len(self)) // 2)
+
+        def with_chunk(chunk: int) -> Any:
+            self.chunk = chunk
+            return compute()
+
+        found, self.chunk = fitting(with_chunk, self.chunk, lambda chunk: len(self))
+        return found
 
     def _in_parts(self, function: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:
         size = min(self.chunk, _CHUNK)
