@@ -29,25 +29,21 @@ __all__ = [
     "detect_phases",
 ]
 
-# Loaded when first asked for, so that `lc_callback.functional` needs torch only.
+# All but the callbacks.
 _HOMES = {
-    "FeatureRankCallback": "lc_callback.callbacks.feature_rank",
-    "LocalComplexityCallback": "lc_callback.callbacks.local_complexity",
-    "NeuralCollapseCallback": "lc_callback.callbacks.neural_collapse",
-    "PGDRobustnessCallback": "lc_callback.callbacks.robustness",
-    "SplinePartitionCallback": "lc_callback.callbacks.partition",
     "PhaseDetector": "lc_callback.detection.phases",
-    "compare_runs": "lc_callback.callbacks.comparison",
     "Transition": "lc_callback.detection.phases",
+    "compare_runs": "lc_callback.callbacks.comparison",
     "detect_phases": "lc_callback.detection.phases",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    """Loaded when first asked for, so that `lc_callback.functional` needs torch only."""
+    if name in __all__:
+        return getattr(importlib.import_module(_HOMES.get(name, "lc_callback.callbacks")), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

@@ -20,7 +20,7 @@ DIM, CLASSES = 6, 3
 
 KINDS = {"lc": LocalComplexityCallback, "robustness": PGDRobustnessCallback, "rank": FeatureRankCallback}
 NAMES = tuple(kind.__name__ for kind in KINDS.values())
-_TINY = {
+TINY = {
     "lc": {"n_probes": 4, "n_directions": 3},
     "robustness": {"n_probes": 4, "eps": 0.1, "steps": 2},
     "rank": {"n_probes": 4},
@@ -41,7 +41,7 @@ _GROUPS += (
 
 def tiny(kind: str, **arguments: Any) -> Any:
     """The callback of that kind with settings that cost little."""
-    return KINDS[kind](**{**_TINY[kind], **arguments})
+    return KINDS[kind](**{**TINY[kind], **arguments})
 
 
 def kinds_of(kind: str) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from all_kinds import KINDS, is_ours, tiny
+from all_kinds import KINDS, ROWS, is_ours, tiny
 from helpers import (
     DIM,
     Calls,
@@ -34,8 +34,6 @@ from lc_callback.run.history import CsvFile
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 
 STEPS = 8
-KEY = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1", "partition": "partition/n_regions"}
-KEY["collapse"] = "nc/nc1_train"
 EVERY = list(range(STEPS + 1))
 
 
@@ -279,9 +277,9 @@ def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: P
         assert [step for step in EVERY if any(f"step {step} " in text for text in warned)] == list(fault.lost)
     assert isinstance(trainer.logger, RowLogger)
     if fault.kept and "log_metrics" in fault.says:
-        assert trainer.logger.steps(KEY[kind]) == [step for step in EVERY if step not in fault.lost]
+        assert trainer.logger.steps(ROWS[kind].key) == [step for step in EVERY if step not in fault.lost]
     else:
-        assert trainer.logger.steps(KEY[kind]) == callback.history.steps
+        assert trainer.logger.steps(ROWS[kind].key) == callback.history.steps
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
@@ -300,7 +298,7 @@ def test_a_drawing_that_fails_costs_the_picture(tmp_path: Path, monkeypatch: pyt
     with our_warnings("SplinePartitionCallback") as warned:
         trainer, callback = run(Fault([], ""), tmp_path, "partition")
     assert trainer.state.finished
-    assert callback.history.steps == trainer.logger.steps(KEY["partition"]) == EVERY
+    assert callback.history.steps == trainer.logger.steps(ROWS["partition"].key) == EVERY
     assert [f"drawing step {step} failed (ZeroDivisionError" in text for step, text in enumerate(warned)] == [True] * 9
 
 

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from all_kinds import KINDS, tiny
+from all_kinds import KINDS, ROWS, tiny
 from helpers import Classifier, RowLogger, loader, make_trainer, mlp, our_warnings, points, timeless
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from made_up import leave_out_pictures
@@ -455,15 +455,13 @@ def test_early_stopping_beside_a_first_row_that_fails(kind: str, tmp_path: Path)
                 raise RuntimeError("lost")
             return super().measure(network, probes)
 
-    key = {"lc": "lc/train", "robustness": "clean_acc/train", "rank": "rank/net.1", "partition": "partition/n_regions"}
-    key["collapse"] = "nc/nc1_train"
     module = Classifier()
     if kind == "partition":  # which fails in the trial, too
         set_all(math.inf)(module)
     given = {} if kind == "partition" else {"test_probes": points(seed=1)}
     callback = tiny(kind, schedule=[0], **given)
     callback.__class__ = Breaks
-    stop = EarlyStopping(key[kind], check_on_train_epoch_end=True, patience=3)
+    stop = EarlyStopping(ROWS[kind].key, check_on_train_epoch_end=True, patience=3)
     trainer = make_trainer(tmp_path, callback, stop, max_steps=2)
     trainer.fit(module, loader(batch_size=24))
     assert trainer.global_step == 2

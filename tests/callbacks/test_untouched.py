@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from all_kinds import KINDS, is_ours, tiny
+from all_kinds import KINDS, ROWS, is_ours, tiny
 from helpers import (
     CLASSES,
     DIM,
@@ -34,7 +34,6 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
 EPOCHS, STEPS = 2, 6  # of three batches
-BETWEEN_ROWS = {**dict.fromkeys(KINDS, 1), "partition": 2}
 
 
 def batch_norm() -> nn.Sequential:
@@ -324,7 +323,10 @@ class Setup:
     def measuring(self, kind: str) -> dict[str, Any]:
         """One callback of each kind that runs, which measures every step, or every second."""
         kinds = [k for k in KINDS if self.drawn or k != "partition"] if kind == "all" else kinds_of(kind)
-        return {k: tiny(k, **{**self.callback, **getattr(self, k)}, every_n_train_steps=BETWEEN_ROWS[k]) for k in kinds}
+        return {
+            k: tiny(k, **{**self.callback, **getattr(self, k, {})}, every_n_train_steps=ROWS[k].between_rows)
+            for k in kinds
+        }
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -550,7 +552,7 @@ def test_training_is_bit_identical(
     assert len(measured) == len(alone(name)) > STEPS * setup.epochs / EPOCHS
     steps = sorted({seen["step"] for seen in measured})
     for one, callback in callbacks.items():  # else nothing was shown
-        due = [step for step in steps if step % BETWEEN_ROWS[one] == 0]
+        due = [step for step in steps if step % ROWS[one].between_rows == 0]
         assert callback.history.steps == due[: len(due) - setup.lost.get(one, 0)]
     for step, (one, other) in enumerate(zip(alone(name), measured, strict=True)):
         assert [f"{key} at look {step}" for key in one if one[key] != other[key]] == []

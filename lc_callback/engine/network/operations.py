@@ -1,7 +1,13 @@
 """The operations with kinks, one row each: what kind of function it is, where its kinks are, and its slope.
 
-Rows are keyed by the name of the aten operation, without the trailing underscore of its in-place form. An activation
-that is one operation of its own needs one row here; one that is composed of these operations needs none.
+Rows are keyed by the name of the aten operation, without the trailing underscore of its in-place form; an operation of
+another library has its namespace before it, ``"mylib::softclip"``. An activation that is one operation of its own needs
+one row here; one that is composed of these operations needs none. Whoever brings an operation adds its row before the
+model is measured::
+
+    OPERATIONS["mylib::softclip"] = Operation(Kind.PIECEWISE_AFFINE, lambda x: [(x, -1.0), (x, 1.0)], slope)
+
+Without a slope it is counted, too, but not continued beyond its kinks by the linear method.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from lc_callback.engine.replay.affine_piece import past_kink, relu_slope
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule
 from lc_callback.engine.replay.recording import in_words
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "rule_of"]
 
 
 def _mapped(dual: Dual, values: DualValues, function: Callable[[Tensor], Tensor], bias: Tensor | None = None) -> Dual:
@@ -204,3 +204,9 @@ RULES: dict[str, Callable[..., Any]] = {
     "mm": _product,
     "rsub": _taken_from,
 }
+
+
+def rule_of(op: str) -> Callable[..., Any] | None:
+    """The rule of an operation, if there is one; also of one whose row was added later."""
+    is_later = "::" in op and has_slope(op) and not is_a(op, Kind.BINARY_MIN_MAX)
+    return RULES.get(op, _diagonal if is_later else None)

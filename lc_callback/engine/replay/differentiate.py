@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.network.operations import Kink, kinks_of, relative
 from lc_callback.engine.replay.affine_piece import is_hidden
-from lc_callback.engine.replay.derivative_rules import RULES
+from lc_callback.engine.replay.derivative_rules import rule_of
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_point, moves
 from lc_callback.engine.replay.program import ReplayProgram
 from lc_callback.engine.replay.recording import EMIT, MOVE, in_words
@@ -62,8 +62,8 @@ def differentiate(
             continue
         if not duals:
             result = step.func(*args, **kwargs)
-        elif step.op in RULES:
-            result = RULES[step.op](step, args, at_points, kwargs, known)
+        elif (rule := rule_of(step.op)) is not None:
+            result = rule(step, args, at_points, kwargs, known)
         else:
             raise NoRule(f"{in_words(step)} has no derivative rule")
         results = result if isinstance(result, (tuple, list)) else (result,)

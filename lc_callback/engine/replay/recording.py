@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.layout import memory_of
 from lc_callback.engine.network.max_pools import MAX_POOLS
-from lc_callback.engine.network.operations import Kink
+from lc_callback.engine.network.operations import OPERATIONS, Kink
 from lc_callback.engine.network.recorder import Site, is_nonlinear
 from lc_callback.engine.network.tracer import Tracer
 
@@ -217,7 +217,7 @@ class OperationRecorder(Tracer):
 
 def _why_unrepeatable(func: Any) -> str:
     """Why an operation cannot be repeated, as the end of a sentence; empty if it can."""
-    if func.namespace != "aten":
+    if func.namespace != "aten" and func._schema.name not in OPERATIONS:
         return f" is an operation of {func.namespace!r}, not of torch itself"
     if torch.Tag.data_dependent_output in func.tags:
         return " gives values to the model's Python code"
