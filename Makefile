@@ -32,7 +32,9 @@ lint: $(VENV)/installed
 
 # The site, offline; what is wrong on a page, or a link that leads nowhere, is an error.
 docs: $(VENV)/installed
-	$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python tools/check_links.py docs/_build/html
 	@echo "site: docs/_build/html/index.html"
 
 # The wheel and the source distribution, in dist/, each tried in an empty environment.

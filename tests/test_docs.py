@@ -190,6 +190,28 @@ def test_links_lead_to_files(path):
             assert (path.parent / file).exists(), target
 
 
+def test_links_of_the_built_site_that_lead_nowhere_are_seen(tmp_path):
+    dead_links = runpy.run_path(str(ROOT / "tools" / "check_links.py"))["dead_links"]
+    assert dead_links(tmp_path) == [f"{tmp_path}: no page"]
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "b.html").write_text('<p id="here">b</p><a href="../a.html#there">a</a><img src="no.png">')
+    links = (
+        "api/b.html",
+        "api/b.html#here",
+        "#there",
+        "api/b.html#gone",
+        "c.html",
+        "https://host/x.html#y",
+        "api/",
+        "#gone",
+    )
+    (tmp_path / "a.html").write_text('<h1 id="there"></h1>' + "".join(f'<a href="{link}">a</a>' for link in links))
+    assert dead_links(tmp_path) == [
+        *(f"a.html: {link}" for link in ("#gone", "api/", "api/b.html#gone", "c.html")),
+        "api/b.html: no.png",
+    ]
+
+
 def test_the_reference_has_every_public_name():
     documented = set()
     for path in (DOCS / "api").glob("*.md"):

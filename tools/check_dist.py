@@ -3,9 +3,10 @@
     python tools/check_dist.py              # writes dist/
     python tools/check_dist.py --only wheel
 
-Needs ``build``. Each is installed with the versions of ``constraints.txt``. Then ``pip check`` must be content, all
-public names must be there, the command must answer, TensorBoard must find the plugin and its files, and a small model
-must be measured and trained on with a callback, in a folder that has nothing of the repository.
+Needs ``build``. Each is installed with the versions of ``constraints.txt``, in a folder that has nothing of the
+repository. Then ``pip check`` must be content, all public names must be there, the command must answer, TensorBoard
+must find the plugin and its files, a small model must be measured and trained on with a callback, and an attack of
+torchattacks must run once it is installed as the error says.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ trainer = Trainer(max_steps=3, callbacks=[rank], enable_progress_bar=False, acce
 trainer.fit(BoringModel())
 assert rank.history.steps == [0, 1, 2, 3]
 """
+#: What the error of an attack that is not there says to do, and that it is there then.
+ATTACKS = (("lc_callback[attacks]",), ("--no-deps", "torchattacks"))
+TRY_ATTACKS = """
+import torch
+from lc_callback.functional import robust_accuracy
+net = torch.nn.Linear(4, 2)
+assert 0 <= robust_accuracy(net, torch.rand(8, 4), torch.arange(8) % 2, eps=0.1, attack="PGDL2").robust_acc[0.1] <= 1
+"""
 
 
 def run(*command: object, cwd: Path = ROOT) -> str:
@@ -94,13 +103,17 @@ def try_alone(file: Path, version: str) -> None:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True)
         python = folder / "venv" / "bin" / "python"
-        run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", file, cwd=folder)
+        install = (python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
+        run(*install, file, cwd=folder)
         run(python, "-m", "pip", "check", cwd=folder)
         for command in ((python.with_name("lc-callback"),), (python, "-m", "lc_callback")):
             said = run(*command, "--version", cwd=folder).strip()
             if said != f"lc_callback {version}":
                 sys.exit(f"{file.name}: {command} --version says {said!r}")
         run(python, "-c", TRY, cwd=folder)
+        for words in ATTACKS:
+            run(*install, *words, cwd=folder)
+        run(python, "-c", TRY_ATTACKS, cwd=folder)
 
 
 def main() -> None:
