@@ -215,22 +215,22 @@ class ProbeCallback(Reported, Callback):  # type: ignore[misc]
 
     @guarded_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """MeasureHooks if a row is due after this batch's optimizer steps."""
+        """Measure if a row is due after this batch's optimizer steps."""
         self._loop.after_batch(trainer, pl_module)
 
     @guarded_hook
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """MeasureHooks a row that is due after the epoch, if the epoch ended before its last batch."""
+        """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
         self._loop.after_epoch(trainer, pl_module)
 
     @guarded_hook
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """MeasureHooks the last step, and say so if the measurements took much of the run."""
+        """Measure the last step, and say so if the measurements took much of the run."""
         self._loop.end(trainer, pl_module)
 
     @guarded_hook
     def take_closing_row(self, trainer: Any, pl_module: Any) -> None:
-        """MeasureHooks the last step of a training, unless that has been done."""
+        """Measure the last step of a training, unless that has been done."""
         self._loop.take_closing_row(trainer, pl_module)
 
     @quiet_hook
@@ -252,7 +252,7 @@ class ProbeCallback(Reported, Callback):  # type: ignore[misc]
 
     @guarded_hook
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        """MeasureHooks once. The row is logged, and belongs to no history."""
+        """Measure once. The row is logged, and belongs to no history."""
         self._loop.end_evaluation(trainer, pl_module)
 
     @guarded_hook

@@ -63,7 +63,7 @@ class MeasureHooks:
         """Called once with all probes before the first measurement of a run; errors stop the run before it starts."""
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float | torch.Tensor]:
-        """MeasureHooks one row.
+        """Measure one row.
 
         Called with the network in measuring conditions (see :func:`lc_callback.isolation.untouched`).
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HingeSearch", "design"]
+__all__ = ["SAME", "HingeSearch", "design", "first_largest"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_KNOTS = 5
+SAME = 1e-7  # difference of costs, and relative one of squares, that is taken for rounding
 _SHORTEST = 0.15  # decades between two breakpoints
 _PASSES = 8  # in which each breakpoint is moved to its best place, at most
 _SINGULAR = 1e-9  # part of a column that the others must leave
@@ -82,7 +83,7 @@ class HingeSearch:
         while breakpoints.shape[1] > 1:
             fewer = np.stack([np.delete(breakpoints, i, axis=1) for i in range(breakpoints.shape[1])])
             squares = np.stack([self._squares(some) for some in fewer])
-            breakpoints = self._settled(fewer[squares.argmin(0), self._lanes[:, 0]])
+            breakpoints = self._settled(fewer[first_largest(-squares.T), self._lanes[:, 0]])
             yield self._squares(breakpoints), breakpoints
 
     def profile(self, others: Floats) -> Floats:
@@ -125,7 +126,7 @@ class HingeSearch:
     def _placed(self, breakpoints: Ints) -> Ints | None:
         """The best place for one more breakpoint, ``(R,)``; ``None`` if one of the fits has no room."""
         gains = self._gains(breakpoints)
-        best = gains.argmax(1)
+        best = first_largest(gains)
         return None if (gains[self._lanes[:, 0], best] < 0).any() else best
 
     def _settled(self, breakpoints: Ints) -> Ints:
@@ -140,6 +141,15 @@ class HingeSearch:
             if (breakpoints == before).all():
                 break
         return breakpoints
+
+
+def first_largest(values: Floats) -> Ints:
+    """``(R,)``: where each row of ``values (R, M)`` is largest, at the first of places that differ by rounding only.
+
+    Rounding is another one on another processor, and a search that goes on from here would end elsewhere.
+    """
+    largest = values.max(1, keepdims=True)
+    return (values >= largest - SAME * np.abs(largest)).argmax(1)
 
 
 def _grid(x: Floats) -> Floats:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_callback.detection.hinges import HingeSearch, design
+from lc_callback.detection.hinges import SAME, HingeSearch, design
 from lc_callback.detection.piecewise import binned
 
 __all__ = ["Noise", "NoisyFit", "fit_in_noise"]
@@ -153,7 +153,7 @@ def _fit_in_known_noise(x: Floats, y: Floats, sigmas: Floats, rho: float) -> Noi
     best, breakpoints = np.inf, np.empty(0)
     for squares, places in search.fits():
         cost = squares[0] / (1 - rho**2) + _PENALTY * (2 * places.shape[1] + 2) * math.log(n)
-        if cost < best:
+        if cost < best - SAME:
             best, breakpoints = float(cost), search.grid[places[0]]
     nodes, columns = np.array([x[0], *breakpoints, x[-1]]), design(x, breakpoints)
     w, new = (_whitened(some, rho) for some in (columns / sigmas[:, None], y / sigmas))
@@ -180,7 +180,7 @@ def _without_outliers(y: Floats) -> Floats:
     median = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(y, 2, mode="reflect"), 5), axis=1)
     distance = np.abs(y - median)
     typical = 1.48 * float(np.median(distance))
-    return np.where(distance > max(_FAR * typical, _FAR_FLOOR * float(np.ptp(median))), median, y)
+    return np.where(distance > (1 + SAME) * max(_FAR * typical, _FAR_FLOOR * float(np.ptp(median))), median, y)
 
 
 def _cheapest(x: Floats, y: Floats) -> Floats:
@@ -192,8 +192,8 @@ def _cheapest(x: Floats, y: Floats) -> Floats:
     for squares, breakpoints in search.fits():
         parameters = 2 * breakpoints.shape[1] + 2
         costs = n * np.log(squares / n + floor) - np.log(1 - rhos**2) + _PENALTY * parameters * math.log(n)
-        lane = int(costs.argmin())
-        if costs[lane] < best:
+        lane = int((costs <= costs.min() + SAME).argmax())
+        if costs[lane] < best - SAME:
             best, chosen = float(costs[lane]), search.grid[breakpoints[lane]]
     return chosen
 

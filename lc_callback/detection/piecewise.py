@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lc_callback.detection.hinges import HingeSearch, design
+from lc_callback.detection.hinges import SAME, HingeSearch, design
 
 __all__ = ["Fit", "bins_of", "fit"]
 
@@ -78,10 +78,12 @@ def fit(steps: Floats, values: Floats) -> Fit | None:
     while spikes := _candidates(x, unit, weights):
         without = np.repeat(weights[None], len(spikes), axis=0)
         without[np.arange(len(spikes)), spikes] = 0
-        best, more_breakpoints, spike = min(
-            (*found, i) for found, i in zip(_cheapest(x, unit, without), spikes, strict=True)
+        found = _cheapest(x, unit, without)
+        least = min(best for best, _ in found)
+        (best, more_breakpoints), spike = next(
+            (fitted, i) for fitted, i in zip(found, spikes, strict=True) if fitted[0] <= least + SAME
         )
-        if best >= cost:
+        if best >= cost - SAME:
             break
         cost, breakpoints = best, more_breakpoints
         weights[spike] = 0
@@ -118,7 +120,7 @@ def _cheapest(x: Floats, y: Floats, weights: Floats) -> list[tuple[float, Breakp
         parameters = 2 * places.shape[1] + 2 + 2 * spikes
         costs = n * np.log(squares / n + _FLOOR * spreads**2) + parameters * math.log(n) * _PENALTY
         found = [(float(cost), tuple(search.grid[own].tolist())) for cost, own in zip(costs, places, strict=True)]
-        best = [min(pair) for pair in zip(best, found, strict=True)]
+        best = [now if now[0] < so_far[0] - SAME else so_far for so_far, now in zip(best, found, strict=True)]
     return best
 
 
@@ -128,8 +130,8 @@ def _candidates(x: Floats, y: Floats, weights: Floats) -> list[int]:
     left, middle, right = kept[:-2], kept[1:-1], kept[2:]
     share = (x[middle] - x[left]) / (x[right] - x[left])
     distance = np.abs(y[middle] - y[left] - share * (y[right] - y[left]))
-    far = distance > max(_SPIKE * float(np.median(distance)), _SPIKE_FLOOR)
-    order = np.argsort(-distance)
+    far = distance > (1 + SAME) * max(_SPIKE * float(np.median(distance)), _SPIKE_FLOOR)
+    order = np.argsort(-np.round(distance, 9), kind="stable")  # rounding is another one on another processor
     return [int(middle[i]) for i in order[:4] if far[i]]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -125,3 +128,27 @@ def test_scale_and_offset_go_through() -> None:
     assert other.nodes == pytest.approx(one.nodes)
     assert other.values == pytest.approx(1e5 * one.values - 3)
     assert other.sigma == pytest.approx(1e5 * one.sigma)
+
+
+@pytest.mark.parametrize("name", ["modular", "deep_grokking", "init", "causal"])
+def test_rounding_decides_nothing(name):
+    """A processor that rounds otherwise must find the same: searches go on from places that are equally good."""
+    for rows in curves_of_results(name):
+        steps, values = np.array(list(rows)), np.array(list(rows.values()))
+        expected = fit(steps, values)
+        rng = np.random.default_rng(0)
+        moved = (steps + 1) * (1 + 1e-14 * rng.standard_normal(len(steps))) - 1
+        found = fit(moved, values)
+        assert found.nodes == pytest.approx(expected.nodes, abs=1e-9)
+
+
+def curves_of_results(name):
+    """Local complexity and the rank of the last layer, by step, of each run of an experiment."""
+    runs = {}
+    with (Path(__file__).parents[2] / "docs" / "results" / f"{name}.csv").open() as file:
+        for row in csv.DictReader(file):
+            for key in ("lc/train", "rank/last"):
+                if row.get(key):
+                    of_run = runs.setdefault((row["variant"], row["seed"], key), {})
+                    of_run[float(row["step"])] = float(row[key])
+    return [rows for rows in runs.values() if len(rows) >= 8 and len(set(rows.values())) > 1]
