@@ -5,6 +5,7 @@ from pathlib import Path
 
 import data
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(data.__file__).with_name("digits.ipynb")
@@ -18,6 +19,7 @@ def printed(notebook):
     ]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     for path in NOTEBOOK.parent.glob("*.py"):  # runs are logged beside it
         shutil.copy(path, tmp_path)

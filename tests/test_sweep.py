@@ -166,6 +166,7 @@ def tiny(tmp_path, monkeypatch):
     return command, taken
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_what_is_missing_and_makes_rows_table_and_picture(tiny, tmp_path, monkeypatch):
     command, taken = tiny
     page = command()
@@ -185,6 +186,7 @@ def test_a_sweep_trains_what_is_missing_and_makes_rows_table_and_picture(tiny, t
     assert read_results(tmp_path / "results" / "tiny.csv")["width 5"][0][-1]["step"] == 5
 
 
+@pytest.mark.slow
 def test_a_run_of_other_settings_is_missing(tiny, tmp_path, monkeypatch):
     command, taken = tiny
     command()

@@ -414,32 +414,6 @@ def test_the_measures_need_no_lightning():
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def imported(path):
-    """Modules that a file imports, wherever in it; relative imports resolved."""
-    package = path.relative_to(PACKAGE.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1]] if node.level else []
-            module = ".".join([*base, *filter(None, [node.module])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def test_arrows_only_run_downward():
-    ground = tuple(f"lc_callback.{name}" for name in ("functional", "isolation", "inference_tensors", "snapshot"))
-    files = [
-        *sorted((PACKAGE / "functional").glob("**/*.py")),
-        *(PACKAGE / f"{name}.py" for name in ("isolation", "inference_tensors", "snapshot")),
-    ]
-    assert len(files) > 5
-    names = {(path.name, name) for path in files for name in imported(path)}
-    assert ("local_complexity.py", "lc_callback.isolation.untouched") in names
-    for path, name in names:
-        assert not name.startswith("lc_callback") or name.startswith(ground), f"{path} imports {name}"
-        assert "lightning" not in name, f"{path} imports {name}"
-
-
 # Several processes
 
 DDP = """

@@ -513,7 +513,7 @@ def alone(folders: dict[int, Path]) -> dict[str, Any]:
 
 # Under DDP
 
-several = pytest.mark.parametrize("n", [2, 4])
+several = pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
 
 
 @several

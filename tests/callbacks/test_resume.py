@@ -151,6 +151,7 @@ def ended(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "end.pt", weights_only=True)["histories"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KILLS)
 def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kind: str, tmp_path: Path) -> None:
     never_killed = tmp_path / "whole"

@@ -472,6 +472,8 @@ REFUSED = {
 RUNS = [(name, kind) for kind in [*KINDS, "together"] for name in SETUPS if name not in ALL_FOUR]
 RUNS = [run for run in RUNS if run[1] != "partition" or run[0] not in {*REFUSED, *ATTACKS}]
 RUNS += [(name, "all") for name in ALL_FOUR]
+# Each callback alone takes most of the time, and shows which one it is if all together leave a trace.
+RUNS = [run if run[1] in ("together", "all") else pytest.param(*run, marks=pytest.mark.slow) for run in RUNS]
 
 
 def plain(value: Any) -> Any:

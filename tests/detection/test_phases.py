@@ -105,6 +105,7 @@ def too_early(curve: Curve, kind: str) -> bool:
     return bool((np.log10(curve.steps + 1) < curve.truth[kind] - 0.1).sum() < 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["tuned", "reported"])
 def test_transitions_are_found_within_a_tenth_of_a_decade(half: str) -> None:
     scores: Counter[str] = Counter()
