@@ -51,7 +51,7 @@ ALL_DRAWN = """() => [...document.querySelectorAll("section.card")].every((card)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="the least of so many is told")
+    parser.add_argument("--repeats", type=int, default=3, help="the least of so many is printed")
     args = parser.parse_args()
     print(f"start of TensorBoard: {start_cost(args.repeats):.3f} s more")
     with tempfile.TemporaryDirectory() as scratch:

@@ -864,7 +864,7 @@ def clean_accuracy_by_hand(name: str, module: Any, data: Any) -> float:
 
 # Regions, told apart by hand: by which units are on
 
-UNNAMED = "something else in it bends, such as a softmax, a LayerNorm"
+UNNAMED = "something else in it is nonlinear, such as a softmax, a LayerNorm"
 BENDS = {
     "gelu_silu": "'gelu' at 'net.1'",
     "relu6_hardtanh_softplus": "'softplus' at 'net.5'",

@@ -459,7 +459,7 @@ def all_four(name: str) -> Setup:
 ALL_FOUR = [name for name in NETWORKS if name not in SETUPS]
 SETUPS |= {name: all_four(name) for name in ALL_FOUR}
 
-NOT_AFFINE = "something else in it bends"
+NOT_AFFINE = "something else in it is nonlinear"
 # Networks that are not piecewise affine, or that no two forward passes find the same.
 REFUSED = {
     "raises_midway": NOT_AFFINE,

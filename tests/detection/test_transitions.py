@@ -24,7 +24,7 @@ def turn(step: int, kind: str = "bend", curve: str = "loss", value: float = 1.0)
 
 
 class Scripted:
-    """Shows what it is told to; counts how often it is asked."""
+    """Shows what it is given; counts how often it is asked."""
 
     def __init__(self, *looks: list[Turn]) -> None:
         self.looks, self.asked = list(looks), 0

@@ -118,7 +118,7 @@ def test_all_units_of_a_layer_are_one_distance():
 
 
 @pytest.mark.parametrize("act", [nn.ReLU6, nn.Hardtanh])
-def test_a_unit_with_two_knots_is_one_coordinate(act):
+def test_a_unit_with_two_kinks_is_one_coordinate(act):
     x = draw(2, 5)
     one, two = (frame_deformation(mlp(5, 7, 2, act=a), x, n_directions=3) for a in (nn.ReLU, act))
     assert torch.equal(one.diameter, two.diameter)

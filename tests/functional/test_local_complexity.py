@@ -148,13 +148,13 @@ def test_more_directions_of_a_nested_frame_never_lower_a_count():
     assert counts[-1].sum() > counts[0].sum()
 
 
-def test_knots_out_of_reach_count_zero():
+def test_kinks_out_of_reach_count_zero():
     net = mlp(3, 5, 1)
     nn.init.constant_(net[0].bias, 100.0)
     assert local_complexity(net, draw(4, 3), radius=0.1, n_directions=3).total.tolist() == [0, 0, 0, 0]
 
 
-def test_zero_is_not_above_the_knot():
+def test_zero_is_not_above_the_kink():
     # Vertices on the kink are one side, whatever the other sign: sign(0) is no third state.
     line = nn.Sequential(nn.Identity(), nn.ReLU())
     below, above = torch.tensor([[-0.5]]), torch.tensor([[0.5]])

@@ -66,7 +66,7 @@ def piece(module, x):
     return sum((x > kink).long() for kink in KINKS[type(module)]).flatten(1)
 
 
-def to_knot(module, x):
+def to_kink(module, x):
     """How far each unit is from a kink."""
     if isinstance(module, nn.MaxPool2d):
         k, s, p = module.kernel_size, module.stride, module.padding
@@ -207,7 +207,7 @@ def test_edge_makers(kind):
         middle.extend((polygon + np.roll(polygon, -1, 0)) / 2)
         makers.extend(found.edge_makers(region))
     middle = np.array(middle)
-    distances, _ = watched(net, found.to_input(middle), to_knot)
+    distances, _ = watched(net, found.to_input(middle), to_kink)
     inner = 0
     for i, maker in enumerate(makers):
         on_frame = np.isclose(np.abs(middle[i]).max(), 4, rtol=0, atol=1e-12)
@@ -598,13 +598,13 @@ BENT = {
     "LayerNorm": (hidden(nn.LayerNorm(4), nn.ReLU()), "LayerNorm"),
     "softmax inside": (hidden(nn.ReLU(), nn.Softmax(1)), "softmax"),
     "softmax last": (seq(hidden(nn.ReLU()), nn.Softmax(1)), "softmax"),
-    "sigmoid last": (seq(hidden(nn.ReLU()), nn.Sigmoid()), "something else in it bends"),
+    "sigmoid last": (seq(hidden(nn.ReLU()), nn.Sigmoid()), "something else in it is nonlinear"),
     "product": (hidden(Call(lambda x: x.relu() * x)), "product"),
     "product of coordinates": (Call(lambda x: x.relu() * x.flip(1)), "product"),
     "where": (hidden(Call(lambda x: torch.where(x > 0, x, 0.1 * x))), "comparison"),
     "where behind a ReLU": (hidden(nn.ReLU(), Call(lambda x: torch.where(x > 1, x, 1.0))), "comparison"),
-    "sort": (hidden(nn.ReLU(), Call(lambda x: x.sort(1)[0])), "something else in it bends"),
-    "round": (Call(lambda x: x.round() + x.relu()), "something else in it bends"),
+    "sort": (hidden(nn.ReLU(), Call(lambda x: x.sort(1)[0])), "something else in it is nonlinear"),
+    "round": (Call(lambda x: x.round() + x.relu()), "something else in it is nonlinear"),
     "Hardshrink": (hidden(nn.Hardshrink()), "'hardshrink' at '1' jumps"),
     "threshold": (hidden(nn.Threshold(0.1, 20)), "'threshold' at '1' jumps"),
 }

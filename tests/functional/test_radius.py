@@ -318,7 +318,7 @@ class Pairs(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """It bends sharply at 0."""
+    """It turns sharply at 0."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()

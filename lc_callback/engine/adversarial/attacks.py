@@ -144,7 +144,7 @@ class Attack:
 
     @property
     def has_budget(self) -> bool:
-        """Whether it is told ``eps``; else it looks for the smallest change."""
+        """Whether it takes ``eps``; else it looks for the smallest change."""
         if not isinstance(self.attack, str) or (self.attack == "PGD" and not _installed()):
             return True
         return bool({"eps", "max_epsilon"} & {*_parameters(getattr(_torchattacks(self.attack), self.attack))})

@@ -196,7 +196,7 @@ class _Zonotope:
         site = self._layers.sites[position]
         return ValueError(
             f"`bracket=True` needs a network that is affine between its non-linearities, but before {site.op!r} at "
-            f"{site.path or 'the top'!r} something else bends: a softmax, a LayerNorm, a product or a comparison, say."
+            f"{site.path or 'the top'!r} something else is nonlinear, such as a softmax, a LayerNorm or a product."
         )
 
 

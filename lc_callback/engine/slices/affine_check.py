@@ -82,7 +82,7 @@ def check_affine(sliced: Sliced, cells: Subdivision, outputs: Floats, offsets: I
     own = slice(offsets[worst], offsets[worst + 1])
     raise ValueError(
         f"the network is not affine between its non-linearities (by {difference.max():.2g} in the middle of a region): "
-        "something else in it bends, such as a softmax, a LayerNorm, a product or a comparison"
+        "something else in it is nonlinear, such as a softmax, a LayerNorm, a product or a comparison"
         f"{_first_not_affine(sliced, corners[own], weights[own], centres[worst])}. See `local_complexity_map` for a "
         "picture of any model."
     )

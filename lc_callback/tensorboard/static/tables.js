@@ -110,7 +110,7 @@ function sureness(one) {
   return texts.filter(Boolean).join(", ");
 }
 
-// One sentence on the first three things that a reader asks for. Only firm transitions are told as found.
+// One sentence on the first three things that a reader asks for. Only firm transitions are given as found.
 function headline(found) {
   const told = [];
   for (const kinds of [FIRST.slice(0, 2), FIRST.slice(2, 4), FIRST.slice(4, 5)]) {

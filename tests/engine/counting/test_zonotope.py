@@ -276,14 +276,23 @@ with torch.random.fork_rng():
     BENT = {
         "gelu": (seq(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 5), nn.ReLU()), "'gelu' at '1' is not piecewise affine"),
         "jump": (seq(nn.Linear(3, 5), nn.Hardshrink(), nn.Linear(5, 5), nn.ReLU()), "'hardshrink' at '1' jumps"),
-        "layer norm": (seq(nn.Linear(3, 5), nn.LayerNorm(5), nn.ReLU()), "before 'relu' at '2' something else bends"),
+        "layer norm": (
+            seq(nn.Linear(3, 5), nn.LayerNorm(5), nn.ReLU()),
+            "before 'relu' at '2' something else is nonlinear",
+        ),
         "softmax": (seq(nn.Linear(3, 5), nn.ReLU(), nn.Softmax(1), nn.ReLU()), "before 'relu' at '3' something else"),
         "product": (
             seq(nn.Linear(3, 5), Call(lambda x: x * x), nn.ReLU()),
-            "before 'relu' at '2' something else bends",
+            "before 'relu' at '2' something else is nonlinear",
         ),
-        "residual product": (seq(nn.Linear(3, 5), Residual(Call(torch.square), nn.ReLU())), "something else bends"),
-        "clamp": (seq(nn.Linear(3, 5), Call(lambda x: x.clamp(max=x.mean(1, keepdim=True)))), "something else bends"),
+        "residual product": (
+            seq(nn.Linear(3, 5), Residual(Call(torch.square), nn.ReLU())),
+            "something else is nonlinear",
+        ),
+        "clamp": (
+            seq(nn.Linear(3, 5), Call(lambda x: x.clamp(max=x.mean(1, keepdim=True)))),
+            "something else is nonlinear",
+        ),
     }
 
 

@@ -113,7 +113,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("entry", TABLE)
-def test_the_operation_is_seen_and_switches_at_its_knots_only(entry):
+def test_the_operation_is_seen_and_switches_at_its_kinks_only(entry):
     function, op, kinks = TABLE[entry]
     counts, lc = switching(function)
     assert lc.layer_names == [op]
@@ -128,7 +128,7 @@ def test_the_table_is_complete():
     assert set(known_operations().split(", ")) == seen | composed
 
 
-def test_a_unit_with_two_knots_counts_once():
+def test_a_unit_with_two_kinks_counts_once():
     lc = local_complexity(Call(F.relu6), torch.full((1, 1), 3.0), radius=10.0, n_directions=1)
     assert lc.counts.tolist() == [[1]]
 
@@ -313,7 +313,7 @@ def test_layers_that_do_not_run_or_return_no_tensor_are_named():
         local_complexity(Net(), torch.randn(2, 2), n_directions=2, layers=["dict"])
 
 
-def test_a_network_without_knots_is_told_to_name_layers():
+def test_a_network_without_kinks_is_told_to_name_layers():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"no non-linearity was executed.*`layers=`"):
         local_complexity(net, torch.randn(2, 3), n_directions=3)

@@ -26,7 +26,7 @@ def test_units_that_change_sign_are_active():
     np.testing.assert_array_equal(values.table(), [[1.0], [-1.0]])
 
 
-def test_each_knot_is_a_column():
+def test_each_kink_is_a_column():
     values = UnitValues()
     values.add(np.array([0, 1]), [(SEEN, 0.0), (SEEN, 5.2)])
     assert values.units() == [0, 1]
