@@ -115,6 +115,7 @@ def smaller(path, root):
     return arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_every_file_trains_three_steps(path, root, fit, tmp_path):
     cli = fit(path.stem, *smaller(path, root))

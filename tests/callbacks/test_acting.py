@@ -390,6 +390,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     return folder, [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["later", "earlier"])
 def test_two_processes_stop_at_the_step_of_the_first(name: str, ranks: Any) -> None:
     folder, (first, second) = ranks

@@ -49,7 +49,7 @@ def in_hull(x, frame, radius, n, generator):
     return x + moves.view(-1, *x.shape)
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 6))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_search_does_not_leave_the_bracket(kind, part):
     """1,008 networks and points."""
