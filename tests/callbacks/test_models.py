@@ -1168,12 +1168,14 @@ def assert_counts_of_the_inner_model(name: str, kind: type[Wrapped], folder: Any
         assert [*callback._latest[split].layer_sizes] == [*units.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_model_behind_keywords_that_are_forwarded(name, tmp_path):
     kind = WrappedDicts if isinstance(CASES[name].data(), dict) else Wrapped
     assert_counts_of_the_inner_model(name, kind, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if not isinstance(CASES[name].data(), dict)])
 def test_every_kind_of_model_behind_arguments_that_are_forwarded(name, tmp_path):
     assert_counts_of_the_inner_model(name, WrappedPositions, tmp_path)

@@ -64,6 +64,7 @@ def test_random_search_does_not_leave_the_bracket(kind, part):
         assert (found <= lc.upper[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", RADII)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_exact_count_of_two_directions_is_inside(kind, radius):
