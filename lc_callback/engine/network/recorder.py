@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lc_callback.engine.network.channels import Channels
 from lc_callback.engine.network.max_pools import MAX_POOLS, winners_of
+from lc_callback.engine.network.module_watch import ModuleWatch
 from lc_callback.engine.network.modules import module_paths
 from lc_callback.engine.network.operations import OPERATIONS, Kink, kinks_of
 
@@ -41,7 +40,7 @@ class _Entrance:
     waiting: bool
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(ModuleWatch):
     """Emits every pre-activation while a model runs, and can move a module's output on the way.
 
     Nothing is attached to the model: operations are seen by a dispatch mode, module names by global hooks that exist
@@ -83,20 +82,6 @@ class Recorder(TorchDispatchMode):
         self.emitted = 0
         self._stack = [Site("", "", 0, "")]
         self._calls = 0
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> Recorder:
-        for handle in (
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
-        ):
-            self._hooks.callback(handle.remove)
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._hooks.close()
-        super().__exit__(*exc)
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         path = self._paths.get(id(module))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.layout import memory_of
+from lc_callback.engine.network.module_watch import ModuleWatch
 
 __all__ = ["find_token_reader"]
 
@@ -68,7 +67,7 @@ def _are_tokens(values: Tensor) -> bool:
     return steps.numel() == 0 or float((steps == 1).double().mean()) < 0.5  # else it counts positions
 
 
-class _Lookups(TorchDispatchMode):
+class _Lookups(ModuleWatch):
     """Follows integers from the inputs of a model to the tables in which they are looked up."""
 
     def __init__(self, model: nn.Module, leaves: list[Any]) -> None:
@@ -85,20 +84,6 @@ class _Lookups(TorchDispatchMode):
         for number, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and _is_integer(leaf):
                 self._note(leaf, frozenset([number]))
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> _Lookups:
-        for handle in (
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
-        ):
-            self._hooks.callback(handle.remove)
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._hooks.close()
-        super().__exit__(*exc)
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if id(module) in self._modules:

@@ -47,7 +47,7 @@ class Tracer(Recorder):
         self._outlets, self._signs = Outlets(), Signs()
         self._guards, self._is_guard = Guards(), False
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Tracer:
         self._hooks.enter_context(_ValueReads(self))
         return super().__enter__()
 
