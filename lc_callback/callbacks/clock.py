@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["now"]
+__all__ = ["read_clock"]
 
 
-def now() -> float:
+def read_clock() -> float:
     """Seconds since some moment."""
     return time.perf_counter()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lc_callback.callbacks import clock
+from lc_callback.callbacks.clock import read_clock
 from lc_callback.callbacks.ranks import Ranks
 from lc_callback.isolation import untouched
 
@@ -50,11 +50,11 @@ class Conditions:
 
     def progress(self, what: str) -> Callable[[int, int], None]:
         """A function ``(done, total)`` that prints a line every few seconds, above the Trainer's progress bar."""
-        start = shown = clock.now()
+        start = shown = read_clock()
 
         def show(done: int, total: int) -> None:
             nonlocal shown
-            now = clock.now()
+            now = read_clock()
             if now - shown >= _PROGRESS_EVERY and done < total and self._print is not None:
                 shown = now
                 self._print(f"{self._name}: {what}, {done / total:.0%} after {now - start:.0f} s")

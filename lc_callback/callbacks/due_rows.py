@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from lc_callback.callbacks import clock
+from lc_callback.callbacks.clock import read_clock
 from lc_callback.callbacks.guard import Guard
 from lc_callback.callbacks.overhead import ends_with, is_kept
 from lc_callback.callbacks.ranks import Ranks
@@ -100,7 +100,7 @@ class DueRows:
             return False
         if self.left_out == step:
             return True
-        trained = cost.trained(clock.now())
+        trained = cost.trained(read_clock())
         last = history.steps[-1] if len(history) else None
         kept = is_kept(step, last, rows.seconds, trained, limit)
         kept = kept or bool(self._guard.attempt("looking for the end", lambda: ends_with(trainer, schedule, step)))

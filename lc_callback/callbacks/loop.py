@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lc_callback.callbacks import clock
+from lc_callback.callbacks.clock import read_clock
 from lc_callback.callbacks.closing import ClosingRows
 from lc_callback.callbacks.conditions import Conditions
 from lc_callback.callbacks.network import Network, NetworkSource
@@ -130,7 +130,7 @@ class Loop:
             rank_zero_warn(f"{self._peer.name}: {changes}")
 
     def _first_row(self, trainer: Any, pl_module: Any) -> None:
-        self._began, self._callback.is_closed = clock.now(), False
+        self._began, self._callback.is_closed = read_clock(), False
         history = self._peer.record.history
         if len(history):  # resumed: `monitor=` must find its key before the next row is due
             self._peer.writer.publish(trainer, history.rows[-1])
@@ -141,7 +141,7 @@ class Loop:
     def _begin_last(self, trainer: Any, pl_module: Any, callbacks: list[Any]) -> None:
         ClosingRows.stand_first(trainer, callbacks)
         self._peer.guard.attempt("looking for monitors", lambda: warn_of_stale_values(trainer, pl_module, callbacks))
-        cost = RunCost(callbacks, trainer.global_step, clock.now())
+        cost = RunCost(callbacks, trainer.global_step, read_clock())
         for callback in callbacks:
             callback.peer.due.cost = cost
 
@@ -154,7 +154,7 @@ class Loop:
         self._close_step(trainer)
         cost = self._peer.due.cost
         if self._report is not None and cost is not None:  # the last of its peers
-            self._peer.guard.attempt("looking at the time", lambda: cost.end_batch(trainer, clock.now()))
+            self._peer.guard.attempt("looking at the time", lambda: cost.end_batch(trainer, read_clock()))
 
     def after_epoch(self, trainer: Any, pl_module: Any) -> None:
         """Measure a row that is due after the epoch, if the epoch ended before its last batch."""
@@ -171,7 +171,7 @@ class Loop:
         self._peer.record.finish()
         self._close_step(trainer, last=True)
         self._peer.writer.finish(trainer)
-        seconds, elapsed = self._peer.rows.seconds, clock.now() - self._began
+        seconds, elapsed = self._peer.rows.seconds, read_clock() - self._began
         if seconds > max(SECONDS_TO_SAY, SHARE_TO_SAY * elapsed):
             n_points = self.source.largest or self._callback.n_probes
             fewer = f"lower `n_probes` (now {n_points}), or " if self._callback.cost_grows_with_probes else ""
@@ -281,9 +281,9 @@ class Loop:
                 callback = self._callback
                 peer.guard.attempt("looking for monitors", lambda: stand_in(trainer, pl_module, callback))
             return
-        start = clock.now()
+        start = read_clock()
         peer.record.look(row, self._callback.marks)
-        peer.rows.seconds += clock.now() - start
+        peer.rows.seconds += read_clock() - start
         peer.guard.attempt(f"recording step {step}", lambda: self._record(row))
         peer.record.look_at_weights(trainer, pl_module)
         peer.writer.publish(trainer, row.values)
@@ -298,6 +298,6 @@ class Loop:
     def _close_step(self, trainer: Any, last: bool = False) -> None:
         report = self._report
         if self.is_active and report is not None:
-            start = clock.now()
+            start = read_clock()
             self._peer.guard.attempt("closing the step", lambda: report.close_step(trainer, last))
-            self._peer.rows.seconds += clock.now() - start
+            self._peer.rows.seconds += read_clock() - start

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lc_callback.callbacks import clock
 from lc_callback.callbacks.base import Network, ProbeCallback
+from lc_callback.callbacks.clock import read_clock
 from lc_callback.checks import positive_integer
 from lc_callback.engine.slices.window import SHARES, TooManyRegions, expected_regions
 from lc_callback.functional.partition import Slice, SlicePartition, WindowRule, cut_slice, toward_boundary
@@ -170,17 +170,17 @@ class SplinePartitionCallback(ProbeCallback):
 
     def _estimate(self, network: Network) -> float:
         """Cut small slices, and say what a row will cost. Returns the share of the window that was cut."""
-        began = clock.now()
+        began = read_clock()
 
         def begin(done: int, total: int) -> None:
             nonlocal began
             if not done:  # a window that holds more is no part of the cost
-                began = clock.now()
+                began = read_clock()
 
         rule = WindowRule(_TRIAL, centre=_NEAR_FIRST)
         first = self._cut(network, self._three, rule, begin)
         first.find_slopes()
-        seconds = (clock.now() - began) / first.partition.n_regions
+        seconds = (read_clock() - began) / first.partition.n_regions
         second = self._toward_boundary(network)
         if second is not None:
             self._cut(network, second, replace(rule, centre=_AT_LAST))
@@ -212,13 +212,13 @@ class SplinePartitionCallback(ProbeCallback):
 
     def measure(self, network: Network, probes: Mapping[str, Probes]) -> dict[str, float]:
         """Regions of the first slice, and how many of them are near the points and near the decision boundary."""
-        began = clock.now()
+        began = read_clock()
         slices = self._cut_both(network)
         for cut, which in zip(slices, ("first", "second"), strict=False):
             cut.find_slopes(self.progress(f"slopes of the {which} slice"))
         self._keep_window(slices[0].share)
         self._slices = [cut.partition for cut in slices]
-        self._warn_of_cost(clock.now() - began)
+        self._warn_of_cost(read_clock() - began)
         return self._values()
 
     def _cut_both(self, network: Network) -> list[Slice]:

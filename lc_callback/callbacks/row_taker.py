@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils._pytree import tree_leaves
 
-from lc_callback.callbacks import clock
+from lc_callback.callbacks.clock import read_clock
 from lc_callback.callbacks.conditions import Conditions
 from lc_callback.callbacks.guard import Guard
 from lc_callback.callbacks.keys import Keys
@@ -87,7 +87,7 @@ class RowTaker:
     def evaluate(self, pl_module: Any, step: int, measure: Callable[[], Found]) -> Row | None:
         """As :meth:`take`, for a row that belongs to no run."""
         wait_for_device()
-        start = clock.now()
+        start = read_clock()
 
         def whole() -> Row:
             with self._conditions.of(pl_module):
@@ -100,7 +100,7 @@ class RowTaker:
         row: Row | None = self._guard.attempt(
             f"the measurement at step {step}", lambda: self._ranks.measuring.agree(whole)
         )
-        seconds = clock.now() - start
+        seconds = read_clock() - start
         self.seconds += seconds
         if row is None:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,9 +124,9 @@ class RowWriter:
             log_image(trainer, self._keys.full(key), pixels, step, failed)
         if not self.is_described:
             self.is_described = True
-            self._describe(trainer, step)
+            self._describe(trainer, step, failed)
 
-    def _describe(self, trainer: Any, step: int) -> None:
+    def _describe(self, trainer: Any, step: int, failed: Callable[[str, Exception], None]) -> None:
         text = self._guard.attempt("describing itself", self._shows.describe)
         if not text:
             return
@@ -134,10 +134,6 @@ class RowWriter:
         self._setup = f"{used or self._name}\n{text}"
         if trainer.state.fn != "fit":  # a fit has one text of all callbacks
             say(self.take_setup())
-
-        def failed(what: str, error: Exception) -> None:
-            self._guard.failed(f"{what} did not take the row of step {step}", error)
-
         log_text(trainer, self._keys.in_group("setup"), text, step, failed)
 
     def take_setup(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lc_callback.callbacks import clock
+from lc_callback.callbacks.clock import read_clock
 from lc_callback.callbacks.peers import Measuring
 from lc_callback.detection.transitions import TENTATIVE, PhaseEvent, Transition
 from lc_callback.reporting.figure import image, write_bytes
@@ -95,7 +95,7 @@ class RunReport:
                 peer = callback.peer
                 log_text(trainer, peer.keys.in_group("events"), "\n\n".join(lines), step, peer.writer.refused)
         self._is_stale |= any(event.what != "updated" for event in events)
-        if last or (self._is_stale and clock.now() >= self._rest_until):
+        if last or (self._is_stale and read_clock() >= self._rest_until):
             self._is_stale = False
             self._attempt("drawing the timeline", lambda: self._draw(trainer, step))
         if last and any(callback.kinds for callback in self._callbacks):
@@ -124,11 +124,11 @@ class RunReport:
         if not any(part.panels for part in parts) or trainer.fast_dev_run:
             return
         check_room(self._folder, ROOM_FOR_PICTURES)
-        start = clock.now()
+        start = read_clock()
         pixels, png = image(parts)
         self._attempt("writing timeline.png", partial(write_bytes, self._folder / "timeline.png", png))
         log_image(trainer, "timeline", pixels, step, self._refused)
-        now = clock.now()
+        now = read_clock()
         self._rest_until = now + _REST * (now - start)
 
     def _log_layout(self, trainer: Any) -> None:
