@@ -136,6 +136,9 @@ class Pixels(TensorDataset):
 class MNIST(InMemory):
     """MNIST, images ``(1, 28, 28)`` in [0, 1], from ``root/MNIST/raw``.
 
+    Attributes:
+        name: of the folder in ``root``.
+
     Args:
         root: folder of data sets.
         n_train: training samples, drawn once by ``seed``; all if ``None``. Each set holds the smaller ones.
@@ -143,6 +146,8 @@ class MNIST(InMemory):
         batch_size: samples in a batch.
         seed: of the choice and of the random labels.
     """
+
+    name = "MNIST"
 
     def __init__(
         self,
@@ -157,10 +162,10 @@ class MNIST(InMemory):
 
     def file(self, name: str) -> Path:
         """The file of that name, packed or not."""
-        path = Path(self.root) / "MNIST" / "raw" / f"{name}-ubyte"
+        path = Path(self.root) / self.name / "raw" / f"{name}-ubyte"
         packed = path.with_name(f"{path.name}.gz")
         if not (path.exists() or packed.exists()):
-            raise _missing("MNIST", f"{path.name} or {packed.name}, one of four files,", path.parent, self.root)
+            raise _missing(self.name, f"{path.name} or {packed.name}, one of four files,", path.parent, self.root)
         return path if path.exists() else packed
 
     def prepare_data(self) -> None:
@@ -183,6 +188,12 @@ class MNIST(InMemory):
         chosen = torch.randperm(len(x), generator=generator)[:n_train]
         y_train = torch.randint(10, (n_train,), generator=generator) if self.random_labels else y[chosen]
         return TensorDataset(x[chosen], y_train), TensorDataset(*test)
+
+
+class FashionMNIST(MNIST):
+    """Fashion-MNIST, clothes in the format of :class:`MNIST`, from ``root/FashionMNIST/raw``."""
+
+    name = "FashionMNIST"
 
 
 class CIFAR10(InMemory):
@@ -248,6 +259,7 @@ class Imagenette(InMemory):
 
 _DOWNLOADS = {
     "MNIST": "MNIST({root!r}, download=True)",
+    "FashionMNIST": "FashionMNIST({root!r}, download=True)",
     "CIFAR10": "CIFAR10({root!r}, download=True)",
     "Imagenette": "Imagenette({root!r}, 'train', '160px', download=True)",
 }

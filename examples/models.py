@@ -60,22 +60,24 @@ class MLP(nn.Sequential):
 
 
 class SmallCNN(nn.Sequential):
-    """Five convolutions and two linear layers, as the CIFAR CNN of the ICML paper, for images ``(N, 1, 8, 8)``.
+    """Five convolutions and two linear layers, as the CIFAR CNN of the ICML paper, for images ``(N, 1, size, size)``.
 
     Args:
         width: channels of the first two convolutions; doubled where a stride of 2 halves the image.
         batch_norm: BatchNorm before each ReLU of a convolution.
         outputs: number of classes.
+        size: side of an image; a multiple of 4.
     """
 
-    def __init__(self, width: int = 16, batch_norm: bool = False, outputs: int = 10) -> None:
+    def __init__(self, width: int = 16, batch_norm: bool = False, outputs: int = 10, size: int = 8) -> None:
         layers: list[nn.Module] = []
         for c_in, c_out in pairwise([1, width, width, 2 * width, 2 * width, 4 * width]):
             norm = [nn.BatchNorm2d(c_out)] if batch_norm else []
             stride = 2 if c_out == 2 * c_in else 1
             layers += [nn.Conv2d(c_in, c_out, 3, stride, 1), *norm, nn.ReLU()]
         hidden = 4 * width
-        super().__init__(*layers, nn.Flatten(), nn.Linear(4 * hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        first = nn.Linear(hidden * (size // 4) ** 2, hidden)
+        super().__init__(*layers, nn.Flatten(), first, nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 class PreActBlock(nn.Module):

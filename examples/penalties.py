@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -49,22 +51,42 @@ class RegionPenalty:
 
     def complexity(self, network: nn.Module, x: Tensor) -> Tensor:
         """The smooth local complexity at points ``(N, ...)``, a scalar."""
+        tiny = torch.finfo(x.dtype).tiny
+
+        def near(below: Tensor, above: Tensor) -> Tensor:
+            return (1 - (below + above).abs() / (above - below).abs().clamp(min=tiny)).clamp(min=0)
+
+        return self._sum_over_units(network, x, near)
+
+    def _sum_over_units(self, network: nn.Module, x: Tensor, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Of what is said of the pre-activations at both ends of each direction ``(P, N, ...)``, per point."""
         gaussian = torch.randn(x[0].numel(), self.n_directions, generator=self.generator)
         frame = self.radius * torch.linalg.qr(gaussian).Q.T.reshape(self.n_directions, 1, *x.shape[1:]).to(x)
         vertices = torch.stack([x - frame, x + frame])  # (2, P, N, ...)
-        counts: list[Tensor] = []
+        sums: list[Tensor] = []
 
-        def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             below, above = inputs[0].unflatten(0, vertices.shape[:3])
-            distance = (below + above).abs() / (above - below).abs().clamp(min=torch.finfo(x.dtype).tiny)
-            counts.append((1 - distance).clamp(min=0).amax(0).flatten(1).sum(1).mean())
+            sums.append(of(below, above).amax(0).flatten(1).sum(1).mean())
 
         if not any(isinstance(module, nn.ReLU) for module in network.modules()):
             raise ValueError("`penalty` counts units in front of nn.ReLU modules, but the network has none.")
-        hooks = [m.register_forward_pre_hook(count) for m in network.modules() if isinstance(m, nn.ReLU)]
+        hooks = [m.register_forward_pre_hook(add) for m in network.modules() if isinstance(m, nn.ReLU)]
         try:
             network(vertices.flatten(0, 2))
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack(counts).sum()
+        return torch.stack(sums).sum()
+
+
+class SlopePenalty(RegionPenalty):
+    r"""The control of :class:`RegionPenalty`: distance of the units' slopes from a target, wherever the units switch.
+
+    The complexity that is penalised is the sum of ``|z+ - z-| / (2 r)`` over the units, of each the largest over the
+    directions, mean over the points. All weights and biases of a layer times a factor change it and move no region.
+    """
+
+    def complexity(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The sum of the slopes at points ``(N, ...)``, a scalar."""
+        return self._sum_over_units(network, x, lambda below, above: (above - below).abs() / (2 * self.radius))

@@ -41,10 +41,10 @@ def mnist_arrays(n, seed):
     return images, labels
 
 
-def write_mnist(root):
-    folder = root / "MNIST" / "raw"
+def write_mnist(root, name="MNIST", first=0):
+    folder = root / name / "raw"
     folder.mkdir(parents=True)
-    for split, n, seed in (("train", 1000, 0), ("t10k", 30, 1)):
+    for split, n, seed in (("train", 1000, first), ("t10k", 30, first + 1)):
         images, labels = mnist_arrays(n, seed)
         (folder / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
         (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
@@ -79,6 +79,7 @@ def write_imagenette(root):
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_mnist(folder)
+    write_mnist(folder, "FashionMNIST", first=2)
     write_cifar(folder)
     write_imagenette(folder)
     return folder
@@ -216,6 +217,11 @@ def test_without_the_data_one_line_says_where_it_goes(tmp_path):
     ("kind", "write", "removed"),
     [
         (data.MNIST, write_mnist, "MNIST/raw/t10k-labels-idx1-ubyte.gz"),
+        (
+            data.FashionMNIST,
+            lambda root: write_mnist(root, "FashionMNIST"),
+            "FashionMNIST/raw/t10k-labels-idx1-ubyte.gz",
+        ),
         (data.CIFAR10, write_cifar, "cifar-10-batches-py/test_batch"),
         (data.Imagenette, write_imagenette, "imagenette2-160/val"),
     ],
@@ -239,9 +245,10 @@ def loaded(module):
     return module.train, module.test
 
 
-def test_mnist_is_read_as_it_was_written(root):
-    train, test = loaded(data.MNIST(str(root)))
-    for dataset, (images, labels) in ((train, mnist_arrays(1000, 0)), (test, mnist_arrays(30, 1))):
+@pytest.mark.parametrize(("kind", "seed"), [(data.MNIST, 0), (data.FashionMNIST, 2)])
+def test_mnist_is_read_as_it_was_written(kind, seed, root):
+    train, test = loaded(kind(str(root)))
+    for dataset, (images, labels) in ((train, mnist_arrays(1000, seed)), (test, mnist_arrays(30, seed + 1))):
         x, y = dataset.tensors
         assert x.shape == (len(images), 1, 28, 28)
         assert x.dtype == torch.float32

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import sweep
 import torch
-from penalties import RegionPenalty
+from penalties import RegionPenalty, SlopePenalty
 from sweep import EXPERIMENTS, RESULTS, Experiment, read_results
+from sweeps import columns, runs
 from torch import nn
 from train import Classifier
 
@@ -36,8 +37,8 @@ def test_every_experiment_has_its_rows_its_picture_and_its_place_on_the_page():
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
 def test_rows_are_those_of_all_runs_and_the_page_has_their_table(path):
     experiment, results = EXPERIMENTS[path.stem], read_results(path)
-    runs = {(variant, seed) for variant, seed, _ in experiment.runs()}
-    assert {(variant, seed) for variant, seeds in results.items() for seed in seeds} == runs
+    expected = {(variant, seed) for variant, seed, _ in experiment.runs()}
+    assert {(variant, seed) for variant, seeds in results.items() for seed in seeds} == expected
     for seeds in results.values():
         assert len(seeds) >= 3
         for rows in seeds.values():
@@ -77,22 +78,59 @@ STEPS = [0, *sorted({round(10 ** (k / 10)) for k in range(41)})]
 
 def test_half_rise_is_where_an_accuracy_has_made_half_of_its_rise():
     late = [0.1 if step < 1000 else 0.9 for step in STEPS]
-    assert sweep.half_rise("clean_acc/test")(rows_of("clean_acc/test", late)) == 1000
-    assert sweep.half_rise("clean_acc/test")(rows_of("clean_acc/test", [0.1] * len(STEPS))) is None
+    assert columns.half_rise("clean_acc/test")(rows_of("clean_acc/test", late)) == 1000
+    assert columns.half_rise("clean_acc/test")(rows_of("clean_acc/test", [0.1] * len(STEPS))) is None
 
 
 def test_a_level_is_reached_by_two_rows_in_succession():
     rows = rows_of("a", [0.5 if step in (10, 100, 126) else 0.1 for step in STEPS])
-    assert sweep.reaches("a", 0.5)(rows) == 100
-    assert sweep.reaches("a", 0.6)(rows) is None
+    assert columns.reaches("a", 0.5)(rows) == 100
+    assert columns.reaches("a", 0.6)(rows) is None
 
 
 def test_values_at_half_rise_are_those_of_its_row():
     rows = [{"step": step, "clean_acc/test": 0.1 if step < 1000 else 0.9, "norm": 10.0 - step / 1000} for step in STEPS]
-    assert sweep.at_half_rise("norm")(rows) == pytest.approx(9)
-    assert sweep.at_half_rise("norm", relative=True)(rows) == pytest.approx(0.9)
-    assert sweep.at_half_rise("norm")(rows[:20]) is None
-    assert sweep.at_half_rise("other")(rows) is None
+    assert columns.at_half_rise("norm")(rows) == pytest.approx(9)
+    assert columns.at_half_rise("norm", relative=True)(rows) == pytest.approx(0.9)
+    assert columns.at_half_rise("norm")(rows[:20]) is None
+    assert columns.at_half_rise("other")(rows) is None
+
+
+def test_the_highest_and_the_lowest_of_a_part_of_the_run():
+    rows = [{"step": step, "a": value} for step, value in ((0, 9.0), (10, 2.0), (100, 5.0), (1000, 1.0))]
+    assert columns.at_start("a")(rows) == columns.highest("a")(rows) == 9
+    assert columns.highest("a", since=1)(rows) == 5
+    assert columns.step_of_highest("a", since=1)(rows) == 100
+    assert columns.lowest("a", until=100)(rows) == 2
+    assert columns.lowest("b", until=100)(rows) is columns.highest("b")(rows) is columns.at_start("b")(rows) is None
+
+
+def test_half_of_a_fall_is_on_a_logarithmic_scale_from_a_step_on():
+    since = columns.milestone("interpolation", "clean_acc/train")
+    fall = {0: 1.0, 1: 1.0, 10: 1.0, 100: 1e-1, 200: 1e-3, 300: 1e-4, 400: 1e-4, 500: 1e-4}
+    rows = [{"step": step, "nc": nc, "clean_acc/train": float(step >= 10)} for step, nc in fall.items()]
+    assert since(rows) == 10
+    assert columns.half_fall("nc", since)(rows) == 200  # from 1 to 1e-4: below 1e-2
+    assert columns.half_fall("nc", columns.phase("migration_start"))(rows) is None  # there is none
+    assert columns.half_fall("clean_acc/train", since)(rows) is None  # it does not fall
+
+
+def test_a_milestone_is_that_of_the_last_curve_named():
+    late = [0.1 if step < 5000 else 0.9 for step in STEPS]
+    early = [0.1 if step < 10 else 0.9 for step in STEPS]
+    rows = [
+        a | b | c
+        for a, b, c in zip(
+            *(
+                rows_of(key, values)
+                for key, values in (("clean_acc/train", early), ("clean_acc/test", early), (columns.PGD, late))
+            ),
+            strict=True,
+        )
+    ]
+    delayed = columns.milestone("delayed_robustness", "clean_acc/train", "clean_acc/test", columns.PGD)
+    assert delayed(rows) == 5012
+    assert columns.milestone("delayed_robustness", "clean_acc/train", columns.PGD, "clean_acc/test")(rows) is None
 
 
 def test_rows_without_the_key_and_what_is_not_finite_are_left_out():
@@ -102,12 +140,12 @@ def test_rows_without_the_key_and_what_is_not_finite_are_left_out():
         {"step": 6, "b": 1.0},
         {"step": 7, "a": math.nan},
     ]
-    assert sweep.last("a")(rows) == 4  # of 3, 4 and 1000
-    assert sweep.at_end("a")(rows) == 1000
-    assert sweep.highest("a")(rows) == 1000
-    assert sweep.step_of_highest("a")(rows) == 5
-    assert sweep.last("b")(rows) == sweep.at_end("b")(rows) == 1
-    assert sweep.last("c")(rows) is sweep.at_end("c")(rows) is None
+    assert columns.last("a")(rows) == 4  # of 3, 4 and 1000
+    assert columns.at_end("a")(rows) == 1000
+    assert columns.highest("a")(rows) == 1000
+    assert columns.step_of_highest("a")(rows) == 5
+    assert columns.last("b")(rows) == columns.at_end("b")(rows) == 1
+    assert columns.last("c")(rows) is columns.at_end("c")(rows) is None
 
 
 def test_a_cell_has_median_and_range_and_none_is_later_than_all():
@@ -128,16 +166,16 @@ def test_rows_come_back_from_their_file(tmp_path):
 
 def test_of_the_layers_the_last_is_kept():
     row = {"rank/net.2": 5.0, "rank/net.10": 3.0, "rank/seconds": 0.1, "effective_rank/net.2": 2.0}
-    assert sweep._chosen(row, [r"rank/.*\d=last"]) == {"rank/last": 3.0}
-    assert sweep._chosen(row, [r"rank/.*\d"]) == {"rank/net.2": 5.0, "rank/net.10": 3.0}
+    assert runs.chosen(row, [r"rank/.*\d=last"]) == {"rank/last": 3.0}
+    assert runs.chosen(row, [r"rank/.*\d"]) == {"rank/net.2": 5.0, "rank/net.10": 3.0}
 
 
 # Runs
 
 
 def test_folders_tell_runs_apart():
-    runs = {(run.folder, run.config, run.arguments, run.seed) for e in EXPERIMENTS.values() for _, _, run in e.runs()}
-    assert len({folder for folder, *_ in runs}) == len(runs)
+    every = {(run.folder, run.config, run.arguments, run.seed) for e in EXPERIMENTS.values() for _, _, run in e.runs()}
+    assert len({folder for folder, *_ in every}) == len(every)
 
 
 @pytest.fixture
@@ -147,14 +185,14 @@ def tiny(tmp_path, monkeypatch):
     variants = {f"width {n}": f"{small} --model.network.width {n}" for n in (5, 6)}
     taken = []
 
-    def take_all(runs, jobs):
-        for run in runs:
+    def take_all(missing, jobs):
+        for run in missing:
             taken.append(run)
             run.take()
 
     monkeypatch.setattr(sweep, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(sweep, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(sweep, "train_all", take_all)  # another process would not know of the experiment
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(runs, "train_all", take_all)  # another process would not know of the experiment
     monkeypatch.setitem(EXPERIMENTS, "tiny", Experiment("digits_mlp", variants, steps=10, seeds=2))
     (tmp_path / "results.md").write_text("<!-- tiny -->\n<!-- end of tiny -->\n")
 
@@ -193,9 +231,39 @@ def test_a_run_of_other_settings_is_missing(tiny, tmp_path, monkeypatch):
     run = taken[0]
     assert run.seconds is not None
     assert replace(run, steps=11).seconds is None
-    monkeypatch.setattr(sweep, "EXAMPLES", tmp_path)  # where the YAML file says something else
+    monkeypatch.setattr(runs, "EXAMPLES", tmp_path)  # where the YAML file says something else
     (tmp_path / "digits_mlp.yaml").write_text("seed_everything: 1\n")
     assert run.seconds is None
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("stopped_at", [3, 7, 9])
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(stopped_at, monkeypatch):
+    run = next(iter(EXPERIMENTS["tiny"].runs()))[2]
+    step, seen = Classifier.training_step, []
+
+    def stopping(module, batch, batch_idx):
+        seen.append(module.global_step)
+        if len(seen) == stopped_at + 1:
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", stopping)
+    monkeypatch.setattr(runs, "STEPS_BETWEEN_CHECKPOINTS", 3)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run.take()
+    assert run.seconds is None
+    run.take()
+    kept = stopped_at - stopped_at % 3
+    assert seen == [*range(stopped_at + 1), *range(kept, 10)]
+    rows = run.rows({"lc": ["lc/train"], "robust_acc": ["clean_acc/test"], "rank": ["weight_norm/total"]})
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6, 8, 10]
+    assert all({"lc/train", "clean_acc/test", "weight_norm/total"} <= {*row} for row in rows)
+    assert run.seconds > 0
+    assert not list(run.folder.glob("**/*.ckpt"))
+    replace(run, seed=9).unfinished.mkdir()  # empty, as after a stop before the first checkpoint
+    replace(run, seed=9).take()
+    assert replace(run, seed=9).seconds is not None
 
 
 @pytest.mark.usefixtures("tiny")
@@ -210,9 +278,9 @@ def test_a_run_that_fails_is_missing_and_says_why():
 
 
 def test_a_failing_run_ends_the_sweep():
-    failing = sweep.Run("digits_mlp", "--data.n_train 5000", 0, 3)
+    failing = runs.Run("digits_mlp", "--data.n_train 5000", 0, 3, runs.RUNS)
     with pytest.raises(RuntimeError, match=r"n_train 5000.* failed"):
-        sweep.train_all([failing], jobs=1)
+        runs.train_all([failing], jobs=1)
     shutil.rmtree(failing.folder.parent)  # in a process of its own it is beside the other runs
 
 
@@ -223,7 +291,7 @@ def test_an_unknown_name_is_told_with_those_there_are(arguments, monkeypatch, ca
         sweep.main()
     error = capsys.readouterr().err.splitlines()[-1]
     assert (arguments[-1] if arguments else "named") in error
-    assert "there are scale, depth, width" in error
+    assert "there are digits, mnist, scale, depth, width" in error
 
 
 # The penalty
@@ -284,6 +352,19 @@ def test_it_leaves_no_hooks_and_draws_from_a_generator_of_its_own():
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
     assert not network[1]._forward_pre_hooks
+
+
+def test_the_control_sees_slopes_and_no_regions():
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3)), torch.randn(50, 6)
+    here, away = (SlopePenalty(radius=1e-3, n_directions=6).complexity(network, at) for at in (x, x + 1000))
+    assert here.item() == pytest.approx(away.item(), rel=1e-2)  # the slopes of the first layer are everywhere the same
+    steepest = network[0].weight.norm(dim=1).sum().item()
+    assert 0.4 * steepest < here.item() < steepest
+    with torch.no_grad():
+        network[0].bias.fill_(100.0)  # no unit switches anywhere near
+    assert SlopePenalty(radius=1e-3, n_directions=6).complexity(network, x).item() == pytest.approx(here.item(), 1e-2)
+    assert RegionPenalty(radius=1e-3, n_directions=6).complexity(network, x).item() == 0
 
 
 # SAM

@@ -1,0 +1,156 @@
+"""What the tables of docs/results.md say of one run, read off its rows."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+import numpy as np
+
+from lc_callback.detection.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accuracy_milestones, find_rank_turns
+from lc_callback.detection.phases import detect_phases
+from lc_callback.detection.transitions import Transition, Turn
+
+Row = dict[str, float]
+Rows = list[Row]
+Measure = Callable[[Rows], float | None]
+
+LC, TEST, TRAIN = "lc/train", "clean_acc/test", "clean_acc/train"
+PGD, WEAK_PGD, RAW = "robust_acc/test_eps0.1", "robust_acc/test_eps0.03", "robust_acc_raw/test_eps0.1"
+
+
+def last(key: str) -> Measure:
+    """Median of the last three values."""
+    return lambda rows: median(values[-3:]) if len(values := curve(rows, key)[1]) else None
+
+
+def at_end(key: str) -> Measure:
+    """The last value."""
+    return lambda rows: float(values[-1]) if len(values := curve(rows, key)[1]) else None
+
+
+def at_start(key: str) -> Measure:
+    """The first value."""
+    return lambda rows: float(values[0]) if len(values := curve(rows, key)[1]) else None
+
+
+def highest(key: str, since: float = 0) -> Measure:
+    """The highest value from a step on."""
+    return lambda rows: max(
+        (float(v) for step, v in zip(*curve(rows, key), strict=True) if step >= since), default=None
+    )
+
+
+def lowest(key: str, until: float) -> Measure:
+    """The lowest value up to a step."""
+    return lambda rows: min(
+        (float(v) for step, v in zip(*curve(rows, key), strict=True) if step <= until), default=None
+    )
+
+
+def half_rise(key: str) -> Measure:
+    """The step at which an accuracy has made half of its rise for good, as ``robustness_onset`` is defined."""
+
+    def of(rows: Rows) -> float | None:
+        curves = {"robust_acc/test_eps0": curve(rows, key)}  # which is what a clean accuracy is
+        return _step_of("robustness_onset", find_accuracy_milestones(curves, ACCURACY_SETTINGS))
+
+    return of
+
+
+def milestone(kind: str, *keys: str) -> Measure:
+    """The step of a milestone in these accuracies, of the last of them, with the settings of the callbacks."""
+
+    def of(rows: Rows) -> float | None:
+        found = find_accuracy_milestones({key: curve(rows, key) for key in keys}, ACCURACY_SETTINGS)
+        return _step_of(kind, (one for one in found if one.curve == keys[-1]))
+
+    return of
+
+
+def half_fall(key: str, since: Measure) -> Measure:
+    """The step at which a positive value has made half of its fall on a logarithmic scale, from a step to the end.
+
+    ``None`` where it falls by less than a factor of two.
+    """
+
+    def of(rows: Rows) -> float | None:
+        begin = since(rows)
+        if begin is None:
+            return None
+        late = [(step, math.log(v)) for step, v in zip(*curve(rows, key), strict=True) if step >= begin and v > 0]
+        first, end = (late[0][1], median([v for _, v in late[-3:]])) if late else (0.0, 0.0)
+        if first - end < math.log(2):
+            return None
+        middle = (first + end) / 2
+        above = [i for i, (_, value) in enumerate(late) if value > middle]
+        return float(late[above[-1] + 1][0])
+
+    return of
+
+
+def reaches(key: str, level: float) -> Measure:
+    """The first of two rows in succession that are at least ``level``."""
+
+    def of(rows: Rows) -> float | None:
+        steps, values = curve(rows, key)
+        there = np.flatnonzero((values[:-1] >= level) & (values[1:] >= level))
+        return float(steps[there[0]]) if len(there) else None
+
+    return of
+
+
+def phase(kind: str) -> Measure:
+    """The step of a transition of local complexity at training points."""
+    return lambda rows: _step_of(kind, _phases(*(tuple(axis) for axis in curve(rows, LC))))
+
+
+@functools.cache  # a table asks for several kinds, and experiments share runs
+def _phases(steps: Sequence[float], values: Sequence[float]) -> list[Transition]:
+    return detect_phases([int(step) for step in steps], values)
+
+
+def _step_of(kind: str, found: Iterable[Turn | Transition]) -> int | None:
+    return next((one.step for one in found if one.kind == kind), None)
+
+
+def step_of_highest(key: str, since: float = 0) -> Measure:
+    """Where the highest value from a step on is."""
+
+    def of(rows: Rows) -> float:
+        steps, values = curve(rows, key)
+        late = steps >= since
+        return float(steps[late][values[late].argmax()])
+
+    return of
+
+
+def second_surge(rows: Rows) -> float | None:
+    """The step at which a second surge of test accuracy begins."""
+    return _step_of(
+        "multi_stage_generalization", find_accuracy_milestones({TEST: curve(rows, TEST)}, ACCURACY_SETTINGS)
+    )
+
+
+def rank_turn(kind: str) -> Measure:
+    """The step of a transition of the rank of the last layer."""
+    return lambda rows: _step_of(kind, find_rank_turns("rank/last", *curve(rows, "rank/last"), RANK_SETTINGS))
+
+
+def at_half_rise(key: str, relative: bool = False) -> Measure:
+    """The value where test accuracy has made half of its rise; relative to that of the first row."""
+
+    def of(rows: Rows) -> float | None:
+        step = half_rise(TEST)(rows)
+        value = next((row.get(key) for row in rows if row["step"] == step), None)
+        return value / rows[0][key] if relative and value is not None else value
+
+    return of
+
+
+def curve(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
+    kept = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    steps, values = np.array(kept, float).reshape(-1, 2).T
+    return steps, values
