@@ -227,6 +227,10 @@ class LocalComplexityCallback(ProbeCallback):
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
                 values[f"lc_density/{split}"] = lc.density
+                if lc.boundary_density is not None:
+                    values[f"lc_boundary/{split}"] = lc.boundary_density
+            if lc.total_variation is not None:
+                values[f"lc_tv/{split}"] = lc.total_variation
         if not isinstance(self._radius_now, list):
             values["lc_radius"] = self._radius_now
         if spread is not None:

@@ -82,7 +82,7 @@ class SwitchCounter:
         several = isinstance(radius, Sequence)
         radii = [float(r) for r in (radius if isinstance(radius, Sequence) else [radius])]
         self._enter(self.sets[index])
-        counts, histogram = self._count(radii, torch.arange(self.n) if points is None else points, progress)
+        counts, histogram, norms = self._count(radii, torch.arange(self.n) if points is None else points, progress)
         layers = self.layers
         return SwitchCounts(
             counts=counts if several else counts[0],
@@ -92,6 +92,9 @@ class SwitchCounter:
             at=layers.space.at,
             dtype=layers.space.dtype,
             histogram=histogram,
+            jacobian_norm=norms,
+            dim=layers.space.dim,
+            n_directions=self.n_directions,
             uncounted=tuple(layers.uncounted),
             route=self.route.explain(),
         )
@@ -109,8 +112,12 @@ class SwitchCounter:
         fit = int(_CACHE * torch.get_num_threads() // max(1.0, program.mean_bytes))
         return min(most, max(2 * self.n_directions, _WORTHWHILE, fit))
 
-    def _count(self, radii: list[float], points: Tensor, progress: Progress | None) -> tuple[Tensor, Tensor | None]:
-        """``(R, n, L)`` counts for these points, on the CPU, and the histogram of critical radii, if there is one."""
+    def _count(
+        self, radii: list[float], points: Tensor, progress: Progress | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``(R, n, L)`` counts for these points, on the CPU; if they are known the histogram of critical radii, and
+        ``(n,)`` norms of the Jacobian.
+        """
         shape = self.n, len(radii), len(self.layers.names)
         counts = torch.zeros(shape, dtype=torch.int64, device=self.layers.space.device)
         sweeps = self.strategy.sweeps(self.route, radii, self.n_directions)
@@ -125,7 +132,11 @@ class SwitchCounter:
             chunk = self._sweep(counts[:, sweep.radii], points, sweep, chunk, report)
         histogram = sweeps[0].histogram
         # The one time that a GPU is waited for.
-        return counts.transpose(0, 1).cpu()[:, points], None if histogram is None else histogram.cpu()
+        counts = counts.transpose(0, 1).cpu()[:, points]
+        squares = sweeps[0].squares if self.route.with_output else None
+        if squares is not None:  # of all directions of the space, of which the frame has some
+            squares = squares.cpu()[points] * self.layers.space.dim / self.n_directions
+        return counts, None if histogram is None else histogram.cpu(), None if squares is None else squares.sqrt()
 
     def _sweep(self, counts: Tensor, points: Tensor, sweep: Sweep, chunk: int, report: Callable[[int], None]) -> int:
         """Write the counts of these points to ``counts (N, r, L)``. Returns how many vertices fit a forward pass."""

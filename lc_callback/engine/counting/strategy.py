@@ -52,12 +52,15 @@ class Sweep:
         radii: which of the radii are counted.
         collector: makes what collects, for a number of points.
         histogram: of critical radii, where these are known; complete after the sweep.
+        squares: ``(N,)`` float64, of the derivatives of the output along the directions, summed, where these are known;
+            likewise.
     """
 
     coefficients: Tensor
     radii: slice
     collector: Callable[[int], Collector]
     histogram: Tensor | None = None
+    squares: Tensor | None = None
 
 
 class Strategy(ABC):
@@ -69,10 +72,12 @@ class Strategy(ABC):
 
     Attributes:
         has_rules: whether derivatives may be taken operation by operation.
+        follows_output: whether the output is followed too, where it can be.
         besides: samples of a point besides those of the coefficients.
     """
 
     has_rules = False
+    follows_output = False
     besides = 0
 
     def __init__(self, layers: TracedLayers, execution: Execution) -> None:
@@ -92,7 +97,7 @@ class Strategy(ABC):
         return points
 
     @abstractmethod
-    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
         """What is compared before a faster way is taken; as of :class:`Observer`."""
 
     @abstractmethod

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.max_pools import MAX_POOLS, winners_of
 from lc_callback.engine.network.operations import Kink, kinks_of
-from lc_callback.engine.replay.passes import folded, mark_dead, needed, specialise_kernels
-from lc_callback.engine.replay.recording import EMIT, MOVE, NotRepeatable, Recording, Size, Slot, Step, leaves
+from lc_callback.engine.replay.passes import folded, mark_dead, needed, specialise_kernels, with_steps_to_output
+from lc_callback.engine.replay.recording import EMIT, MOVE, OUTPUT, NotRepeatable, Recording, Size, Slot, Step, leaves
 
 __all__ = ["ReplayProgram"]
 
@@ -23,34 +23,54 @@ class ReplayProgram:
     Args:
         recording: what the model executes.
         entry: the number of a tensor that is given instead of computed, and how many steps come before it.
+        with_output: also those that lead to the output, if that is no larger than what else is computed.
+
+    Attributes:
+        steps: what is executed.
+        with_output: whether these lead to the output.
 
     Raises:
         NotRepeatable: if other steps read the inputs.
     """
 
-    def __init__(self, recording: Recording, entry: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, recording: Recording, entry: tuple[int, int] | None = None, *, with_output: bool = False
+    ) -> None:
         self._values: list[Any] = [recording.known.get(number) for number in range(len(recording.tensors))]
         steps = list(recording.steps)
         if entry is not None:
             steps.insert(entry[1], Step(MOVE, None, [None], {}, outputs=[entry[0]]))
         # Copies, for another program may need more of them.
         own = [copy.copy(step) for step in steps if step is not None]
-        self.steps = needed(own, recording, None if entry is None else recording.memory[entry[0]])
-        read = {number for step in self.steps for number in step.operands}
-        if entry is not None and any(number in read for number in range(recording.inputs)):
+        given = None if entry is None else recording.memory[entry[0]]
+        self.steps = needed(own, recording, given)
+        if entry is not None and _reads_inputs(self.steps, recording):
             raise NotRepeatable("the inputs are read again")
-        written = {memory for step in self.steps for memory in recording.writes(step)}
+        sizes = [recording.growth[number] for number in _kept(self.steps)]
+        #: For each sample, of the largest tensor that is computed, and in the mean.
+        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
         #: Whether steps write to memory that several tensors share.
-        self.writes_to_views = any(recording.memory.count(memory) > 1 for memory in written)
+        self.writes_to_views = _writes_to_views(self.steps, recording)
+        self.with_output = False
+        if with_output and recording.output >= 0:
+            longer = with_steps_to_output(own, self.steps, recording, given)
+            largest = max((recording.growth[number] for number in _kept(longer)), default=1)
+            again = entry is not None and _reads_inputs(longer, recording)
+            self.steps, self.with_output = longer, True
+            if largest > self.bytes_per_sample or again or _writes_to_views(longer, recording):
+                self.leave_out_output()
         self.steps = folded(self.steps, recording)
         mark_dead(self.steps, recording)
         for step in self.steps:
             specialise_kernels(step, recording, views=not self.writes_to_views)
             step.reads = _reads(step)
-        kept = {number for step in self.steps if not step.unused for number in step.tensors}
-        sizes = [recording.growth[number] for number in kept]
-        #: For each sample, of the largest tensor that is computed, and in the mean.
-        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
+
+    def leave_out_output(self) -> None:
+        """Execute no longer what only leads to the output."""
+        self.with_output = False
+        for step in self.steps:
+            step.unused = step.unused or step.for_output
+        self.steps = [step for step in self.steps if step.position >= 0 or not step.for_output]
 
     def start(self, inputs: list[Any]) -> list[Any]:
         """What is known before the first step, by number; ``inputs`` are the model's."""
@@ -85,7 +105,7 @@ class ReplayProgram:
         execute: Callable[[str, Any, Any, Any], Any],
         max_pool: bool | str,
     ) -> None:
-        """Execute what leads to a pre-activation.
+        """Execute what leads to a pre-activation, and to the output.
 
         Args:
             inputs: what the model would be called with.
@@ -102,7 +122,7 @@ class ReplayProgram:
             result: Any = ()
             if step.op == MOVE:
                 result = move(*args)
-            elif step.op == EMIT:
+            elif step.op in (EMIT, OUTPUT):
                 receive(step.position, [(args[0], 0.0)])
             elif met and not pools:
                 receive(step.position, kinks_of(step.op, args, kwargs))
@@ -123,6 +143,20 @@ class ReplayProgram:
             del args, kwargs, result  # so that dead tensors are freed here
             for number in step.dead_after:
                 values[number] = None
+
+
+def _kept(steps: list[Step]) -> set[int]:
+    """The numbers of the tensors that are computed."""
+    return {number for step in steps if not step.unused for number in step.tensors}
+
+
+def _reads_inputs(steps: list[Step], recording: Recording) -> bool:
+    return any(number < recording.inputs for step in steps for number in step.operands)
+
+
+def _writes_to_views(steps: list[Step], recording: Recording) -> bool:
+    written = {memory for step in steps for memory in recording.writes(step)}
+    return any(recording.memory.count(memory) > 1 for memory in written)
 
 
 def _reads(step: Step) -> list[tuple[int, int]] | None:
