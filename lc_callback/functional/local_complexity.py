@@ -52,8 +52,8 @@ class LocalComplexity:
         at: name of the module whose output was perturbed, ``None`` for the input.
         dtype: floating-point type of the computation.
         upper: as ``counts``, with ``bracket=True``: as many units at most switch anywhere in the hull of the frame.
-        jacobian_norm: ``(N,)`` float64, with ``method="linear"``: the Frobenius norm of the Jacobian of the model's output
-            at each point; ``None`` where the output was not followed, see :attr:`total_variation`.
+        jacobian_norm: ``(M,)`` float64, with ``method="linear"``: the Frobenius norm of the Jacobian of the model's output
+            at the first 64 points, or all if there are fewer; ``None`` where the output was not followed, see :attr:`total_variation`.
         dim: ``D``, of the space that was perturbed.
         n_directions: ``P``, of the frame; 0 if the directions were given.
         histogram: with ``method="linear"``: numbers of units, over all points and layers, by the leading 13 bits behind
@@ -158,7 +158,7 @@ class LocalComplexity:
 
     @property
     def total_variation(self) -> float | None:
-        r"""Mean over the points of the Frobenius norm of the Jacobian of the model's output.
+        r"""Mean over the first points, 64 at most, of the Frobenius norm of the Jacobian of the model's output.
 
         The norm is that of the derivatives along the ``P`` directions of the frame, times :math:`\sqrt{D/P}`: its
         square is unbiased over frames; the norm itself is low by a share of at most :math:`1/(4P)` in the mean, and
@@ -304,12 +304,11 @@ def joined(parts: Sequence[LocalComplexity]) -> LocalComplexity:
         counts[..., share_of(n, index, len(parts)), :] = part.counts
     histograms = [part.histogram for part in parts if part.histogram is not None]
     histogram = sum(histograms[1:], histograms[0]) if histograms else None
-    norms: Tensor | None = counts.new_empty(n, dtype=torch.float64)
-    for index, part in enumerate(parts):
-        if norms is None or part.jacobian_norm is None:
-            norms = None
-        else:
-            norms[share_of(n, index, len(parts))] = part.jacobian_norm
+    found = [part.jacobian_norm for part in parts if part.jacobian_norm is not None]
+    norms = torch.cat(found) if len(found) == len(parts) else None
+    if norms is not None:
+        order = torch.cat([share_of(len(norms), index, len(parts)) for index in range(len(parts))])
+        norms = norms[order.argsort()]
     return replace(parts[0], counts=counts, histogram=histogram, jacobian_norm=norms)
 
 

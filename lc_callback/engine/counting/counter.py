@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lc_callback.engine.chunks import default_chunk, fitting
 from lc_callback.engine.counting.result import SwitchCounts
-from lc_callback.engine.counting.strategy import Strategy, Sweep
+from lc_callback.engine.counting.strategy import OUTPUT_POINTS, Strategy, Sweep
 from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.points import Points
 from lc_callback.engine.replay.program import ReplayProgram
@@ -135,7 +135,7 @@ class SwitchCounter:
         counts = counts.transpose(0, 1).cpu()[:, points]
         squares = sweeps[0].squares if self.route.with_output else None
         if squares is not None:  # of all directions of the space, of which the frame has some
-            squares = squares.cpu()[points] * self.layers.space.dim / self.n_directions
+            squares = squares.cpu()[points[points < OUTPUT_POINTS]] * self.layers.space.dim / self.n_directions
         return counts, None if histogram is None else histogram.cpu(), None if squares is None else squares.sqrt()
 
     def _sweep(self, counts: Tensor, points: Tensor, sweep: Sweep, chunk: int, report: Callable[[int], None]) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lc_callback.engine.counting.histogram import BINS, INFINITE, bin_of, binned
-from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, Strategy, Sweep, steps_along
+from lc_callback.engine.counting.strategy import FEWEST_ULP, OUTPUT_POINTS, HasJumps, Strategy, Sweep, steps_along
 from lc_callback.engine.counting.vertices import number_of_ones
 from lc_callback.engine.network.layers import OUTPUT_PLACE, TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, surely_finite
@@ -92,6 +93,7 @@ class CriticalRadiiSweep(Sweep):
         self.never = min(INFINITE, bin_of((space.largest or 1.0) / (2 * torch.finfo(space.dtype).eps)))
         self._histogram = torch.zeros(BINS, dtype=torch.int64, device=space.device)
         steps = steps_along(n_directions, self.step, route.frame)
+        self._ways = replace(route.way, with_output=False), route.way
         squares = torch.full((space.points.n,), torch.nan, dtype=torch.float64, device=space.device)
         super().__init__(
             steps,
@@ -100,6 +102,10 @@ class CriticalRadiiSweep(Sweep):
             self._histogram,
             squares if route.with_output else None,
         )
+
+    def way_of(self, points: Tensor) -> Way:
+        """How these points are followed."""
+        return self._ways[int(points[0]) < OUTPUT_POINTS]
 
     def add_squares(self, points: Tensor, norms: Tensor, first: bool) -> None:
         """Add those of the derivatives at these points along some directions; ``first``: none was before."""
@@ -133,7 +139,7 @@ class _PlaceReaches:
                 reaches = [(z, kink, 0 * reach) for z, kink, reach in reaches]
             self._reached[position].add(reaches, rows, first)
 
-        self._sweep.strategy.reaches.follow(self._sweep.route.way, points, part, note)
+        self._sweep.strategy.reaches.follow(self._sweep.way_of(points), points, part, note)
 
     def counts(self) -> Tensor:
         """As of :class:`Collector`."""

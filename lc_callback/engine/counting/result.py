@@ -23,7 +23,8 @@ class SwitchCounts:
         at: name of the module whose output was perturbed, ``None`` for the input.
         dtype: floating-point type of the computation.
         histogram: of critical radii, where these are known.
-        jacobian_norm: ``(N,)`` float64: the Frobenius norm of the output's Jacobian at each point, where it is known.
+        jacobian_norm: ``(M,)`` float64: the Frobenius norm of the output's Jacobian at the first points, where it is
+            known.
         dim: of the space that was perturbed.
         n_directions: of the frame.
         uncounted: operations that choose a winner, which ``max_pool=True`` would count.

@@ -344,11 +344,14 @@ def _axis_of_output(of_two: Any, of_three: Any) -> BatchAxis | None:
     """Where the samples are in what a model returned for two and for three of them; ``None`` if that is not known."""
     try:
         two, three = main_output(of_two), main_output(of_three)
+        if torch.finfo(two.dtype).bits < 32:
+            return None
+        if two.ndim and len(two) == 2 and len(three) == 3 and two.shape[1:] == three.shape[1:]:
+            return BatchAxis(0)
         found = find_batch_axis(two, three)
     except ValueError:
         return None
-    known = found is not None and found[1] <= _MIXING and torch.finfo(two.dtype).bits >= 32
-    return found[0] if found is not None and known else None
+    return None if found is None else found[0]
 
 
 def _of_samples(two: list[tuple[T, int]], three: list[tuple[T, int]]) -> list[T]:

@@ -17,13 +17,24 @@ from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_po
 from lc_callback.engine.replay.program import ReplayProgram
 from lc_callback.engine.replay.recording import EMIT, MOVE, OUTPUT, Step, in_words
 
-__all__ = ["differentiate"]
+__all__ = ["OutputNotFollowed", "differentiate"]
 
 Receive = Callable[[int, list[Kink], Dual], None]
 
 
+class OutputNotFollowed(Exception):  # noqa: N818 (no error: the units can be followed without it)
+    """An operation behind the last pre-activation of which the derivative is not known here."""
+
+
 def differentiate(
-    program: ReplayProgram, inputs: Any, samples: int, move: Callable[[Any], Dual], receive: Receive, room: Room
+    program: ReplayProgram,
+    inputs: Any,
+    samples: int,
+    move: Callable[[Any], Dual],
+    receive: Receive,
+    room: Room,
+    *,
+    with_output: bool = False,
 ) -> None:
     """Execute what leads to a pre-activation and to the output, at points ``(n,)``, with the derivatives along ``k`` directions.
 
@@ -32,22 +43,21 @@ def differentiate(
         inputs: what the model would be called with; what moves is a :class:`Dual`.
         samples: ``n``.
         move: called with the output of the module where the samples are moved.
-        receive: called with the number of each pre-activation, its kinks at the points, and what they are of; likewise
-            with the output, unless there is an operation on the way of which the derivative is not known. It has to
-            copy what it keeps, for it may be overwritten.
+        receive: called with the number of each pre-activation, its kinks at the points, and what they are of. It has to
+            copy what it keeps, for it may be overwritten. Likewise with the output.
         room: memory for what is not needed for long.
+        with_output: whether the output is wanted too.
 
     Raises:
         NoRule: if there is an operation of which the derivative is not known here.
+        OutputNotFollowed: likewise, where it only leads to the output.
     """
     values = program.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Dual))])
     known = DualValues(values, room)
-    for step in program.steps:
+    for step in program.steps_to(with_output):
         args, kwargs = program.arguments(step, values, samples)
         for number in step.dead_after:  # now, so that the rules see what nothing else needs
             values[number] = None
-        if step.for_output and not program.with_output and step.position < 0:
-            continue
         if step.op == MOVE:
             values[step.outputs[0]] = move(*args)
             continue
@@ -65,15 +75,14 @@ def differentiate(
             if step.position > 0:  # nothing is inactive before the first
                 args[0].hidden = is_hidden(relative(*kinks[0]), args[0].steepest())
             receive(step.position, kinks, args[0])
-        if step.unused or (step.for_output and not program.with_output):
+        if step.unused:
             continue
         try:
             result = _result(step, args, at_points, kwargs, known)
-        except NoRule:
-            if not step.for_output:
-                raise
-            program.leave_out_output()
-            continue
+        except NoRule as reason:
+            if step.for_output:
+                raise OutputNotFollowed(str(reason)) from None
+            raise
         results = result if isinstance(result, (tuple, list)) else (result,)
         for number, tensor in zip(step.outputs, results, strict=False):
             if number >= 0:

@@ -46,31 +46,29 @@ class ReplayProgram:
         self.steps = needed(own, recording, given)
         if entry is not None and _reads_inputs(self.steps, recording):
             raise NotRepeatable("the inputs are read again")
-        sizes = [recording.growth[number] for number in _kept(self.steps)]
-        #: For each sample, of the largest tensor that is computed, and in the mean.
-        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
         #: Whether steps write to memory that several tensors share.
         self.writes_to_views = _writes_to_views(self.steps, recording)
         self.with_output = False
         if with_output and recording.output >= 0:
+            largest = max(_sizes(self.steps, recording))
             longer = with_steps_to_output(own, self.steps, recording, given)
-            largest = max((recording.growth[number] for number in _kept(longer)), default=1)
-            again = entry is not None and _reads_inputs(longer, recording)
-            self.steps, self.with_output = longer, True
-            if largest > self.bytes_per_sample or again or _writes_to_views(longer, recording):
-                self.leave_out_output()
+            larger, again = max(_sizes(longer, recording)) > largest, entry is not None and _reads_inputs(longer, recording)
+            self.with_output = not larger and not again and not _writes_to_views(longer, recording)
+            self.steps = longer if self.with_output else _to_units(longer)
         self.steps = folded(self.steps, recording)
         mark_dead(self.steps, recording)
         for step in self.steps:
             specialise_kernels(step, recording, views=not self.writes_to_views)
             step.reads = _reads(step)
 
-    def leave_out_output(self) -> None:
-        """Execute no longer what only leads to the output."""
-        self.with_output = False
-        for step in self.steps:
-            step.unused = step.unused or step.for_output
-        self.steps = [step for step in self.steps if step.position >= 0 or not step.for_output]
+        self._steps_to_units = _to_units(self.steps)
+        sizes = _sizes(self._steps_to_units, recording)
+        #: For each sample, of the largest tensor that is computed, and in the mean.
+        self.bytes_per_sample, self.mean_bytes = max(sizes), sum(sizes) / len(sizes)
+
+    def steps_to(self, output: bool) -> list[Step]:
+        """What is executed, to the output or to the last pre-activation only."""
+        return self.steps if output and self.with_output else self._steps_to_units
 
     def start(self, inputs: list[Any]) -> list[Any]:
         """What is known before the first step, by number; ``inputs`` are the model's."""
@@ -104,6 +102,8 @@ class ReplayProgram:
         receive: Callable[[int, list[Kink]], None],
         execute: Callable[[str, Any, Any, Any], Any],
         max_pool: bool | str,
+        *,
+        with_output: bool = False,
     ) -> None:
         """Execute what leads to a pre-activation, and to the output.
 
@@ -114,9 +114,10 @@ class ReplayProgram:
             receive: called with the number of each pre-activation, and its kinks.
             execute: called for each operation that may have a kink.
             max_pool: as for :class:`Recorder`.
+            with_output: whether the output is wanted too.
         """
         values = self.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
-        for step in self.steps:
+        for step in self.steps_to(with_output):
             args, kwargs = self.arguments(step, values, samples)
             met, pools = step.position >= 0, step.op in MAX_POOLS
             result: Any = ()
@@ -145,9 +146,18 @@ class ReplayProgram:
                 values[number] = None
 
 
-def _kept(steps: list[Step]) -> set[int]:
-    """The numbers of the tensors that are computed."""
-    return {number for step in steps if not step.unused for number in step.tensors}
+def _sizes(steps: list[Step], recording: Recording) -> list[int]:
+    """Bytes, for each sample, of the tensors that are computed; of none, 1."""
+    computed = {number for step in steps if not step.unused for number in step.tensors}
+    return [recording.growth[number] for number in computed] or [1]
+
+
+def _to_units(steps: list[Step]) -> list[Step]:
+    """The steps without those that only lead to the output."""
+    units = [copy.copy(step) for step in steps if step.position >= 0 or not step.for_output]
+    for step in units:
+        step.unused = step.unused or step.for_output
+    return units
 
 
 def _reads_inputs(steps: list[Step], recording: Recording) -> bool:

@@ -81,7 +81,7 @@ class Reaches:
             raise NoRule("no operations are replayed")
         if way.program.writes_to_views:
             raise NoRule("it writes in place to a tensor of which other views are read")
-        differentiate(way.program, *_duals(way, points, directions), receive, self._room)
+        differentiate(way.program, *_duals(way, points, directions), receive, self._room, with_output=way.with_output)
 
     def _largest_step(self, z: Tensor) -> Tensor:
         """How far ``(k, n, ...)`` are from the first of ``k`` at most; NaN where one is."""

@@ -72,7 +72,7 @@ class Step:
     position: int = -1  # of what is emitted
     dead_after: list[int] = field(default_factory=list)  # numbers of the tensors that no later step reads
     overwrites: Any = None  # the operation's in-place form, where nothing reads its operand later
-    unused: bool = False  # its operand is emitted, but nothing reads its result
+    unused: bool = False  # its operand is emitted, but nothing wanted comes of its result
     for_output: bool = False  # only the model's output comes of its result
     reads: list[tuple[int, int]] | None = (
         None  # place and number of each tensor among the arguments, if no list or keyword holds one

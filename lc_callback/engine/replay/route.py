@@ -98,7 +98,7 @@ class Route:
     @property
     def with_output(self) -> bool:
         """Whether the output is followed too."""
-        return self.way.with_output and (self.program is None or self.program.with_output)
+        return self.way.with_output
 
     def follow(self, points: Tensor, coefficients: Tensor, consumer: Consumer) -> object:
         """As :meth:`Way.follow`."""
@@ -245,19 +245,15 @@ class _Search:
 
     def _fault(self, way: Way) -> str:
         """Why a way cannot be taken; empty if it gives what the model itself does."""
-        program = way.program
         try:
             found, output = self._observe(way)
         except Exception as error:  # what comes later does not take it, and says so in its own way
-            if program is not None and program.with_output and not isinstance(error, NoRule):
-                program.leave_out_output()
-                return self._fault(way)
+            if way.with_output and not isinstance(error, NoRule):  # it may be the output alone that cannot be followed
+                return self._fault(replace(way, with_output=False))
             return _in_words(error)
         if not same(self._expected, found):
             return "it gives other values than the model itself"
-        self.with_output = same(self._output, output) and way.with_output
-        if program is not None and not self.with_output:
-            program.leave_out_output()
+        self.with_output = way.with_output and same(self._output, output)
         return ""
 
     def _observe(self, way: Way) -> tuple[list[Tensor], list[Tensor]]:

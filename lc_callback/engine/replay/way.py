@@ -57,7 +57,8 @@ class Way:
         assert self.program is not None
         emit = self.layers.emitter(samples.n, consumer, self.execution)
         move, max_pool = samples.options["move"], self.layers.max_pool
-        self.program.run(samples.inputs, samples.n, move, emit, self.execution.execute, max_pool)
+        execute = self.execution.execute
+        self.program.run(samples.inputs, samples.n, move, emit, execute, max_pool, with_output=self.with_output)
         return None
 
     def _samples(self, points: Tensor, coefficients: Tensor, replays: bool) -> Samples:
