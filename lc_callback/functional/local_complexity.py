@@ -163,8 +163,9 @@ class LocalComplexity:
         The norm is that of the derivatives along the ``P`` directions of the frame, times :math:`\sqrt{D/P}`: its
         square is unbiased over frames; the norm itself is low by a share of at most :math:`1/(4P)` in the mean, and
         exact for ``P = D``. ``None`` where the output was not followed: it is none, or no tensor; the directions were
-        given; an operation behind the last counted layer has no derivative rule, where the others have; or the output
-        is larger than all that leads to the counted layers.
+        given; it reads the inputs again, where points enter behind the first layers; an operation behind the last
+        counted layer has no derivative rule, where the others have; or the output is larger than all that leads to the
+        counted layers.
         """
         return None if self.jacobian_norm is None else float(self.jacobian_norm.mean())
 

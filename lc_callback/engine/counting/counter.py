@@ -135,7 +135,9 @@ class SwitchCounter:
         counts = counts.transpose(0, 1).cpu()[:, points]
         squares = sweeps[0].squares if self.route.with_output else None
         if squares is not None:  # of all directions of the space, of which the frame has some
-            squares = squares.cpu()[points[points < OUTPUT_POINTS]] * self.layers.space.dim / self.n_directions
+            first = points < OUTPUT_POINTS
+            squares = squares.cpu()[points[first]] * self.layers.space.dim / self.n_directions
+            squares[(counts[0, first] < 0).any(-1)] = torch.nan
         return counts, None if histogram is None else histogram.cpu(), None if squares is None else squares.sqrt()
 
     def _sweep(self, counts: Tensor, points: Tensor, sweep: Sweep, chunk: int, report: Callable[[int], None]) -> int:

@@ -52,7 +52,10 @@ class ReplayProgram:
         if with_output and recording.output >= 0:
             largest = max(_sizes(self.steps, recording))
             longer = with_steps_to_output(own, self.steps, recording, given)
-            larger, again = max(_sizes(longer, recording)) > largest, entry is not None and _reads_inputs(longer, recording)
+            larger, again = (
+                max(_sizes(longer, recording)) > largest,
+                entry is not None and _reads_inputs(longer, recording),
+            )
             self.with_output = not larger and not again and not _writes_to_views(longer, recording)
             self.steps = longer if self.with_output else _to_units(longer)
         self.steps = folded(self.steps, recording)

@@ -69,7 +69,9 @@ class Reaches:
         def receive(position: int, kinks: list[Kink], dual: Dual) -> None:
             axis = way.layers.axis_of(position)
             if position == OUTPUT_PLACE:
-                consumer(position, [(dual.value, None, _norm(dual.slopes().expand(-1, len(points), *dual.value.shape[1:])))])
+                consumer(
+                    position, [(dual.value, None, _norm(dual.slopes().expand(-1, len(points), *dual.value.shape[1:])))]
+                )
             elif axis is not None:
                 at = viewed(kinks, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
