@@ -52,8 +52,9 @@ class LocalComplexity:
         at: name of the module whose output was perturbed, ``None`` for the input.
         dtype: floating-point type of the computation.
         upper: as ``counts``, with ``bracket=True``: as many units at most switch anywhere in the hull of the frame.
-        jacobian_norm: ``(M,)`` float64, with ``method="linear"``: the Frobenius norm of the Jacobian of the model's output
-            at the first 64 points, or all if there are fewer; ``None`` where the output was not followed, see :attr:`total_variation`.
+        jacobian_norm: ``(M,)`` float64, with ``method="linear"``: the Frobenius norm of the Jacobian of the model's
+            output at the first 64 points, or all if there are fewer; ``None`` where the output was not followed, see
+            :attr:`total_variation`.
         dim: ``D``, of the space that was perturbed.
         n_directions: ``P``, of the frame; 0 if the directions were given.
         histogram: with ``method="linear"``: numbers of units, over all points and layers, by the leading 13 bits behind

@@ -115,8 +115,9 @@ class SwitchCounter:
     def _count(
         self, radii: list[float], points: Tensor, progress: Progress | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """``(R, n, L)`` counts for these points, on the CPU; if they are known the histogram of critical radii, and
-        ``(n,)`` norms of the Jacobian.
+        """``(R, n, L)`` counts for these points, on the CPU.
+
+        Also the histogram of critical radii, and norms of the Jacobian at the first points, where they are known.
         """
         shape = self.n, len(radii), len(self.layers.names)
         counts = torch.zeros(shape, dtype=torch.int64, device=self.layers.space.device)

@@ -36,7 +36,7 @@ def differentiate(
     *,
     with_output: bool = False,
 ) -> None:
-    """Execute what leads to a pre-activation and to the output, at points ``(n,)``, with the derivatives along ``k`` directions.
+    """Execute what leads to pre-activations and output, at points ``(n,)``, with derivatives along ``k`` directions.
 
     Args:
         program: what is executed.
