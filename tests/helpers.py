@@ -29,6 +29,8 @@ TINY = {
 _GROUPS = ("lc", "lc_ci99", "lc_layer", "clean_acc", "robust_acc", "robust_acc_raw", "rank", "effective_rank")
 _GROUPS += (
     "lc_density",
+    "lc_boundary",
+    "lc_tv",
     "lc_radius",
     "lc_spread",
     "stable_rank",

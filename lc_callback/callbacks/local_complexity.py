@@ -51,6 +51,10 @@ class LocalComplexityCallback(ProbeCallback):
       number of units. With several radii ``lc/train_r0.05`` and so on.
     - ``lc_ci99/train``, ...: half the width of the 99 % interval of that mean over the points.
     - ``lc_density/train``, ...: units that switch per unit of radius as the radius goes to 0, with the linear method.
+    - ``lc_boundary/train``, ...: area of the boundaries where units switch per unit of volume, likewise; see
+      :attr:`lc_callback.functional.LocalComplexity.boundary_density`.
+    - ``lc_tv/train``, ...: total variation: mean Frobenius norm of the Jacobian of the output at the first 64 points,
+      likewise; see :attr:`lc_callback.functional.LocalComplexity.total_variation`.
     - ``lc_radius``: the radius in use, if it is one.
     - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.
     - ``lc_layer/train/<layer>``, ...: the share of each layer in it, with ``per_layer=True``.
@@ -227,6 +231,10 @@ class LocalComplexityCallback(ProbeCallback):
                     values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
                 values[f"lc_density/{split}"] = lc.density
+                if lc.boundary_density is not None:
+                    values[f"lc_boundary/{split}"] = lc.boundary_density
+            if lc.total_variation is not None:
+                values[f"lc_tv/{split}"] = lc.total_variation
         if not isinstance(self._radius_now, list):
             values["lc_radius"] = self._radius_now
         if spread is not None:

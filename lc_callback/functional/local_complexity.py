@@ -17,6 +17,7 @@ from lc_callback.engine.counting.histogram import radius_at_rank
 from lc_callback.engine.counting.result import SwitchCounts
 from lc_callback.engine.counting.task import CountingTask
 from lc_callback.engine.counting.zonotope import UpperBound
+from lc_callback.engine.network.frame import steepest_share
 from lc_callback.engine.network.modules import check_layers
 from lc_callback.engine.network.space import Space
 from lc_callback.isolation import untouched
@@ -51,6 +52,11 @@ class LocalComplexity:
         at: name of the module whose output was perturbed, ``None`` for the input.
         dtype: floating-point type of the computation.
         upper: as ``counts``, with ``bracket=True``: as many units at most switch anywhere in the hull of the frame.
+        jacobian_norm: ``(M,)`` float64, with ``method="linear"``: the Frobenius norm of the Jacobian of the model's
+            output at the first 64 points, or all if there are fewer; ``None`` where the output was not followed, see
+            :attr:`total_variation`.
+        dim: ``D``, of the space that was perturbed.
+        n_directions: ``P``, of the frame; 0 if the directions were given.
         histogram: with ``method="linear"``: numbers of units, over all points and layers, by the leading 13 bits behind
             the sign of the critical radius as float32: the exponent, and 32 bins for a factor of two.
         uncounted: operations that choose a winner, such as max-pooling, which ``max_pool=True`` would count.
@@ -65,6 +71,9 @@ class LocalComplexity:
     dtype: torch.dtype
     upper: Tensor | None = None
     histogram: Tensor | None = None
+    jacobian_norm: Tensor | None = None
+    dim: int = 0
+    n_directions: int = 0
     uncounted: Sequence[str] = ()
     route: str = ""
 
@@ -130,6 +139,36 @@ class LocalComplexity:
         each = min(1.0, units / 10)
         radius = self.critical_radius(each / units)
         return each / radius if radius else math.inf
+
+    @property
+    def boundary_density(self) -> float | None:
+        r"""Area of the boundaries where units switch, per unit of volume around a point.
+
+        By the coarea formula this is :math:`\mathbb{E}_x \sum_i \|\nabla z_i(x)\| \, p_i(0 | x)` with :math:`p_i` the
+        density of :math:`z_i` near the points: the local complexity of Patel and Montúfar (*On the Local Complexity of
+        Linear Regions in Deep ReLU Networks*, ICML 2025) without the noise on the biases by which they smooth it, in
+        the limit of no noise. It is :attr:`density` over :math:`2 c(D, P)`: a unit of gradient :math:`g` moves along
+        the steepest of ``P`` random orthonormal directions by :math:`c(D, P) \|g\|` in the mean. Unlike
+        :attr:`density` it does not depend on ``P``. ``None`` if the directions were given.
+
+        Raises:
+            ValueError: without ``method="linear"``.
+        """
+        density = self.density
+        return density / (2 * steepest_share(self.dim, self.n_directions)) if self.n_directions else None
+
+    @property
+    def total_variation(self) -> float | None:
+        r"""Mean over the first points, 64 at most, of the Frobenius norm of the Jacobian of the model's output.
+
+        The norm is that of the derivatives along the ``P`` directions of the frame, times :math:`\sqrt{D/P}`: its
+        square is unbiased over frames; the norm itself is low by a share of at most :math:`1/(4P)` in the mean, and
+        exact for ``P = D``. ``None`` where the output was not followed: it is none, or no tensor; the directions were
+        given; it reads the inputs again, where points enter behind the first layers; an operation behind the last
+        counted layer has no derivative rule, where the others have; or the output is larger than all that leads to the
+        counted layers.
+        """
+        return None if self.jacobian_norm is None else float(self.jacobian_norm.mean())
 
     def __repr__(self) -> str:
         several = isinstance(self.radius, list)
@@ -242,7 +281,8 @@ def local_complexity(
         raise ValueError("`bracket=True` bounds the pre-activations of non-linearities: leave `layers` out.")
     task = counting_task(method, model, inputs, layers=layers, max_pool=max_pool, at=at, forward_fn=forward_fn)
     if not bracket:
-        return wrapped(task.measure(radius, n_directions, directions, seed, chunk_size, progress))
+        found = wrapped(task.measure(radius, n_directions, directions, seed, chunk_size, progress))
+        return found if directions is None else replace(found, jacobian_norm=None, n_directions=0)
     with task.ready(min(radii), n_directions, directions, seed, chunk_size, torch.float64) as counter:
         found = wrapped(counter.count_set(0, radius, progress))
     space = Space(model, inputs, at=at, forward_fn=forward_fn)
@@ -265,7 +305,13 @@ def joined(parts: Sequence[LocalComplexity]) -> LocalComplexity:
     for index, part in enumerate(parts):
         counts[..., share_of(n, index, len(parts)), :] = part.counts
     histograms = [part.histogram for part in parts if part.histogram is not None]
-    return replace(parts[0], counts=counts, histogram=sum(histograms[1:], histograms[0]) if histograms else None)
+    histogram = sum(histograms[1:], histograms[0]) if histograms else None
+    found = [part.jacobian_norm for part in parts if part.jacobian_norm is not None]
+    norms = torch.cat(found) if len(found) == len(parts) else None
+    if norms is not None:
+        order = torch.cat([share_of(len(norms), index, len(parts)) for index in range(len(parts))])
+        norms = norms[order.argsort()]
+    return replace(parts[0], counts=counts, histogram=histogram, jacobian_norm=norms)
 
 
 def wrapped(found: SwitchCounts) -> LocalComplexity:

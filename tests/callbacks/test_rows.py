@@ -19,7 +19,8 @@ from lc_callback.functional import local_complexity
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-KEYS = [f"{key}/{split}" for split in ("train", "test", "random") for key in ("lc", "lc_ci99", "lc_density")]
+CURVES = ("lc", "lc_ci99", "lc_density", "lc_boundary", "lc_tv")
+KEYS = [f"{key}/{split}" for split in ("train", "test", "random") for key in CURVES]
 KEYS += ["lc_radius", "lc/seconds"]
 KEYS += ["lc/phase"]
 LOG_TO_TEN = [0, 1, 2, 3, 4, 5, 6, 8, 10]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lc_callback.engine.chunks import default_chunk, fitting
 from lc_callback.engine.counting.result import SwitchCounts
-from lc_callback.engine.counting.strategy import Strategy, Sweep
+from lc_callback.engine.counting.strategy import OUTPUT_POINTS, Strategy, Sweep
 from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.points import Points
 from lc_callback.engine.replay.program import ReplayProgram
@@ -82,7 +82,7 @@ class SwitchCounter:
         several = isinstance(radius, Sequence)
         radii = [float(r) for r in (radius if isinstance(radius, Sequence) else [radius])]
         self._enter(self.sets[index])
-        counts, histogram = self._count(radii, torch.arange(self.n) if points is None else points, progress)
+        counts, histogram, norms = self._count(radii, torch.arange(self.n) if points is None else points, progress)
         layers = self.layers
         return SwitchCounts(
             counts=counts if several else counts[0],
@@ -92,6 +92,9 @@ class SwitchCounter:
             at=layers.space.at,
             dtype=layers.space.dtype,
             histogram=histogram,
+            jacobian_norm=norms,
+            dim=layers.space.dim,
+            n_directions=self.n_directions,
             uncounted=tuple(layers.uncounted),
             route=self.route.explain(),
         )
@@ -109,8 +112,13 @@ class SwitchCounter:
         fit = int(_CACHE * torch.get_num_threads() // max(1.0, program.mean_bytes))
         return min(most, max(2 * self.n_directions, _WORTHWHILE, fit))
 
-    def _count(self, radii: list[float], points: Tensor, progress: Progress | None) -> tuple[Tensor, Tensor | None]:
-        """``(R, n, L)`` counts for these points, on the CPU, and the histogram of critical radii, if there is one."""
+    def _count(
+        self, radii: list[float], points: Tensor, progress: Progress | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``(R, n, L)`` counts for these points, on the CPU.
+
+        Also the histogram of critical radii, and norms of the Jacobian at the first points, where they are known.
+        """
         shape = self.n, len(radii), len(self.layers.names)
         counts = torch.zeros(shape, dtype=torch.int64, device=self.layers.space.device)
         sweeps = self.strategy.sweeps(self.route, radii, self.n_directions)
@@ -125,7 +133,13 @@ class SwitchCounter:
             chunk = self._sweep(counts[:, sweep.radii], points, sweep, chunk, report)
         histogram = sweeps[0].histogram
         # The one time that a GPU is waited for.
-        return counts.transpose(0, 1).cpu()[:, points], None if histogram is None else histogram.cpu()
+        counts = counts.transpose(0, 1).cpu()[:, points]
+        squares = sweeps[0].squares if self.route.with_output else None
+        if squares is not None:  # of all directions of the space, of which the frame has some
+            first = points < OUTPUT_POINTS
+            squares = squares.cpu()[points[first]] * self.layers.space.dim / self.n_directions
+            squares[(counts[0, first] < 0).any(-1)] = torch.nan
+        return counts, None if histogram is None else histogram.cpu(), None if squares is None else squares.sqrt()
 
     def _sweep(self, counts: Tensor, points: Tensor, sweep: Sweep, chunk: int, report: Callable[[int], None]) -> int:
         """Write the counts of these points to ``counts (N, r, L)``. Returns how many vertices fit a forward pass."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lc_callback.engine.counting.histogram import BINS, INFINITE, bin_of, binned
-from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, Strategy, Sweep, steps_along
+from lc_callback.engine.counting.strategy import FEWEST_ULP, OUTPUT_POINTS, HasJumps, Strategy, Sweep, steps_along
 from lc_callback.engine.counting.vertices import number_of_ones
-from lc_callback.engine.network.layers import TracedLayers
+from lc_callback.engine.network.layers import OUTPUT_PLACE, TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, surely_finite
 from lc_callback.engine.replay.reaches import Reach, Reaches
 from lc_callback.engine.replay.route import Route
@@ -34,7 +35,7 @@ class CriticalRadii(Strategy):
         HasJumps: if the model jumps.
     """
 
-    has_rules = True
+    has_rules = follows_output = True
     besides = 1
 
     def __init__(self, layers: TracedLayers) -> None:
@@ -45,17 +46,21 @@ class CriticalRadii(Strategy):
         self.reaches = Reaches()
         super().__init__(layers, self.reaches.pieces)
 
-    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
         """Where a few points are, and how far they get along one direction."""
         found: list[Tensor] = []
+        output: list[Tensor] = []
 
         def keep(position: int, reaches: list[Reach]) -> None:
+            if position == OUTPUT_PLACE:
+                output.append(reaches[0][2])
+                return
             for z, kink, reach in reaches:
                 found.extend((z - (kink or 0.0), reach))
 
         for some in points.split(max(1, min(most // 2, 2))):
             self.reaches.follow(way, some, moves[:1], keep)
-        return found
+        return found, output
 
     def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
         """One for all radii."""
@@ -88,7 +93,26 @@ class CriticalRadiiSweep(Sweep):
         self.never = min(INFINITE, bin_of((space.largest or 1.0) / (2 * torch.finfo(space.dtype).eps)))
         self._histogram = torch.zeros(BINS, dtype=torch.int64, device=space.device)
         steps = steps_along(n_directions, self.step, route.frame)
-        super().__init__(steps, slice(None), functools.partial(_PlaceReaches, self), self._histogram)
+        self._ways = replace(route.way, with_output=False), route.way
+        squares = torch.full((space.points.n,), torch.nan, dtype=torch.float64, device=space.device)
+        super().__init__(
+            steps,
+            slice(None),
+            functools.partial(_PlaceReaches, self),
+            self._histogram,
+            squares if route.with_output else None,
+        )
+
+    def way_of(self, points: Tensor) -> Way:
+        """How these points are followed."""
+        return self._ways[int(points[0]) < OUTPUT_POINTS]
+
+    def add_squares(self, points: Tensor, norms: Tensor, first: bool) -> None:
+        """Add those of the derivatives at these points along some directions; ``first``: none was before."""
+        assert self.squares is not None
+        at = points.to(norms.device, non_blocking=True)
+        squares = (norms.double() / self.step).square()
+        self.squares[at] = squares if first else self.squares[at] + squares
 
     def add_to_histogram(self, histogram: Tensor) -> None:
         """Add that of some points, which is overwritten."""
@@ -108,11 +132,14 @@ class _PlaceReaches:
         """As of :class:`Collector`."""
 
         def note(position: int, reaches: list[Reach]) -> None:
+            if position == OUTPUT_PLACE:
+                self._sweep.add_squares(points, reaches[0][2], first)
+                return
             if position in self._layers.never_above:  # beyond the kink before it the affine piece would rise
                 reaches = [(z, kink, 0 * reach) for z, kink, reach in reaches]
             self._reached[position].add(reaches, rows, first)
 
-        self._sweep.strategy.reaches.follow(self._sweep.route.way, points, part, note)
+        self._sweep.strategy.reaches.follow(self._sweep.way_of(points), points, part, note)
 
     def counts(self) -> Tensor:
         """As of :class:`Collector`."""

@@ -23,6 +23,10 @@ class SwitchCounts:
         at: name of the module whose output was perturbed, ``None`` for the input.
         dtype: floating-point type of the computation.
         histogram: of critical radii, where these are known.
+        jacobian_norm: ``(M,)`` float64: the Frobenius norm of the output's Jacobian at the first points, where it is
+            known.
+        dim: of the space that was perturbed.
+        n_directions: of the frame.
         uncounted: operations that choose a winner, which ``max_pool=True`` would count.
         route: how the points were followed, and why no faster way was taken.
     """
@@ -34,5 +38,8 @@ class SwitchCounts:
     at: str | None
     dtype: torch.dtype
     histogram: Tensor | None = None
+    jacobian_norm: Tensor | None = None
+    dim: int = 0
+    n_directions: int = 0
     uncounted: Sequence[str] = ()
     route: str = ""

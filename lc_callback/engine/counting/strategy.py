@@ -14,10 +14,13 @@ from lc_callback.engine.network.layers import Execution, TracedLayers
 from lc_callback.engine.replay.route import Route
 from lc_callback.engine.replay.way import Way
 
-__all__ = ["FEWEST_ULP", "Collector", "HasJumps", "MakeStrategy", "Strategy", "Sweep", "steps_along"]
+__all__ = ["FEWEST_ULP", "OUTPUT_POINTS", "Collector", "HasJumps", "MakeStrategy", "Strategy", "Sweep", "steps_along"]
 
 #: A coordinate's step r/sqrt(D) is lost in rounding where it is fewer units in the last place than this.
 FEWEST_ULP = 16
+
+#: The output is followed at the first so many points of a set, which is enough for a mean.
+OUTPUT_POINTS = 64
 
 
 class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
@@ -52,12 +55,15 @@ class Sweep:
         radii: which of the radii are counted.
         collector: makes what collects, for a number of points.
         histogram: of critical radii, where these are known; complete after the sweep.
+        squares: ``(N,)`` float64, of the derivatives of the output along the directions, summed, at the first
+            ``OUTPUT_POINTS`` points; likewise.
     """
 
     coefficients: Tensor
     radii: slice
     collector: Callable[[int], Collector]
     histogram: Tensor | None = None
+    squares: Tensor | None = None
 
 
 class Strategy(ABC):
@@ -69,10 +75,12 @@ class Strategy(ABC):
 
     Attributes:
         has_rules: whether derivatives may be taken operation by operation.
+        follows_output: whether the output is followed too, where it can be.
         besides: samples of a point besides those of the coefficients.
     """
 
     has_rules = False
+    follows_output = False
     besides = 0
 
     def __init__(self, layers: TracedLayers, execution: Execution) -> None:
@@ -92,7 +100,7 @@ class Strategy(ABC):
         return points
 
     @abstractmethod
-    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
         """What is compared before a faster way is taken; as of :class:`Observer`."""
 
     @abstractmethod

@@ -29,9 +29,9 @@ class Vertices(Strategy):
     def __init__(self, layers: TracedLayers) -> None:
         super().__init__(layers, Execution())
 
-    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
         """All pre-activations."""
-        return pre_activations(way, points, moves, most, with_output=False)
+        return pre_activations(way, points, moves, most, with_output=False), []
 
     def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
         """One for each radius."""

@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-__all__ = ["cross_polytope_frame", "frame_directions"]
+__all__ = ["cross_polytope_frame", "frame_directions", "steepest_share"]
 
 _N_DIRECTIONS = 25  # of the paper; a space of fewer dimensions has not so many
 
@@ -103,3 +103,25 @@ def frame_directions(
     if not directions.isfinite().all():
         raise ValueError("`directions` must be finite, but holds NaN or infinity.")
     return directions.detach().flatten(1).to(dtype=dtype, device=device)
+
+
+@functools.lru_cache(maxsize=64)
+def steepest_share(dim: int, n_directions: int) -> float:
+    r"""The part of a gradient's norm that the steepest of ``P`` random orthonormal directions shows, in the mean.
+
+    This is :math:`c(D, P) = \mathbb{E} \max_p |u_p|` over ``P`` coordinates of a uniform unit vector :math:`u` of
+    :math:`R^D`. Times the norm of a Gaussian vector, which is independent of its direction, it is the mean of the
+    largest of ``P`` absolute Gaussians, :math:`\int_0^\infty 1 - \mathrm{erf}(t/\sqrt 2)^P dt`.
+
+    Example::
+
+        >>> from lc_callback.engine.network.frame import steepest_share
+        >>> steepest_share(1, 1), round(steepest_share(2, 1), 6)  # 2 / pi
+        (1.0, 0.63662)
+    """
+    if dim == 1:
+        return 1.0
+    t = torch.linspace(0, 40, 400_001, dtype=torch.float64)
+    largest = torch.trapezoid(-torch.expm1(n_directions * torch.erf(t / 2**0.5).log()), t)
+    norm = 2**0.5 * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
+    return float(largest) / norm

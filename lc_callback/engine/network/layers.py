@@ -17,17 +17,21 @@ from lc_callback.engine.network.batch_axis import BatchAxis, find_batch_axis
 from lc_callback.engine.network.frame import cross_polytope_frame
 from lc_callback.engine.network.layout import viewed
 from lc_callback.engine.network.operations import Kind, Kink, is_a
+from lc_callback.engine.network.points import main_output
 from lc_callback.engine.network.recorder import Recorder, Site, known_operations
 from lc_callback.engine.network.space import Space
 from lc_callback.engine.network.tracer import Tracer
 
-__all__ = ["Consumer", "Execution", "MakeTracer", "Samples", "TracedLayers", "plain_tracer"]
+__all__ = ["OUTPUT_PLACE", "Consumer", "Execution", "MakeTracer", "Samples", "TracedLayers", "plain_tracer"]
 
 T = TypeVar("T")
 #: Called with the number of a place and its kinks.
 Consumer = Callable[[int, list[Kink]], None]
 #: Makes a tracer, given what the model is going to be called with, the model, what receives, and keywords.
 MakeTracer = Callable[..., Tracer]
+
+#: The number of the place of the model's output, where that is followed.
+OUTPUT_PLACE = -1
 
 # Relative change of a value, when a sample is added to the batch, that rounding does not explain.
 _MIXING = 1e-3
@@ -101,6 +105,7 @@ class TracedLayers:
         coarsest: the floating-point type that rounds most: a model may compute in float32 whatever its own type is.
         uncounted: operations of which the winners are not counted, since ``max_pool`` is off.
         never_above: places of what is never above zero, such as ``-relu(x)``.
+        output_axis: where the samples are in what the model returns; ``None`` if that cannot be followed.
     """
 
     def __init__(
@@ -116,8 +121,9 @@ class TracedLayers:
     ) -> None:
         self.space, self.outputs_of, self.max_pool, self.results = space, outputs_of, max_pool, results
         self._hint = hint
-        of_two, before, _ = self._traced(2, tracer)
-        of_three, after, unused = self._traced(3, tracer)
+        of_two, before, _, fewer = self._traced(2, tracer)
+        of_three, after, unused, more = self._traced(3, tracer)
+        self.output_axis = _axis_of_output(fewer, more)
         self.reads_values = after.reads_values
         two, three = before.decisions, after.decisions
         self.decides = bool(_of_samples(two.choices, three.choices))
@@ -149,7 +155,7 @@ class TracedLayers:
             if layer >= 0:
                 self.sizes[layer] += kinks[0][0].numel() // 2
 
-    def _traced(self, n: int, make: MakeTracer) -> tuple[list[tuple[Site, list[Kink]]], Tracer, set[int]]:
+    def _traced(self, n: int, make: MakeTracer) -> tuple[list[tuple[Site, list[Kink]]], Tracer, set[int], Any]:
         seen: list[tuple[Site, list[Kink]]] = []
 
         def keep(site: Site, kinks: list[Kink]) -> None:
@@ -171,7 +177,7 @@ class TracedLayers:
         unused = tracer.unused(output)
         if n == 2:
             tracer.let_go()
-        return seen, tracer, unused
+        return seen, tracer, unused, output
 
     def _nudges(self, n: int) -> Tensor:
         space = self.space
@@ -285,8 +291,11 @@ class TracedLayers:
         inputs = self.space.points.batch(points, offsets if at_inputs else None, k)
         return Samples(inputs, n * k, self.options(move))
 
-    def run(self, samples: Samples, consumer: Consumer, execution: Execution) -> Any:
-        """Run the model on these samples. Returns its output; ``consumer`` is called as by :meth:`follow`."""
+    def run(self, samples: Samples, consumer: Consumer, execution: Execution, with_output: bool = False) -> Any:
+        """Run the model on these samples. Returns its output; ``consumer`` is called as by :meth:`follow`.
+
+        ``with_output``: also with the output, as the place :data:`OUTPUT_PLACE`.
+        """
         position = 0
         emit = self.emitter(samples.n, consumer, execution)
 
@@ -300,27 +309,49 @@ class TracedLayers:
             output = self.space.run(samples.inputs)
         if position != len(self.axes):
             raise ValueError(f"`model` executed {position} non-linearities here but {len(self.axes)} when traced.")
+        if with_output:
+            emit(OUTPUT_PLACE, [(main_output(output), 0.0)])
         return output
 
     def emitter(self, n: int, consumer: Consumer, execution: Execution) -> Consumer:
         """Calls ``consumer`` with the ``n`` samples first, and notes for the execution where they were."""
 
         def receive(position: int, kinks: list[Kink]) -> None:
-            axis = execution.here = self.axes[position]
+            axis = execution.here = self.axis_of(position)
             if axis is None:
                 return
             try:
                 fronts = viewed(kinks, lambda z: axis.to_front(z, n))
             except ValueError as reason:
+                if position == OUTPUT_PLACE:  # no unit: the counts need not fail
+                    return
                 raise self._cannot_follow(self.sites[position], reason) from None
             consumer(position, fronts)
 
         return receive
 
+    def axis_of(self, position: int) -> BatchAxis | None:
+        """Where the samples are at a place; ``None`` if it does not depend on them."""
+        return self.output_axis if position == OUTPUT_PLACE else self.axes[position]
+
     def options(self, move: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Keywords of a recorder, by which the samples are moved where the space is perturbed."""
         at = {} if self.results else {"at": self.space.at_module, "at_call": self.space.at_call, "move": move}
         return {"outputs_of": self.outputs_of, "max_pool": self.max_pool, "results": self.results, **at}
+
+
+def _axis_of_output(of_two: Any, of_three: Any) -> BatchAxis | None:
+    """Where the samples are in what a model returned for two and for three of them; ``None`` if that is not known."""
+    try:
+        two, three = main_output(of_two), main_output(of_three)
+        if torch.finfo(two.dtype).bits < 32:
+            return None
+        if two.ndim and len(two) == 2 and len(three) == 3 and two.shape[1:] == three.shape[1:]:
+            return BatchAxis(0)
+        found = find_batch_axis(two, three)
+    except ValueError:
+        return None
+    return None if found is None else found[0]
 
 
 def _of_samples(two: list[tuple[T, int]], three: list[tuple[T, int]]) -> list[T]:

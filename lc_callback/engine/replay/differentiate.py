@@ -8,23 +8,35 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lc_callback.engine.network.layers import OUTPUT_PLACE
 from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.network.operations import Kink, kinks_of, relative
 from lc_callback.engine.replay.affine_piece import is_hidden
 from lc_callback.engine.replay.derivative_rules import rule_of
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_point, moves
 from lc_callback.engine.replay.program import ReplayProgram
-from lc_callback.engine.replay.recording import EMIT, MOVE, in_words
+from lc_callback.engine.replay.recording import EMIT, MOVE, OUTPUT, Step, in_words
 
-__all__ = ["differentiate"]
+__all__ = ["OutputNotFollowed", "differentiate"]
 
 Receive = Callable[[int, list[Kink], Dual], None]
 
 
+class OutputNotFollowed(Exception):  # noqa: N818 (no error: the units can be followed without it)
+    """An operation behind the last pre-activation of which the derivative is not known here."""
+
+
 def differentiate(
-    program: ReplayProgram, inputs: Any, samples: int, move: Callable[[Any], Dual], receive: Receive, room: Room
+    program: ReplayProgram,
+    inputs: Any,
+    samples: int,
+    move: Callable[[Any], Dual],
+    receive: Receive,
+    room: Room,
+    *,
+    with_output: bool = False,
 ) -> None:
-    """Execute what leads to a pre-activation, at points ``(n,)``, with the derivatives along ``k`` directions.
+    """Execute what leads to pre-activations and output, at points ``(n,)``, with derivatives along ``k`` directions.
 
     Args:
         program: what is executed.
@@ -32,15 +44,17 @@ def differentiate(
         samples: ``n``.
         move: called with the output of the module where the samples are moved.
         receive: called with the number of each pre-activation, its kinks at the points, and what they are of. It has to
-            copy what it keeps, for it may be overwritten.
+            copy what it keeps, for it may be overwritten. Likewise with the output.
         room: memory for what is not needed for long.
+        with_output: whether the output is wanted too.
 
     Raises:
         NoRule: if there is an operation of which the derivative is not known here.
+        OutputNotFollowed: likewise, where it only leads to the output.
     """
     values = program.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Dual))])
     known = DualValues(values, room)
-    for step in program.steps:
+    for step in program.steps_to(with_output):
         args, kwargs = program.arguments(step, values, samples)
         for number in step.dead_after:  # now, so that the rules see what nothing else needs
             values[number] = None
@@ -51,8 +65,11 @@ def differentiate(
         at_points = args.copy()
         for place in duals:
             at_points[place] = at_point(args[place])
-        if step.op == EMIT or (step.position >= 0 and duals != [0]) or any(map(moves, kwargs.values())):
-            raise NoRule(f"{in_words(step)} has several operands that move")
+        if step.op == OUTPUT and duals:
+            receive(OUTPUT_PLACE, [(at_points[0], 0.0)], args[0])
+            continue
+        if step.op == EMIT or (step.position >= 0 and duals != [0]):
+            raise _several_move(step)
         if step.position >= 0 and step.op not in MAX_POOLS:
             kinks = kinks_of(step.op, at_points, kwargs)
             if step.position > 0:  # nothing is inactive before the first
@@ -60,14 +77,30 @@ def differentiate(
             receive(step.position, kinks, args[0])
         if step.unused:
             continue
-        if not duals:
-            result = step.func(*args, **kwargs)
-        elif (rule := rule_of(step.op)) is not None:
-            result = rule(step, args, at_points, kwargs, known)
-        else:
-            raise NoRule(f"{in_words(step)} has no derivative rule")
+        try:
+            result = _result(step, args, at_points, kwargs, known)
+        except NoRule as reason:
+            if step.for_output:
+                raise OutputNotFollowed(str(reason)) from None
+            raise
         results = result if isinstance(result, (tuple, list)) else (result,)
         for number, tensor in zip(step.outputs, results, strict=False):
             if number >= 0:
                 values[number] = tensor
         del args, at_points, result, results  # so that dead tensors are freed here
+
+
+def _result(step: Step, args: list[Any], at_points: list[Any], kwargs: Any, known: DualValues) -> Any:
+    """What a step returns."""
+    if any(map(moves, kwargs.values())):
+        raise _several_move(step)
+    if not any(map(moves, args)):
+        return step.func(*args, **kwargs)
+    rule = rule_of(step.op)
+    if rule is None:
+        raise NoRule(f"{in_words(step)} has no derivative rule")
+    return rule(step, args, at_points, kwargs, known)
+
+
+def _several_move(step: Step) -> NoRule:
+    return NoRule(f"{in_words(step)} has several operands that move")

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from lc_callback.engine.network.layers import OUTPUT_PLACE
 from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.replay import cpu_kernels
-from lc_callback.engine.replay.recording import EMIT, MOVE, Recording, Slot, Step, place
+from lc_callback.engine.replay.recording import EMIT, MOVE, OUTPUT, Recording, Slot, Step, place
 
-__all__ = ["folded", "mark_dead", "needed", "specialise_kernels"]
+__all__ = ["folded", "mark_dead", "needed", "specialise_kernels", "with_steps_to_output"]
 
 _PAIRS = {"add", "sub", "mul", "div"}  # a pre-activation may be made of these
 
@@ -25,14 +26,26 @@ def needed(steps: list[Step], recording: Recording, given: int | None) -> list[S
     for step in reversed(steps):
         results = {recording.memory[number] for number in step.tensors}
         leads_on = bool((results | set(recording.writes(step))) & wanted)
-        if step.position < 0 and not leads_on:
+        if step.position < 0 and not leads_on and step.op != OUTPUT:
             continue
-        step.unused = not leads_on and step.op not in MAX_POOLS
+        step.unused = not leads_on and step.op not in (*MAX_POOLS, OUTPUT)
         kept.append(step)
         wanted.update(recording.memory[number] for number in step.operands)
         if step.op == MOVE and given is not None:
             wanted.discard(given)
     return kept[::-1]
+
+
+def with_steps_to_output(
+    steps: list[Step], to_units: list[Step], recording: Recording, given: int | None
+) -> list[Step]:
+    """The steps that lead to something that is emitted, which are ``to_units``, and those that lead to the output."""
+    before = {id(step): step.unused for step in to_units}
+    end = Step(OUTPUT, None, [Slot(recording.output)], {}, position=OUTPUT_PLACE)
+    longer = needed([*steps, end], recording, given)
+    for step in longer:
+        step.for_output = before.get(id(step), True) and not step.unused
+    return longer
 
 
 def folded(steps: list[Step], recording: Recording) -> list[Step]:

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from lc_callback.engine.network.max_pools import MAX_POOLS, winners_of
 from lc_callback.engine.network.operations import Kink, kinks_of
-from lc_callback.engine.replay.passes import folded, mark_dead, needed, specialise_kernels
-from lc_callback.engine.replay.recording import EMIT, MOVE, NotRepeatable, Recording, Size, Slot, Step, leaves
+from lc_callback.engine.replay.passes import folded, mark_dead, needed, specialise_kernels, with_steps_to_output
+from lc_callback.engine.replay.recording import EMIT, MOVE, OUTPUT, NotRepeatable, Recording, Size, Slot, Step, leaves
 
 __all__ = ["ReplayProgram"]
 
@@ -23,34 +23,55 @@ class ReplayProgram:
     Args:
         recording: what the model executes.
         entry: the number of a tensor that is given instead of computed, and how many steps come before it.
+        with_output: also those that lead to the output, if that is no larger than what else is computed.
+
+    Attributes:
+        steps: what is executed.
+        with_output: whether these lead to the output.
 
     Raises:
         NotRepeatable: if other steps read the inputs.
     """
 
-    def __init__(self, recording: Recording, entry: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, recording: Recording, entry: tuple[int, int] | None = None, *, with_output: bool = False
+    ) -> None:
         self._values: list[Any] = [recording.known.get(number) for number in range(len(recording.tensors))]
         steps = list(recording.steps)
         if entry is not None:
             steps.insert(entry[1], Step(MOVE, None, [None], {}, outputs=[entry[0]]))
         # Copies, for another program may need more of them.
         own = [copy.copy(step) for step in steps if step is not None]
-        self.steps = needed(own, recording, None if entry is None else recording.memory[entry[0]])
-        read = {number for step in self.steps for number in step.operands}
-        if entry is not None and any(number in read for number in range(recording.inputs)):
+        given = None if entry is None else recording.memory[entry[0]]
+        self.steps = needed(own, recording, given)
+        if entry is not None and _reads_inputs(self.steps, recording):
             raise NotRepeatable("the inputs are read again")
-        written = {memory for step in self.steps for memory in recording.writes(step)}
         #: Whether steps write to memory that several tensors share.
-        self.writes_to_views = any(recording.memory.count(memory) > 1 for memory in written)
+        self.writes_to_views = _writes_to_views(self.steps, recording)
+        self.with_output = False
+        if with_output and recording.output >= 0:
+            largest = max(_sizes(self.steps, recording))
+            longer = with_steps_to_output(own, self.steps, recording, given)
+            larger, again = (
+                max(_sizes(longer, recording)) > largest,
+                entry is not None and _reads_inputs(longer, recording),
+            )
+            self.with_output = not larger and not again and not _writes_to_views(longer, recording)
+            self.steps = longer if self.with_output else _to_units(longer)
         self.steps = folded(self.steps, recording)
         mark_dead(self.steps, recording)
         for step in self.steps:
             specialise_kernels(step, recording, views=not self.writes_to_views)
             step.reads = _reads(step)
-        kept = {number for step in self.steps if not step.unused for number in step.tensors}
-        sizes = [recording.growth[number] for number in kept]
+
+        self._steps_to_units = _to_units(self.steps)
+        sizes = _sizes(self._steps_to_units, recording)
         #: For each sample, of the largest tensor that is computed, and in the mean.
-        self.bytes_per_sample, self.mean_bytes = max(sizes, default=1), sum(sizes) / max(1, len(sizes))
+        self.bytes_per_sample, self.mean_bytes = max(sizes), sum(sizes) / len(sizes)
+
+    def steps_to(self, output: bool) -> list[Step]:
+        """What is executed, to the output or to the last pre-activation only."""
+        return self.steps if output and self.with_output else self._steps_to_units
 
     def start(self, inputs: list[Any]) -> list[Any]:
         """What is known before the first step, by number; ``inputs`` are the model's."""
@@ -84,8 +105,10 @@ class ReplayProgram:
         receive: Callable[[int, list[Kink]], None],
         execute: Callable[[str, Any, Any, Any], Any],
         max_pool: bool | str,
+        *,
+        with_output: bool = False,
     ) -> None:
-        """Execute what leads to a pre-activation.
+        """Execute what leads to a pre-activation, and to the output.
 
         Args:
             inputs: what the model would be called with.
@@ -94,15 +117,16 @@ class ReplayProgram:
             receive: called with the number of each pre-activation, and its kinks.
             execute: called for each operation that may have a kink.
             max_pool: as for :class:`Recorder`.
+            with_output: whether the output is wanted too.
         """
         values = self.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
-        for step in self.steps:
+        for step in self.steps_to(with_output):
             args, kwargs = self.arguments(step, values, samples)
             met, pools = step.position >= 0, step.op in MAX_POOLS
             result: Any = ()
             if step.op == MOVE:
                 result = move(*args)
-            elif step.op == EMIT:
+            elif step.op in (EMIT, OUTPUT):
                 receive(step.position, [(args[0], 0.0)])
             elif met and not pools:
                 receive(step.position, kinks_of(step.op, args, kwargs))
@@ -123,6 +147,29 @@ class ReplayProgram:
             del args, kwargs, result  # so that dead tensors are freed here
             for number in step.dead_after:
                 values[number] = None
+
+
+def _sizes(steps: list[Step], recording: Recording) -> list[int]:
+    """Bytes, for each sample, of the tensors that are computed; of none, 1."""
+    computed = {number for step in steps if not step.unused for number in step.tensors}
+    return [recording.growth[number] for number in computed] or [1]
+
+
+def _to_units(steps: list[Step]) -> list[Step]:
+    """The steps without those that only lead to the output."""
+    units = [copy.copy(step) for step in steps if step.position >= 0 or not step.for_output]
+    for step in units:
+        step.unused = step.unused or step.for_output
+    return units
+
+
+def _reads_inputs(steps: list[Step], recording: Recording) -> bool:
+    return any(number < recording.inputs for step in steps for number in step.operands)
+
+
+def _writes_to_views(steps: list[Step], recording: Recording) -> bool:
+    written = {memory for step in steps for memory in recording.writes(step)}
+    return any(recording.memory.count(memory) > 1 for memory in written)
 
 
 def _reads(step: Step) -> list[tuple[int, int]] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lc_callback.engine.network.layers import OUTPUT_PLACE
 from lc_callback.engine.network.layout import reduced, viewed
 from lc_callback.engine.network.operations import Kink, relative
 from lc_callback.engine.replay.affine_piece import AffinePieces, is_hidden
@@ -36,12 +37,19 @@ class Reaches:
         self._samples = torch.empty(0), torch.empty(0)  # directions, and what they are together with the point itself
 
     def follow(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
-        """Call ``consumer`` with what is reached along ``(k, B)`` directions from the points ``(n,)``."""
+        """Call ``consumer`` with what is reached along ``(k, B)`` directions from the points ``(n,)``.
+
+        Of the output, which is :data:`OUTPUT_PLACE`, this is one number for each point: the norm of all changes.
+        """
         (self._from_rules if way.uses_derivative_rules else self._from_steps)(way, points, directions, consumer)
 
     def _from_steps(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
         def differ(position: int, kinks: list[Kink]) -> None:
             reaches: list[Reach] = []
+            if position == OUTPUT_PLACE:
+                z = kinks[0][0].unflatten(0, self.pieces.block)
+                consumer(position, [(z[0], None, _norm(z[1:] - z[:1]))])
+                return
             for i, (z, kink) in enumerate(viewed(kinks, lambda z: z.unflatten(0, self.pieces.block))):
                 repeated = i > 0 and kinks[i - 1][0] is kinks[i][0]
                 reach = reaches[-1][2] if repeated else self._largest_step(z)
@@ -58,11 +66,13 @@ class Reaches:
         way.follow(points, moves, differ)
 
     def _from_rules(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
-        axes = way.layers.axes
-
         def receive(position: int, kinks: list[Kink], dual: Dual) -> None:
-            axis = axes[position]
-            if axis is not None:
+            axis = way.layers.axis_of(position)
+            if position == OUTPUT_PLACE:
+                consumer(
+                    position, [(dual.value, None, _norm(dual.slopes().expand(-1, len(points), *dual.value.shape[1:])))]
+                )
+            elif axis is not None:
                 at = viewed(kinks, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
                 if dual.hidden is not None:
@@ -73,7 +83,7 @@ class Reaches:
             raise NoRule("no operations are replayed")
         if way.program.writes_to_views:
             raise NoRule("it writes in place to a tensor of which other views are read")
-        differentiate(way.program, *_duals(way, points, directions), receive, self._room)
+        differentiate(way.program, *_duals(way, points, directions), receive, self._room, with_output=way.with_output)
 
     def _largest_step(self, z: Tensor) -> Tensor:
         """How far ``(k, n, ...)`` are from the first of ``k`` at most; NaN where one is."""
@@ -108,6 +118,11 @@ def _duals(way: Way, points: Tensor, directions: Tensor) -> tuple[Any, int, Call
         return Dual(output, offsets.view(-1, 1, *output.shape[1:]))
 
     return inputs, len(points), move
+
+
+def _norm(changes: Tensor) -> Tensor:
+    """``(n,)``: the norm of changes ``(k, n, ...)`` over all but the points."""
+    return torch.linalg.vector_norm(changes, dim=[axis for axis in range(changes.ndim) if axis != 1])
 
 
 def _settled(z: Tensor, kink: float | None, reach: Tensor, hidden: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.engine.network.layout import memory_of
 from lc_callback.engine.network.max_pools import MAX_POOLS
 from lc_callback.engine.network.operations import OPERATIONS, Kink
+from lc_callback.engine.network.points import main_output
 from lc_callback.engine.network.recorder import Site, is_nonlinear
 from lc_callback.engine.network.tracer import Tracer
 
 __all__ = [
     "EMIT",
     "MOVE",
+    "OUTPUT",
     "NotRepeatable",
     "OperationLog",
     "OperationRecorder",
@@ -58,7 +61,7 @@ class Size:
 
 @dataclass
 class Step:
-    """An operation; without one, a tensor that is emitted, or the place where the samples are moved."""
+    """An operation; without one, a tensor that is emitted, the output, or the place where the samples are moved."""
 
     op: str
     func: Any
@@ -69,7 +72,8 @@ class Step:
     position: int = -1  # of what is emitted
     dead_after: list[int] = field(default_factory=list)  # numbers of the tensors that no later step reads
     overwrites: Any = None  # the operation's in-place form, where nothing reads its operand later
-    unused: bool = False  # its operand is emitted, but nothing reads its result
+    unused: bool = False  # its operand is emitted, but nothing wanted comes of its result
+    for_output: bool = False  # only the model's output comes of its result
     reads: list[tuple[int, int]] | None = (
         None  # place and number of each tensor among the arguments, if no list or keyword holds one
     )
@@ -85,7 +89,7 @@ class Step:
         return [leaf.index for leaf in leaves([self.args, self.kwargs]) if type(leaf) is Slot]
 
 
-MOVE, EMIT = "(move)", "(emit)"
+MOVE, EMIT, OUTPUT = "(move)", "(emit)", "(output)"
 # What users call, where it is executed as an operation of another name.
 _CALLERS = {"bmm": ("einsum", "matmul"), "_local_scalar_dense": ("item", "float", "if"), "equal": ("torch.equal",)}
 _PLAIN = {int, float, bool, type(None)}
@@ -112,6 +116,7 @@ class OperationLog:
         inputs: how many of them are the model's inputs.
         returned: what each module returned at its first call, by its number, and how many steps there were before; as
             far as there was no non-linearity.
+        output: the number of the model's output; -1 if it is no tensor.
         emitted: the position of what was emitted last, until its operation is recorded; else -1.
         is_affine: whether there was no non-linearity yet.
     """
@@ -122,6 +127,7 @@ class OperationLog:
         self.tensors: list[Tensor] = []
         self.sizes: list[int] = []
         self.returned: dict[nn.Module, tuple[int, int]] = {}
+        self.output = -1
         self.emitted, self.is_affine = -1, True
         self._numbers: dict[Any, int] = {}
         for leaf in tree_leaves(inputs):
@@ -167,6 +173,13 @@ class OperationRecorder(Tracer):
         move = self._entrance.move
         if move is not None:
             self._entrance.move = lambda output: self._moved(move, output)
+
+    def unused(self, output: Any) -> set[int]:
+        """As of :class:`Tracer`; notes which tensor is the output."""
+        with suppress(ValueError):  # there is none
+            found = self.log.spec(main_output(output))
+            self.log.output = found.index if type(found) is Slot else -1
+        return super().unused(output)
 
     def let_go(self) -> None:
         """Release the tensors. What was recorded can still be compared with another pass."""
@@ -257,6 +270,7 @@ class Recording:
         memory: in which each tensor is.
         tensors: of the pass with three samples, of which the first ``inputs`` are the model's.
         growth: bytes of each tensor for a sample.
+        output: the number of the model's output; -1 if it is no tensor.
         returned: as of :class:`OperationLog`.
 
     Raises:
@@ -271,6 +285,7 @@ class Recording:
             raise NotRepeatable("it executes more or fewer operations for two samples than for three")
         self.tensors, self.inputs, self.returned = three.tensors, three.inputs, three.returned
         self.memory = [memory_of(tensor) for tensor in three.tensors]
+        self.output = three.output if two.output == three.output else -1
         self.growth = [larger - smaller for larger, smaller in zip(three.sizes, two.sizes, strict=True)]
         self.known: dict[int, Tensor] = {}
         self.steps: list[Step | None] = []

@@ -29,13 +29,18 @@ class Observer(Protocol):
     Attributes:
         execution: how operations are executed.
         has_rules: whether derivatives may be taken operation by operation.
+        follows_output: whether the output is followed too, where that makes no other way necessary.
     """
 
     execution: Execution
     has_rules: bool
+    follows_output: bool
 
-    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
-        """What is seen at these points, moved by ``moves (2, B)``, with at most so many samples in a forward pass."""
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What is seen at these points, moved by ``moves (2, B)``, with at most so many samples in a forward pass.
+
+        What has to be the same, and what is seen of the output that is followed.
+        """
         ...
 
 
@@ -66,7 +71,7 @@ class Route:
         recording: Recording | NotRepeatable,
     ) -> None:
         search = _Search(layers, frame, most, observer, verified, recording)
-        self.way = search.best()
+        self.way = replace(search.best(), with_output=search.with_output)
         self.way.layers.space.points.channels_last = self.way.channels_last
         self._explanation = _explained(self.way, observer.has_rules, search.reasons)
 
@@ -89,6 +94,11 @@ class Route:
     def uses_derivative_rules(self) -> bool:
         """Whether derivatives are taken operation by operation."""
         return self.way.uses_derivative_rules
+
+    @property
+    def with_output(self) -> bool:
+        """Whether the output is followed too."""
+        return self.way.with_output
 
     def follow(self, points: Tensor, coefficients: Tensor, consumer: Consumer) -> object:
         """As :meth:`Way.follow`."""
@@ -132,11 +142,14 @@ class _Search:
         verified: Tensor,
         recording: Recording | NotRepeatable,
     ) -> None:
-        self._plain = Way(layers, frame, observer.execution)
+        #: Whether the output is followed on the way that was found last.
+        self.with_output = observer.follows_output and layers.output_axis is not None
+        self._plain = Way(layers, frame, observer.execution, with_output=self.with_output)
         self._space, self._most, self._observer, self._verified = layers.space, most, observer, verified
         self._recording = recording if isinstance(recording, Recording) else None
         self._moves = some_moves(layers, frame)
         self._expected: list[Tensor] = []
+        self._output: list[Tensor] = []
         self.reasons: dict[str, str] = {}
         if self._recording is None:
             self.reasons = {"replay": str(recording), "rules": "no operations are replayed"}
@@ -150,7 +163,7 @@ class _Search:
         self._space.points.channels_last = False
         if self._whole and self._recording is None:
             return self._plain
-        self._expected = self._observe(self._plain)
+        self._expected, self._output = self._observe(self._plain)
         # What is likely, with one pass to confirm it, and else one by one.
         return self._likely() or self._each()
 
@@ -221,7 +234,8 @@ class _Search:
         if self._recording is None:
             return None
         try:
-            return ReplayProgram(self._recording, None if module is None else self._recording.returned[module])
+            entry = None if module is None else self._recording.returned[module]
+            return ReplayProgram(self._recording, entry, with_output=self._plain.with_output)
         except Exception as error:  # whatever it is, the model itself can run
             if module is None:
                 self.reasons["replay"] = _in_words(error)
@@ -232,12 +246,17 @@ class _Search:
     def _fault(self, way: Way) -> str:
         """Why a way cannot be taken; empty if it gives what the model itself does."""
         try:
-            found = self._observe(way)
+            found, output = self._observe(way)
         except Exception as error:  # what comes later does not take it, and says so in its own way
+            if way.with_output and not isinstance(error, NoRule):  # it may be the output alone that cannot be followed
+                return self._fault(replace(way, with_output=False))
             return _in_words(error)
-        return "" if same(self._expected, found) else "it gives other values than the model itself"
+        if not same(self._expected, found):
+            return "it gives other values than the model itself"
+        self.with_output = way.with_output and same(self._output, output)
+        return ""
 
-    def _observe(self, way: Way) -> list[Tensor]:
+    def _observe(self, way: Way) -> tuple[list[Tensor], list[Tensor]]:
         self._space.points.channels_last = way.channels_last
         return self._observer.observe(way, self._verified, self._moves, self._most)
 

@@ -32,6 +32,7 @@ class Way:
         prefix: behind which module the points enter; ``None`` is at the inputs.
         uses_derivative_rules: whether derivatives are taken operation by operation, not from steps.
         channels_last: how batches of images are laid out in memory.
+        with_output: whether the consumer also gets the output, as the place :data:`OUTPUT_PLACE`.
     """
 
     layers: TracedLayers
@@ -41,6 +42,7 @@ class Way:
     prefix: Prefix | None = None
     uses_derivative_rules: bool = False
     channels_last: bool = False
+    with_output: bool = False
 
     def follow(self, points: Tensor, coefficients: Tensor, consumer: Consumer) -> Any:
         """Call ``consumer`` at the points ``(n,)``, moved by ``coefficients (k, B)`` of the directions of the frame.
@@ -51,11 +53,12 @@ class Way:
         replays = self.program is not None and len(points) * len(coefficients) > 1
         samples = self._samples(points, coefficients, replays)
         if not replays:
-            return self.layers.run(samples, consumer, self.execution)
+            return self.layers.run(samples, consumer, self.execution, self.with_output)
         assert self.program is not None
         emit = self.layers.emitter(samples.n, consumer, self.execution)
         move, max_pool = samples.options["move"], self.layers.max_pool
-        self.program.run(samples.inputs, samples.n, move, emit, self.execution.execute, max_pool)
+        execute = self.execution.execute
+        self.program.run(samples.inputs, samples.n, move, emit, execute, max_pool, with_output=self.with_output)
         return None
 
     def _samples(self, points: Tensor, coefficients: Tensor, replays: bool) -> Samples:

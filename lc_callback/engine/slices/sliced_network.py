@@ -29,14 +29,14 @@ Floats = NDArray[np.float64]
 class _Vertices:
     """What a faster way must not change: the values at all places, and the output."""
 
-    has_rules = False
+    has_rules = follows_output = False
 
     def __init__(self) -> None:
         self.execution = Execution()
 
-    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> list[Tensor]:
+    def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
         """As of :class:`Observer`."""
-        return pre_activations(way, points, moves, most, with_output=True)
+        return pre_activations(way, points, moves, most, with_output=True), []
 
 
 class SlicedNetwork:

@@ -8,6 +8,8 @@ const GROUPS = [
   "lc",
   "lc_ci99",
   "lc_density",
+  "lc_boundary",
+  "lc_tv",
   "lc_layer",
   "lc_spread",
   "lc_radius",
@@ -31,6 +33,8 @@ const KEY = new RegExp(
 
 const TITLES = {
   lc_density: ["density of local complexity", "per unit of radius"],
+  lc_boundary: ["density of boundaries", "area per volume"],
+  lc_tv: ["total variation", "norm of the Jacobian"],
   lc_spread: ["spread of the points", ""],
   lc_radius: ["radius of local complexity", ""],
   stable_rank: ["stable rank", "dimensions"],
