@@ -104,13 +104,17 @@ def fixed_rng(seed: int | None, *holders: object) -> Iterator[None]:
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             stack.callback(numpy.random.set_state, numpy.random.get_state())
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        if in_use:
             stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         for restore, state in generators:
             stack.callback(restore, state)
         if seed is not None:
             random.seed(seed)
-            torch.manual_seed(seed)
+            # `torch.manual_seed` would seed every other device as well, also one that is first used after this.
+            torch.default_generator.manual_seed(seed)
+            if in_use:
+                torch.cuda.manual_seed_all(seed)
             if numpy is not None:
                 numpy.random.seed(seed % 2**32)
         yield
