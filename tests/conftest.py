@@ -23,7 +23,7 @@ class TickingClock:
 @pytest.fixture(autouse=True)
 def seed_of_the_tests():
     """Each test makes the same networks whether it runs alone, with others or on another process."""
-    torch.default_generator.manual_seed(0)  # `torch.manual_seed` writes down the stack for each device that is not in use
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats the stack for each device not in use
     np.random.seed(0)
     random.seed(0)
 
