@@ -40,3 +40,11 @@ def undrawn(monkeypatch):
     picture = np.zeros((8, 80, 3), np.uint8)
     monkeypatch.setattr("lc_callback.callbacks.partition.draw_slices", lambda slices: picture)
     monkeypatch.setattr("lc_callback.callbacks.loop.SECONDS_TO_SAY", math.inf)
+
+
+@pytest.fixture
+def no_timeline(monkeypatch):
+    """No timeline is drawn: most of the time of a short run goes into it."""
+    from made_up import leave_out_pictures  # which imports Lightning
+
+    leave_out_pictures(monkeypatch)

@@ -263,6 +263,7 @@ def run(fault: Fault, folder: Path, kind: str = "lc", **arguments: Any) -> tuple
     return trainer, callback
 
 
+@pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize(("kind", "name"), ALL)
 def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: Path) -> None:
     fault = ALL[kind, name]
@@ -286,6 +287,7 @@ def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: P
 QUICK = {*ALL} - {(kind, name) for kind in KINDS if kind != "lc" for name in {*FOR_ALL} - {*FOR_ALL[::3]}}
 
 
+@pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize(
     ("kind", "name"), [one if one in QUICK else pytest.param(*one, marks=pytest.mark.slow) for one in ALL]
 )
