@@ -23,7 +23,7 @@ class TickingClock:
 @pytest.fixture(autouse=True)
 def seed_of_the_tests():
     """Each test makes the same networks whether it runs alone, with others or on another process."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` formats the stack for each device not in use
     np.random.seed(0)
     random.seed(0)
 
@@ -40,3 +40,11 @@ def undrawn(monkeypatch):
     picture = np.zeros((8, 80, 3), np.uint8)
     monkeypatch.setattr("lc_callback.callbacks.partition.draw_slices", lambda slices: picture)
     monkeypatch.setattr("lc_callback.callbacks.loop.SECONDS_TO_SAY", math.inf)
+
+
+@pytest.fixture
+def no_timeline(monkeypatch):
+    """No timeline is drawn: most of the time of a short run goes into it."""
+    from made_up import leave_out_pictures  # which imports Lightning
+
+    leave_out_pictures(monkeypatch)

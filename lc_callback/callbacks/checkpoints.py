@@ -18,7 +18,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def allowing(classes: Iterable[Any]) -> AbstractContextManager[Any]:
-    """Inside, checkpoints may hold objects of these classes, too; of a script's class also as it was called there."""
+    """Inside, checkpoints may hold objects of these classes, too. Those of a script are found under their old name."""
     known: list[Any] = [*classes]
     if _can_list():
         known += [(one, f"__main__.{one.__qualname__}") for one in known]

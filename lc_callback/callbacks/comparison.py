@@ -19,8 +19,8 @@ def compare_runs(
 ) -> Comparison:
     """Compare runs: the mean curve of each group with its spread, and where each transition is in how many runs.
 
-    Transitions of the mean curve are found with the noise that the runs' differences tell, from three runs on: five
-    seeds show what noise hides in one.
+    From three runs on, the differences between the runs give the noise of the mean curve, and its transitions are found
+    with that. So five seeds show what noise hides in one.
 
     Args:
         runs: log directories, each with ``lc/history.csv`` and so on. Runs whose paths differ in a ``seed*``,

@@ -1,4 +1,4 @@
-"""Which steps have a row: those that the schedule asks for, less those that a limit of the cost leaves out."""
+"""Which steps have a row: those that the schedule asks for, without those that ``max_overhead`` leaves out."""
 
 from __future__ import annotations
 
@@ -117,5 +117,5 @@ class DueRows:
         return True
 
     def owes_last(self, history: History, tried: int) -> bool:
-        """Whether the last row that was due has been left out, which the end of a run makes up for."""
+        """Whether the last row that was due has been left out. The end of a run takes it after all."""
         return self.left_out > max([*history.steps[-1:], tried])

@@ -1,4 +1,4 @@
-"""What goes wrong in a measurement costs what it was to give and a warning, never the run."""
+"""A measurement that fails costs its result and gives a warning. It never ends the run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MeasurementError(RuntimeError):
 
 
 class no_warning_is_an_error(AbstractContextManager[None]):  # noqa: N801  # used as contextlib's are
-    """Inside, what the user's filters turn into an error is shown as a warning.
+    """Inside, a warning that the user's filters turn into an error is only shown.
 
-    A training that never warns must not end because a measurement does. A class, for a generator makes a RuntimeError
-    of a StopIteration.
+    A training that never warns must not end because a measurement warns. This is a class, because a generator turns a
+    StopIteration into a RuntimeError.
     """
 
     _caught: warnings.catch_warnings[None] | None = None
@@ -52,7 +52,7 @@ class no_warning_is_an_error(AbstractContextManager[None]):  # noqa: N801  # use
 
 
 class Guard:
-    """What a callback tries once a run has begun.
+    """Calls functions for a callback once a run has begun, and turns their failures into warnings.
 
     Args:
         name: of the callback, for the text.
@@ -96,7 +96,7 @@ def quiet_hook(hook: Hook) -> Hook:
 
 
 def guarded_hook(hook: Hook) -> Hook:
-    """A hook of a run that has begun: whatever its parts have not caught costs a warning, too."""
+    """A hook of a run that has begun. An error that its parts have not caught becomes a warning, too."""
 
     @functools.wraps(hook)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which run a callback has seen, told by the weights that this run had."""
+"""Which run a callback has seen, known by the weights that this run had."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["KnownWeights"]
 class KnownWeights:
     """Sums of the weights of one run by step.
 
-    A callback may be used in one run, and then given to a Trainer that resumes a checkpoint without its state: of the
-    same run, whose rows go on, or of another one, of which it has none.
+    A callback may be used in one run, and then given to a Trainer that resumes a checkpoint without its state. If the
+    checkpoint is of the same run, the rows go on. If it is of another run, the callback has no rows of it.
     """
 
     def __init__(self) -> None:

@@ -123,7 +123,7 @@ class Loop:
             self._begin_last(trainer, pl_module, callbacks)
 
     def warn_of_changes(self, settings: Mapping[str, str]) -> None:
-        """Warn of points, labels and arguments that are not as they were in the checkpoint."""
+        """Warn if points, labels or arguments differ from those of the checkpoint."""
         marks = self.source.marks(labels="target_fn" not in self._callback.without)
         changes = self._peer.record.changes(marks, settings)
         if changes:
@@ -239,7 +239,7 @@ class Loop:
         self._peer.rows.try_out(pl_module, network, self.source.few(), prepare, self._callback.trial)
 
     def _draw(self, trainer: Any, pl_module: Any) -> Network:
-        """Draw the points, the same for all processes. Returns the network they are for."""
+        """Draw the same points in all processes. Returns the network that takes them."""
         self.ranks.begin(trainer)
         everyone, callback = self.ranks.everyone, self._callback
         self._peer.record.use()
@@ -265,7 +265,7 @@ class Loop:
         return network
 
     def _communicates(self, network: Network, pl_module: Any) -> bool:
-        """Whether the forward needs the other processes, which then have to run it equally often."""
+        """Whether the forward needs the other processes: then all have to run it equally often."""
         few = [probes.inputs for probes in self.source.few().values()]
         if not few:
             return False

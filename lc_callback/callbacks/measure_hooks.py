@@ -30,7 +30,7 @@ class MeasureHooks:
     group: ClassVar[str] = "probe"
     #: The transitions that :meth:`find` can find.
     kinds: ClassVar[tuple[str, ...]] = ()
-    #: Whether ``python -m lc_callback measure`` takes it without being asked.
+    #: Whether ``python -m lc_callback measure`` runs it by default.
     offline_by_default: ClassVar[bool] = True
     #: Whether fewer probes make a row cheaper.
     cost_grows_with_probes: ClassVar[bool] = True
@@ -81,7 +81,7 @@ class MeasureHooks:
     def trial(self, network: Network, probes: Mapping[str, Probes]) -> Mapping[str, float | torch.Tensor]:
         """Called once before the training, with two points of each split; errors stop the run before it starts.
 
-        Returns what :meth:`measure` would, of which only the keys count; by default it is called.
+        Returns the keys that :meth:`measure` gives; their values do not count. By default it calls :meth:`measure`.
         """
         return self.measure(network, probes)
 
@@ -100,7 +100,7 @@ class MeasureHooks:
 
     @staticmethod
     def followed(keys: Sequence[str]) -> list[str]:
-        """Of the keys of a row, those that :meth:`find` is about; none by default.
+        """The keys of a row in which :meth:`find` looks for transitions; none by default.
 
         Each gets a sentence in the summary of the run if no transition of it is known.
         """
@@ -168,7 +168,7 @@ class MeasureHooks:
         return {}
 
     def describe(self) -> str:
-        """What is measured, as Markdown, written once behind the first row; nothing before that."""
+        """What is measured, as Markdown. It is written once, after the first row, and empty before that."""
         return ""
 
     def remark(self) -> str:

@@ -17,7 +17,7 @@ __all__ = ["measure_checkpoints"]
 
 
 class _Run:
-    """What the callbacks ask of a Trainer, of a run that is over."""
+    """Stands in for the Trainer of a run that is over: it has what the callbacks ask for."""
 
     barebones = fast_dev_run = is_last_batch = should_stop = False
     testing = predicting = sanity_checking = False

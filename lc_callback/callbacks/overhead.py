@@ -1,4 +1,4 @@
-"""What measuring costs a run: said early, and kept low by leaving out rows."""
+"""What measuring costs a run: reported early, and kept low by leaving out rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SHARE_TO_SAY = 0.2
-SECONDS_TO_SAY = 5.0  # of a short run any share is small change
+SECONDS_TO_SAY = 5.0  # less is not worth a line, whatever its share
 _WORTH_NAMING = 0.02  # share of one callback
 
 
@@ -128,7 +128,7 @@ def ends_with(trainer: Any, schedule: Schedule, step: int) -> bool:
 
 
 def halved_by(given: Mapping[str, Any], n_points: int, schedule: Schedule) -> str:
-    """Which argument of a callback halves its time, and what it is to be.
+    """Which argument of a callback halves its time, and the value that does.
 
     Args:
         given: its ``train_probes`` and ``test_probes``; empty if fewer points make no row cheaper.

@@ -52,13 +52,13 @@ class SplinePartitionCallback(ProbeCallback):
       directory; at the end ``partition/film.png``, a strip of some of them, and ``partition/film.gif``, all of them.
     - ``partition/seconds``: what the row cost.
 
-    A convolutional network has millions of regions in such a window. So it shrinks to a half, a fifth, a tenth, ... of
-    its sides at the first row, until each slice holds at most a quarter of ``max_regions`` (the whole window: a half),
-    and stays as it is for all rows, so that they can be compared. A row that would hold more than ``max_regions`` makes
-    it shrink again, with a warning. A shrunk window is near the first point: round a mixture of nine tenths of it and a
-    twentieth each of the other two, for at the point itself the kinks of many units meet, wherever an image is blank.
-    That of the second slice has the same size and is round the point of the decision boundary. The regions near the
-    probes and near the boundary are then all those of these two windows, and the row also has
+    A convolutional network has millions of regions in such a window. So the window shrinks at the first row, to a half,
+    a fifth, a tenth, ... of its sides, until each slice holds at most a quarter of ``max_regions`` (the whole window: a
+    half). Then it stays as it is, so that rows can be compared. If a later row would hold more than ``max_regions``,
+    the window shrinks again, with a warning. The middle of a shrunk window is near the first point: nine tenths of that
+    point and a twentieth of each of the other two. At the point itself the kinks of many units meet if an image is
+    blank somewhere. The window of the second slice has the same size, and its middle is on the decision boundary. The
+    regions near the probes and near the boundary are then all those of these two windows, and the row also has
 
     - ``partition/window``: its side, in the unit of ``window=``. Rows without it have the window that was asked for.
     - ``partition/density``: regions in a square of side 1 in input units: also rows of different windows can be
@@ -70,8 +70,8 @@ class SplinePartitionCallback(ProbeCallback):
     Args:
         near: radius of the discs, in parts of the window's side.
         window: side of the window, in parts of the square that holds the three points with a margin of a fifth. The
-            number of regions, and with it the cost, goes with its square: a region costs about one forward and, for its
-            slope, one backward pass for each output, in float64.
+            number of regions grows with its square, and the cost with that number: a region costs about one forward
+            pass and, for its slope, one backward pass for each output, in float64.
         at: name of the module whose output is sliced instead of the input. Tokens: the embedding that reads them.
         n_probes: points among which the three are found.
         schedule: ``None`` is three steps a decade, step 0 and the last step; ``"log"`` ten; a list of steps, or a

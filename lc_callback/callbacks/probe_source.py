@@ -62,7 +62,7 @@ class ProbeSource:
         for split, seed in (("train", self._seed), ("test", self._seed + 1)):
             if not training or split in self._splits:
                 drawn |= self._drawn(trainer, signature, split, seed, n)
-        if not training:  # what there is to measure, and nothing to complain about
+        if not training:  # an evaluation measures what there is
             return drawn
         if "train" not in drawn:
             raise MisconfigurationException(

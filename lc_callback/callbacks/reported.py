@@ -54,7 +54,7 @@ class Reported(MeasureHooks):
         return self.peer.record.transitions
 
     def logs(self, key: str) -> bool:
-        """Whether the rows of this run have, or are going to have, a value under this key. For after the trial."""
+        """Whether the rows of this run have a value under this key, or are going to. Known after the trial."""
         keys = self.peer.keys
         late = {keys.full(name) for name in self.late_keys}
         return key in {*self.peer.rows.trial_keys, *late, keys.in_group("seconds")} or key in self.history.keys
@@ -100,7 +100,7 @@ class Reported(MeasureHooks):
         return self._loop.source.sizes.get(split)
 
     def half_the_cost(self) -> str:
-        """Which argument halves the time that it takes, and what it is to be."""
+        """Which argument halves the time of a row, and the value that does."""
         given = {"train_probes": self.train_probes, "test_probes": self.test_probes}
         return halved_by(given if self.cost_grows_with_probes else {}, self._loop.source.largest, self.schedule)
 

@@ -76,9 +76,9 @@ class PGDRobustnessCallback(ProbeCallback):
     ``robustness_onset`` and ``delayed_robustness``. They are in ``callback.transitions``, in ``events.jsonl`` in the
     log directory, and in the picture ``timeline``.
 
-    Under DDP each process attacks its share of the points, and all get the same row: that of one process but for
-    rounding, which an attack can turn into a point more or less. Attacks other than ``"PGD"`` draw for all points at
-    once, so each process runs them on all.
+    Under DDP each process attacks its share of the points, and all get the same row. Rounding may make it differ from
+    the row of one process, so that an attack succeeds at one point more or less. Attacks other than ``"PGD"`` draw
+    random numbers for all points at once, so each process attacks all points.
 
     Rows go to every logger of the Trainer, to ``trainer.callback_metrics`` (so
     ``ModelCheckpoint(monitor="robust_acc/test_eps0.03", mode="max")`` works), to ``callback.history``, into
@@ -96,9 +96,9 @@ class PGDRobustnessCallback(ProbeCallback):
         eps_unit: ``"input"``: ``eps`` and ``alpha`` are in units of what is attacked. ``"std"``: they are multiples of
             the root-mean-square spread of the train points there (of the test points in an evaluation without train
             points). ``"auto"`` is ``"input"`` for inputs and ``"std"`` behind a module (``at``, tokens). Behind a
-            module this is the spread at each row, for an embedding that shrinks while the next layer grows is the same
-            function; with ``"input"`` numbers stay as they are, and a warning says once if the spread has changed by a
-            factor of 2.
+            module the spread is measured at each row, because an embedding that shrinks while the next layer grows is
+            the same function. With ``"input"`` the numbers stay as they are; one warning says if the spread has changed
+            by a factor of 2.
         attack_args: further arguments of the attack, such as ``{"norm": "L2"}``.
         raw: also log the accuracy under the attack on raw logits, which vanishing gradients can mislead.
         at: name of the module whose output is attacked instead of the input. Tokens: the embedding that reads them.
@@ -287,7 +287,7 @@ class PGDRobustnessCallback(ProbeCallback):
             rank_zero_warn(f"{self.peer.name}: {self._note}")
 
     def _warn_of_wide_eps(self) -> None:
-        """Say so if the attack may turn any point into any other of the domain."""
+        """Warn if the attack may turn any point into any other of the domain."""
         if self._domain is None or self._behind or "L2" in f"{self._attack_name()} {self.attack_args}".upper():
             return
         low, high = (torch.as_tensor(bound) for bound in self._domain)

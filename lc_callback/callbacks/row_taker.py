@@ -111,7 +111,7 @@ class RowTaker:
         return row
 
     def _keys_of(self, found: Found) -> dict[str, str]:
-        """The keys of a row by what a measure called them: with the prefix, and none that the row has already."""
+        """Map the keys of a measure to those of the row: add the prefix, and rename what the row has already."""
         given = [self._keys.full(key) for key in found]
         keys = dict(zip(found, distinct(given, ("step", self._keys.in_group("seconds"))), strict=True))
         new = {
@@ -167,14 +167,14 @@ class RowTaker:
             ) from error
 
     def _is_finite(self, network: Network, few: Mapping[str, Probes], pl_module: Any) -> bool:
-        """Whether the weights are, and what the network gives for a few points."""
+        """Whether the weights are finite, and so is what the network gives for a few points."""
         try:
             with self._conditions.of(pl_module):
                 outputs = [network(probes.inputs) for probes in few.values()]
                 leaves = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
                 own = [*network.module.parameters(), *network.module.buffers()]
                 return all(bool(tensor.isfinite().all()) for tensor in [*own, *leaves])
-        except Exception:  # that is another fault
+        except Exception:  # another fault, which the trial measurement reports
             return True
 
 

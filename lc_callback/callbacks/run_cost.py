@@ -1,4 +1,4 @@
-"""The time of a run, by what its measuring callbacks take: said early, if it is much."""
+"""How the time of a run is shared between training and measuring. A large share of measuring is reported early."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lc_callback.callbacks.peers import Measuring
 
 __all__ = ["RunCost"]
 
-_STEPS = 20  # that are timed before anything is said
-_WARM_UP = 3  # of these, the first, which are slow
+_STEPS = 20  # batches that are timed before anything is reported
+_WARM_UP = 3  # the first of these, which are slow and do not count
 
 
 class RunCost:
-    """The time of a run, by what its measuring callbacks take and what is left for the training.
+    """How the time of a run is shared between its measuring callbacks and the training.
 
     Args:
         callbacks: all measuring callbacks of the Trainer.

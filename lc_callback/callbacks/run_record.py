@@ -94,7 +94,7 @@ class RunRecord:
             self.events = [event for step, row in rows for event in self._detector.update(step, row)]
 
     def changes(self, fingerprints: Mapping[str, str], settings: Mapping[str, str]) -> str:
-        """What is not as it was in the checkpoint, in words: points, their labels, arguments. Keeps those of now."""
+        """Say which points, labels and arguments differ from the checkpoint. From now on the present ones count."""
         before = self._fingerprints
         other = [name for name, value in fingerprints.items() if before.get(name, value) != value]
         text = changes_in_words(other, changed_settings(self._old_settings, settings))
@@ -124,7 +124,7 @@ class RunRecord:
         self.history.append(row.step, row.values, row.arrays)
 
     def finish(self) -> None:
-        """The run is over: what its last row shows is known, too."""
+        """The run is over. Look for transitions once more, so that what its last row shows is known, too."""
         self._add(self._guard.attempt("looking for transitions", self._detector.finish))
 
     def _add(self, events: list[PhaseEvent] | None) -> None:

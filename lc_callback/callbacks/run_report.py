@@ -166,7 +166,7 @@ class RunReport:
 
 
 def _to_act_on(events: Sequence[PhaseEvent], certainty: str) -> list[Transition]:
-    """Of the transitions of these events those that may be acted on since then."""
+    """The transitions of these events on which the callbacks may act now."""
     if certainty == TENTATIVE:
         return [event.transition for event in events if event.what == "found"]
     telling = [event for event in events if event.what in ("found", "confirmed")]
@@ -174,7 +174,7 @@ def _to_act_on(events: Sequence[PhaseEvent], certainty: str) -> list[Transition]
 
 
 def _save(trainer: Any, path: str) -> None:
-    """Save a checkpoint. A rank that cannot still goes to the barrier where the others wait."""
+    """Save a checkpoint. A rank that fails to do so goes to the barrier all the same: the others wait there."""
     try:
         trainer.save_checkpoint(path)
     except Exception:

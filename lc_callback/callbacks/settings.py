@@ -39,9 +39,11 @@ def recorded(init: Callable[..., None]) -> Callable[..., None]:
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
-            passed_on = type(self).without if outer else ()  # by a constructor that does not take them itself
+            passed_on = (
+                type(self).without if outer else ()
+            )  # a constructor that does not take these itself passes them on
             _refuse_unknown(type(self), {name: value for name, value in kwargs.items() if name not in passed_on})
-            init(self, *args, **kwargs)  # which says what else is wrong
+            init(self, *args, **kwargs)  # raises the TypeError of Python
             return
         if not outer:
             _refuse_unknown(type(self), {name: None for name in kwargs if name in type(self).without})
@@ -111,7 +113,7 @@ def in_text(value: Any) -> str:
 
 
 def changed_settings(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is not as it was, such as "`radius` was 0.1 and is 1"; arguments that only one of the two has do not count.
+    """The settings that differ, such as "`radius` was 0.1 and is 1". Only arguments that both have are compared.
 
     Example::
 
@@ -127,7 +129,7 @@ def changed_settings(before: Mapping[str, str], now: Mapping[str, str]) -> list[
 
 
 def changes_in_words(points: Sequence[str], settings: Sequence[str]) -> str:
-    """What a run is resumed with that its checkpoint did not have; nothing if all is as it was.
+    """Say which points and settings of a resumed run differ from its checkpoint; empty if all are the same.
 
     Args:
         points: what has other points, such as ``"train"`` or ``"labels of the train"``.

@@ -1,4 +1,4 @@
-"""What monitors a key of ours and looks more often than rows are taken: found before the first step."""
+"""Finds, before the first step, what monitors a key of ours and looks at it more often than rows are taken."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class PhaseEvent:
     Attributes:
         what: ``"found"``; ``"confirmed"``, when it is firm and no longer provisional; ``"doubted"``, when five looks in
             succession have not seen it firm; ``"withdrawn"``; ``"moved"``, by more than 0.15 decades since it was last
-            told; or, at the end of a run, ``"updated"``, if its numbers have changed otherwise.
+            reported; or, at the end of a run, ``"updated"``, if its numbers have changed otherwise.
         at: step of the row.
         transition: as it is now; or the one that was withdrawn, as it was.
     """
@@ -274,7 +274,7 @@ class Detector:
         self._steps: list[float] = []
         self._columns: dict[str, tuple[list[float], list[float]]] = {}
         self._seen: list[tuple[int, list[Turn]]] = []
-        self._told: dict[tuple[str, str], Transition] = {}
+        self._reported: dict[tuple[str, str], Transition] = {}
         #: What is known now, in the order of the steps.
         self.transitions: list[Transition] = []
 
@@ -327,14 +327,14 @@ class Detector:
 
     def _changes(self, seen: list[tuple[int, list[Turn]]], at: int, last: bool = False) -> list[PhaseEvent]:
         provisional = {
-            (t.kind, t.curve.removeprefix(self._prefix)) for t in self._told.values() if t.provisional
-        }  # told by the last row of a training that goes on now
+            (t.kind, t.curve.removeprefix(self._prefix)) for t in self._reported.values() if t.provisional
+        }  # reported at the last row of a training that goes on now
         now = dated(seen, provisional, is_over=last)
         self.transitions = [replace(t, curve=self._prefix + t.curve if t.curve else "") for t in now]
         by_name = {(t.kind, t.curve): t for t in self.transitions}
-        events = [PhaseEvent("withdrawn", at, old) for name, old in self._told.items() if name not in by_name]
+        events = [PhaseEvent("withdrawn", at, old) for name, old in self._reported.items() if name not in by_name]
         for name, new in by_name.items():
-            old = self._told.get(name)
+            old = self._reported.get(name)
             if old is None:
                 whats = ["found"]
             else:
@@ -347,22 +347,22 @@ class Detector:
         for event in events:
             name = event.transition.kind, event.transition.curve
             if event.what == "withdrawn":
-                del self._told[name]
+                del self._reported[name]
             else:
-                self._told[name] = event.transition
+                self._reported[name] = event.transition
         return events
 
     # State
 
     def state(self) -> dict[str, Any]:
-        """What was seen and told, in plain Python, for a checkpoint. The rows are not in it."""
+        """What was seen and reported, in plain Python, for a checkpoint. The rows are not in it."""
 
         def plain(t: Turn | Transition) -> dict[str, Any]:
             return {key: getattr(t, key) for key in t.__dataclass_fields__}
 
         return {
             "seen": [[step, [plain(turn) for turn in turns]] for step, turns in self._seen],
-            "told": [plain(transition) for transition in self._told.values()],
+            "told": [plain(transition) for transition in self._reported.values()],
             "transitions": [plain(transition) for transition in self.transitions],
         }
 
@@ -372,6 +372,6 @@ class Detector:
         for step, row in rows:
             self._add(step, row)
         self._seen = [(int(step), [Turn(**turn) for turn in turns]) for step, turns in state["seen"]]
-        told = [Transition(**transition) for transition in state["told"]]
-        self._told = {(t.kind, t.curve): t for t in told}
+        reported = [Transition(**transition) for transition in state["told"]]
+        self._reported = {(t.kind, t.curve): t for t in reported}
         self.transitions = [Transition(**transition) for transition in state["transitions"]]

@@ -29,18 +29,18 @@ def untouched(
 
     Inside: every module is in eval mode, gradients, autocast, inference mode and reduced-precision float32 (TF32,
     bf16 matmul) are off, compiled code runs eagerly, and the fused transformer and recurrent kernels, which hide
-    their non-linearities, are replaced by their plain forms. Afterwards: the ``.training`` flag of every single module,
-    the buffers (the model works on clones), parameters, ``.grad``, and the Python, NumPy, torch and CUDA random states
-    are what they were, and so are the generators that the modules keep as attributes. Each attribute of a module is the
-    object that it was, and new ones are gone; what is inside a list or another object is not looked after.
+    their non-linearities, are replaced by their plain forms. Afterwards all is what it was: the ``.training`` flag of
+    every single module, the buffers (the model works on clones), parameters, ``.grad``, and the Python, NumPy, torch
+    and CUDA random states. So are the attributes of the modules, and what these hold:
+    :func:`lc_callback.isolation.snapshot.restored` says how far this goes.
 
-    Where each process has a part of the weights (``fully_shard``, ``parallelize_module``), the whole ones stand in for
-    them, and torch's hooks that put the parts together are left out. All processes have to enter then.
+    If each process has a part of the weights (``fully_shard``, ``parallelize_module``), whole weights take their place
+    inside, and torch's hooks that put the parts together are left out. All processes have to enter then.
 
     Flags are set directly, not by ``model.eval()``: an overridden ``train()`` may merge or unmerge weights.
 
     Raises:
-        ValueError: if a parameter is not initialised yet: a measurement would do it, with other numbers.
+        ValueError: if a parameter is not initialised yet: a measurement would initialise it, with other numbers.
 
     Args:
         model: the module that is about to be measured.
@@ -81,11 +81,12 @@ def untouched(
 
 @functools.cache
 def _keep_what_is_freed() -> None:
-    """Free 28 MB once, which are never written to.
+    """Allocate and free 28 MB once, without writing to them.
 
-    The C library of Linux hands freed memory back to the system, and every operation gets its own anew, page by page,
-    until a block as large as its result has been freed. A training with large tensors has done so; behind one with
-    small ones a measurement would spend up to a quarter of its time on that (``benchmarks/freed_memory.py``).
+    The C library of Linux returns freed memory to the system until a block of that size has been freed once. Until
+    then every operation gets the memory of its result anew, page by page. A training with large tensors has freed
+    such a block. After one with small tensors a measurement would take up to a quarter of its time for new pages
+    (``benchmarks/freed_memory.py``).
     """
     torch.empty(28 * 2**20, dtype=torch.uint8, device="cpu")
 
@@ -104,13 +105,17 @@ def fixed_rng(seed: int | None, *holders: object) -> Iterator[None]:
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             stack.callback(numpy.random.set_state, numpy.random.get_state())
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        if in_use:
             stack.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
         for restore, state in generators:
             stack.callback(restore, state)
         if seed is not None:
             random.seed(seed)
-            torch.manual_seed(seed)
+            # `torch.manual_seed` would seed every other device as well, also one that is first used after this.
+            torch.default_generator.manual_seed(seed)
+            if in_use:
+                torch.cuda.manual_seed_all(seed)
             if numpy is not None:
                 numpy.random.seed(seed % 2**32)
         yield
@@ -243,7 +248,7 @@ def _is_cast(tensor: Tensor, dtype: torch.dtype | None) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether its values are all that it is, and autograd takes it."""
+    """Whether it is no more than its values, and autograd takes it."""
     return not (_is_sharded(tensor) or tensor.is_inference() or tensor.is_meta)
 
 

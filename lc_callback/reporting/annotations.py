@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "N_TOLD",
+    "N_WRITTEN",
     "Marker",
     "Span",
     "draw_cut_rows",
@@ -42,9 +42,9 @@ _TOO_FAR = 1.0  # times the room of all other rows, above them: a lone row there
 _BAND = 0.08  # opacity of an interval
 _HOLLOW = 2.6  # width of a tentative line in points, white within
 _NUMBERS_AT = 0.945  # of the height of a panel
-_ALIKE = 0.1  # of a value: one that differs by less is not told beside it
+_ALIKE = 0.1  # of a value: one that differs by less is not written beside it
 #: Rows that are cut off, whose values one panel names; of more only the farthest.
-N_TOLD = 4
+N_WRITTEN = 4
 
 Floats = NDArray[np.float64]
 
@@ -320,13 +320,13 @@ def draw_cut_rows(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[s
         ax.plot([step], [1.0 if up else 0.0], transform=at, clip_on=False, zorder=6, gid="cut", label="_cut", **arrow)
     taken: list[tuple[float, float, float]] = []
     middle = (bottom + top) / 2
-    told: dict[tuple[int, bool], list[tuple[str, float]]] = {}  # by step, and whether at the upper edge
+    lone: dict[tuple[int, bool], list[tuple[str, float]]] = {}  # by step, and whether at the upper edge
     for key, step in cut:
-        told.setdefault((step, values[key, step] > top), []).append((key, values[key, step]))
-    farthest = sorted(told, key=lambda place: (-max(abs(value - middle) for _, value in told[place]), place))
-    for step, up in farthest if len(farthest) <= N_TOLD else farthest[:1]:
-        own = told[step, up]
-        text = _told(step, own, part)
+        lone.setdefault((step, values[key, step] > top), []).append((key, values[key, step]))
+    farthest = sorted(lone, key=lambda place: (-max(abs(value - middle) for _, value in lone[place]), place))
+    for step, up in farthest if len(farthest) <= N_WRITTEN else farthest[:1]:
+        own = lone[step, up]
+        text = _in_words(step, own, part)
         x = float(ax.transAxes.inverted().transform(ax.transData.transform((step, 0)))[0])
         width, offset = extent(text, layout.small) / layout.inner, 0.6 * layout.text / 72 / layout.inner
         left = x + offset if x + offset + width <= 1 else max(0.0, x - offset - width)
@@ -350,10 +350,10 @@ def draw_cut_rows(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[s
         )
 
 
-def _told(step: int, own: Sequence[tuple[str, float]], part: RunCurves) -> str:
+def _in_words(step: int, own: Sequence[tuple[str, float]], part: RunCurves) -> str:
     """What stands at an arrow: the values of all curves there, the step, and the layers."""
-    told = [own[0][1]]
-    told += [value for _, value in own[1:] if all(abs(value - other) > _ALIKE * abs(other) for other in told)]
-    values = ", ".join(f"{value:,.4g}" for value in told)
+    written = [own[0][1]]
+    written += [value for _, value in own[1:] if all(abs(value - other) > _ALIKE * abs(other) for other in written)]
+    values = ", ".join(f"{value:,.4g}" for value in written)
     layers = dict.fromkeys(layer for key, _ in own if (layer := part.made_by.get((key, step))))
     return f"{values} at step {step:,}" + (f" ({', '.join(layers)})" if layers else "")

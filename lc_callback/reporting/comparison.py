@@ -304,9 +304,9 @@ def _warn_of_radii(read: Mapping[Path, Sequence[RunCurves]]) -> None:
                     radii.setdefault(key, {}).setdefault(float(f"{value:.6g}"), path)
     for key, by_radius in radii.items():
         if len(by_radius) > 1:
-            told = ", ".join(f"{radius:g} in {path}" for radius, path in by_radius.items())
+            listed = ", ".join(f"{radius:g} in {path}" for radius, path in by_radius.items())
             warnings.warn(
-                f"`{key}` differs between the runs ({told}): local complexity is comparable at one radius only. Pass "
+                f"`{key}` differs between the runs ({listed}): local complexity is comparable at one radius only. Pass "
                 "`radius=` with one of these numbers to all of them.",
                 stacklevel=3,
             )

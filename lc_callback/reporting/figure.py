@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lc_callback.reporting.annotations import (
-    N_TOLD,
+    N_WRITTEN,
     Marker,
     Span,
     draw_cut_rows,
@@ -208,7 +208,7 @@ class _Block:
 
     def _text(self) -> str:
         steps = {step for _, step in self._cut}
-        farthest = ", the farthest with its value" if len(steps) > N_TOLD else ""
+        farthest = ", the farthest with its value" if len(steps) > N_WRITTEN else ""
         thin = "; thin: to rows at which one layer spikes" if is_spiky(self._part, self._cut) else ""
         cut = f"Arrow: a row beyond the axis{farthest}{thin}."
         own = [marker.found for marker in self._markers if marker.is_of(self._part, self._panel)]

@@ -85,7 +85,7 @@ def _detected(
 def _measure_of(
     rows: list[dict[str, float]], measures: Sequence[type[MeasureSpec]]
 ) -> tuple[type[MeasureSpec] | None, str]:
-    """The measure that wrote the rows, and its prefix, both told by the key of its seconds."""
+    """The measure that wrote the rows, and its prefix, both taken from the key of its seconds."""
     for key in _keys(rows):
         own = [measure for measure in measures if key.endswith(f"{measure.group}/seconds")]
         if own:

@@ -61,7 +61,7 @@ def grokking(seen: Followed) -> str:
 def _generalised(seen: Followed, at: int) -> str:
     reached = _reached(seen, Smoothed(*seen.curves[TEST]).level, at)
     if TRAIN not in seen.curves:
-        return f"it generalised: {reached}; without accuracy at train points no delay can be told"
+        return f"it generalised: {reached}; without accuracy at train points it is not known whether this was late"
     if seen.early_kind("interpolation") is not None:
         return f"it generalised after it interpolated: {_fitted(seen)}, {reached}"
     fitted, since = _fitted(seen), _interpolated_since(seen)
@@ -128,7 +128,7 @@ def _not_generalised(seen: Followed) -> str:
         return f"it has not generalised for good so far: {why}; {fitted}"
     moved = f"test accuracy {course.brief() if course.legs else f'stays {course.between}'}"
     if TRAIN not in seen.curves:
-        return f"no generalization is seen: {moved}; without accuracy at train points no delay can be told"
+        return f"no generalization is seen: {moved}; accuracy at train points is not known"
     if _is_fitted(seen) and not course.legs and course.first >= _ALREADY * Smoothed(*seen.curves[TRAIN]).level:
         return f"it generalised from the start: {moved}, {fitted}"
     if _is_fitted(seen):

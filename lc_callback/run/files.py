@@ -1,4 +1,4 @@
-"""The files of a run: never those of another, and whole whenever somebody looks."""
+"""The files of a run: never those of another run, and complete at any moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST = 120  # bytes of a name: most file systems take 255, and more is put b
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path`` to write to; what is there at the end takes its name.
+    """Give a path beside ``path`` to write to. At the end the file there is renamed to ``path``.
 
     A link of that name is replaced, and what it leads to stays as it is. After an error the old file is still there.
     """
@@ -57,7 +57,7 @@ def safe_name(text: str) -> str:
 
 
 def free_bytes(folder: Path) -> float:
-    """Room on the disk of a folder, which need not be there yet; infinite where nobody can say."""
+    """Bytes that are free on the disk of a folder, which need not exist yet; infinite if nobody can say."""
     for place in (folder, *folder.parents):
         try:
             return shutil.disk_usage(place).free
@@ -148,7 +148,7 @@ class LineFile:
 
 
 def _why_not(path: Path, is_ours: Callable[[str], bool]) -> str:
-    """Why a file is not that of this run; nothing if it is."""
+    """Why a file is not that of this run; empty if it is."""
     try:
         return "" if is_ours(path.read_bytes().decode()) else "it does not begin with what the checkpoint has"
     except (OSError, ValueError) as error:  # a folder, no permission, or bytes that are no UTF-8

@@ -120,7 +120,7 @@ class _Plan:
         return getattr(self.loader, "num_workers", 0)
 
     def read(self, requests: list[Any], seed: int, argument: str, use: Callable[[Iterator[Any]], Any]) -> Any:
-        """What ``use`` makes of the batches that are asked for: keys, or lists of keys."""
+        """Read the batches of these keys, or lists of keys. Returns what ``use`` makes of them."""
         if _is_plain(self.dataset) and self.collate is default_collate:  # to read it leaves no trace
             with fixed_rng(seed):
                 return use(self._batches(self.dataset, self.collate, requests))
@@ -177,7 +177,7 @@ def _keys(plan: _Plan, n: int, seed: int, argument: str, n_batches: int | None) 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be found out of a sampler. ``stream`` is not used where a copy is given."""
+    """Asks a sampler which keys it gives. If there is a copy of it, ``stream`` is not used."""
 
     stream: Any
     n: int
@@ -185,7 +185,7 @@ class _Request:
     n_batches: int | None
 
     def of(self, stream: Any, seed: int) -> list[Any]:
-        """The keys that ``stream``, of which nothing else is expected, gives."""
+        """The keys that ``stream`` gives. Nothing else uses it after this."""
         found: dict[Any, Any] = {}
         with fixed_rng(seed, stream):
             per_step = _as_one_process(stream)

@@ -58,13 +58,13 @@ def _data(folder: Path) -> dict[str, str]:
     ctx = RequestContext()
     folders = LocalFolders({"": folder})
     reader = Reader(_provider(folder), folders)
-    told = reader.runs(ctx, "", folders.runs())
-    runs = json.loads(told)
+    answer = reader.runs(ctx, "", folders.runs())
+    runs = json.loads(answer)
     names = [run["name"] for run in runs["runs"]]
     pictures = {name: json.loads(reader.pictures(ctx, "", name)) for name in names}
     _embed(reader, ctx, pictures)
     return {
-        "runs": told,
+        "runs": answer,
         "series": reader.series(ctx, "", names, runs["tags"]),
         "events": reader.events(ctx, "", names),
         "pictures": json.dumps(pictures),
@@ -84,13 +84,13 @@ def _provider(folder: Path) -> Any:
 def _embed(reader: Reader, ctx: Any, pictures: dict[str, Any]) -> None:
     """Put the pictures themselves in place of their addresses, of too many only some."""
     found = []
-    for run, told in pictures.items():
-        told["films"] = []
-        for one in told["pictures"]:
+    for run, answer in pictures.items():
+        answer["films"] = []
+        for one in answer["pictures"]:
             picture = reader.blob(ctx, one["blob"]) if "blob" in one else reader.picture(ctx, "", run, one["file"])
             if picture is not None:
                 found.append((run, one, picture))
-        told["pictures"] = []
+        answer["pictures"] = []
     every = -(-sum(len(content) for _, _, (content, _) in found) // _MOST_PICTURES) or 1
     for i, (run, one, (content, mime)) in enumerate(found):
         if (len(found) - 1 - i) % every == 0:

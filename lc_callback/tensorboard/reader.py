@@ -118,12 +118,14 @@ class Reader:
 
     def events(self, ctx: Any, experiment: str, runs: Sequence[str]) -> str:
         """The events of each run: of its ``events.jsonl``, else of its last summary."""
-        told = {run: events_of_lines(text) for run in runs if (text := self._folders.events(run)) is not None}
-        others = [run for run in runs if run not in told]
+        found = {run: events_of_lines(text) for run in runs if (text := self._folders.events(run)) is not None}
+        others = [run for run in runs if run not in found]
         if others and self._provider is not None:
             with suppress(Exception):  # of whatever the provider is; the runs then have no events
-                told |= {run: events_of_summary(text) for run, text in self._summaries(ctx, experiment, others).items()}
-        return json.dumps({run: {"events": events, "unread": unread} for run, (events, unread) in told.items()})
+                found |= {
+                    run: events_of_summary(text) for run, text in self._summaries(ctx, experiment, others).items()
+                }
+        return json.dumps({run: {"events": events, "unread": unread} for run, (events, unread) in found.items()})
 
     def heat(self, ctx: Any, experiment: str, run: str, prefix: str) -> str:
         """Layers x steps of the tags with a prefix. Of very many layers, neighbours are averaged."""

@@ -15,7 +15,7 @@ from lc_callback import LocalComplexityCallback
 from lc_callback.functional import local_complexity
 from lc_callback.functional.radius import find_radius
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 
 def vectors(n: int = 600, seed: int = 0) -> TensorDataset:

@@ -19,18 +19,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from made_up import leave_out_pictures
 from torch import nn
 
 from lc_callback.callbacks.closing import ClosingRows
 
-pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
-
-
-@pytest.fixture(autouse=True)
-def _no_timeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time of a short run goes into it."""
-    leave_out_pictures(monkeypatch)
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn", "no_timeline")]
 
 
 class Norms(pl.Callback):

@@ -942,6 +942,25 @@ def without(tmp_path_factory):
     return functools.cache(lambda name: trained(name, tmp_path_factory.mktemp("without")))
 
 
+def with_callbacks(name: str, folder: Any, *kinds: str) -> tuple[dict[str, Any], Trained]:
+    callbacks = {kind: measuring(name, kind) for kind in kinds}
+    return callbacks, trained(name, folder, *callbacks.values())
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The training with all three callbacks, by case; run once."""
+    return functools.cache(lambda name: with_callbacks(name, tmp_path_factory.mktemp("together"), *KINDS))
+
+
+@pytest.fixture(scope="module", params=["together", pytest.param("alone", marks=pytest.mark.slow)])
+def measured(request, together, tmp_path_factory):
+    """The training with the callback of that kind, and the two others or not, by case."""
+    if request.param == "together":
+        return lambda name, kind: together(name)
+    return lambda name, kind: with_callbacks(name, tmp_path_factory.mktemp("alone"), kind)
+
+
 def assert_untouched(given: Trained, twin: Trained) -> None:
     assert set(given.warned) - set(twin.warned) == set()
     for key, tensor in twin.module.state_dict().items():
@@ -960,10 +979,10 @@ def measuring(name: str, kind: str, **arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_kind_of_model(name, without, tmp_path):
+def test_every_kind_of_model(name, without, measured):
     case = CASES[name]
-    callback = measuring(name, "lc")
-    given = trained(name, tmp_path, callback)
+    callbacks, given = measured(name, "lc")
+    callback = callbacks["lc"]
     module, data = given.module, given.data
     expected, units = count(case, given.before, data[0])
     assert units == case.layers
@@ -984,10 +1003,9 @@ def test_every_kind_of_model(name, without, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_of_every_kind_of_model(name, without, tmp_path):
-    callback = measuring(name, "rank")
-    given = trained(name, tmp_path, callback)
-    rows = callback.history
+def test_ranks_of_every_kind_of_model(name, without, measured):
+    callbacks, given = measured(name, "rank")
+    rows = callbacks["rank"].history
     assert rows.steps == [0, 1, 2, 3]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     for i, module in ((0, given.before), (-1, given.module)):
@@ -999,7 +1017,7 @@ def test_ranks_of_every_kind_of_model(name, without, tmp_path):
             assert rows[f"rank/{layer}"][i] == (spectrum > tolerance * spectrum[0]).sum() > 0
             found = rows.arrays[rows.steps[i]][f"spectrum/{layer}"].numpy()
             assert found == pytest.approx(spectrum, rel=1e-3, abs=1e-5 * spectrum[0])
-    widths = {layer: (found.n, found.d) for layer, found in callback._latest.items()}
+    widths = {layer: (found.n, found.d) for layer, found in callbacks["rank"]._latest.items()}
     assert widths == {layer: x.shape for layer, x in by_hand.items()}
     squares = sum(p.double().square().sum().item() for p in given.module.parameters())
     if "submodule" not in CASES[name].callback:
@@ -1008,10 +1026,9 @@ def test_ranks_of_every_kind_of_model(name, without, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_accuracies_of_every_kind_of_model(name, without, tmp_path):
-    callback = measuring(name, "robustness")
-    given = trained(name, tmp_path, callback)
-    rows = callback.history
+def test_accuracies_of_every_kind_of_model(name, without, measured):
+    callbacks, given = measured(name, "robustness")
+    rows = callbacks["robustness"].history
     assert rows.steps == [0, 1, 2, 3]
     for i, module in ((0, given.before), (-1, given.module)):
         for split, data in zip(("train", "test"), given.data, strict=True):
@@ -1043,9 +1060,8 @@ def test_what_is_no_classifier_is_refused_before_the_first_step(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_three_of_every_kind_of_model(name, without, tmp_path):
-    callbacks = {kind: measuring(name, kind) for kind in KINDS}
-    given = trained(name, tmp_path, *callbacks.values())
+def test_all_three_of_every_kind_of_model(name, without, together):
+    callbacks, given = together(name)
     for callback in callbacks.values():
         assert callback.history.steps == [0, 1, 2, 3]
         assert all(math.isfinite(value) for row in callback.history for value in row.values())

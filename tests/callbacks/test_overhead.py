@@ -22,7 +22,10 @@ from lc_callback.callbacks import clock as clock_of_callbacks
 from lc_callback.callbacks.overhead import Forecast, forecast_text, is_kept, third_of_decade
 from lc_callback.run.schedule import Schedule, is_log_step
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # without a logger, and much of the training
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # without a logger, and much of the training
+    pytest.mark.usefixtures("no_timeline"),
+]
 
 # The decision
 

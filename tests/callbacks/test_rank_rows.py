@@ -16,7 +16,7 @@ from torch import nn
 from lc_callback import FeatureRankCallback
 from lc_callback.functional import centroid_alignment, feature_rank, feature_ranks, linear_probe
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 N, WIDTH = 24, 16
 LAYERS = ["net.1", "net.3"]

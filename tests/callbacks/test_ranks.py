@@ -498,10 +498,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {n: tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2, 4)}
 
 
+class Launched(dict[int, list[dict[str, Any]]]):
+    """What each rank has to say, by number of processes, which run when they are first asked for."""
+
+    def __init__(self, folders: dict[int, Path]) -> None:
+        super().__init__()
+        self.folders = folders
+
+    def __missing__(self, n: int) -> list[dict[str, Any]]:
+        self[n] = launched(self.folders[n], n)
+        return self[n]
+
+
 @pytest.fixture(scope="module")
-def ranks(folders: dict[int, Path]) -> dict[int, list[dict[str, Any]]]:
-    """What each rank has to say, by number of processes."""
-    return {n: launched(folders[n], n) for n in (2, 4)}
+def ranks(folders: dict[int, Path]) -> Launched:
+    return Launched(folders)
 
 
 @pytest.fixture(scope="module")
@@ -687,7 +698,9 @@ def test_a_failure_of_one_in_the_set_up_stops_all(n: int, ranks: Any) -> None:
 # Where the forward is collective
 
 
-@pytest.mark.parametrize(("n", "how"), [*((2, how) for how in FORWARDS), (4, "all_gather")])
+@pytest.mark.parametrize(
+    ("n", "how"), [*((2, how) for how in FORWARDS), pytest.param(4, "all_gather", marks=pytest.mark.slow)]
+)
 def test_a_forward_that_communicates_runs_equally_often_on_all(n: int, how: str, ranks: Any) -> None:
     first, *others = [own["collective"][how] for own in ranks[n]]
     assert [[row["step"] for row in table] for table in first["rows"]] == 3 * [[0, 2]]

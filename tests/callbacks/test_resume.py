@@ -198,6 +198,7 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kind: str, tm
 # Resumed in this process
 
 
+@pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize("batch", [24, 8])
 @pytest.mark.parametrize(
     "arguments",
@@ -263,6 +264,7 @@ def test_fitting_on_with_the_same_trainer_goes_on(tmp_path: Path) -> None:
     assert callback.history.steps == [0, 2, 4, 6, 8]
 
 
+@pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize("change", [{"seed": 1}, {"n_probes": 5}, {"train_probes": torch.randn(4, DIM)}])
 def test_other_probes_than_those_of_the_checkpoint_warn(change: dict[str, Any], tmp_path: Path) -> None:
     fit(tmp_path, small())
@@ -311,6 +313,7 @@ def arrays_of_text(state: dict[str, Any]) -> None:
 SPOILED = [other_version, no_version, rows_of_text, rows_in_disorder, no_fingerprints, no_extra, arrays_of_text]
 
 
+@pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spoil", SPOILED)
 def test_a_state_that_cannot_be_read_warns_and_starts_anew(spoil: Any, kind: str, tmp_path: Path) -> None:
@@ -348,6 +351,7 @@ def test_a_checkpoint_of_a_run_without_the_callback(used: bool, tmp_path: Path) 
 PLAIN = {dict, list, str, int, float, type(None)}
 
 
+@pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_is_plain_and_small(kind: str, tmp_path: Path) -> None:
     row = ROWS[kind]

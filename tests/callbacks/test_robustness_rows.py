@@ -20,7 +20,7 @@ from lc_callback import PGDRobustnessCallback
 from lc_callback.engine.adversarial.domain import find_bounds
 from lc_callback.functional import robust_accuracy
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 CLEAN = ["clean_acc/train", "clean_acc/test"]
 N = 24

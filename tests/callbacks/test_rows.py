@@ -17,7 +17,7 @@ from lc_callback import LocalComplexityCallback
 from lc_callback.callbacks import ProbeCallback
 from lc_callback.functional import local_complexity
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 CURVES = ("lc", "lc_ci99", "lc_density", "lc_boundary", "lc_tv")
 KEYS = [f"{key}/{split}" for split in ("train", "test", "random") for key in CURVES]

@@ -13,19 +13,13 @@ from all_kinds import KINDS, tiny
 from helpers import Classifier, loader, make_trainer, our_warnings, points
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from made_up import THREE_PHASES, events_file, kinds, leave_out_pictures, made_up
+from made_up import THREE_PHASES, events_file, kinds, made_up
 from made_up import fit as fit_made_up
 
 from lc_callback.callbacks import ProbeCallback
 from lc_callback.run.timeline import read_events
 
-pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
-
-
-@pytest.fixture(autouse=True)
-def _no_timeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time of a short run goes into it."""
-    leave_out_pictures(monkeypatch)
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn", "no_timeline")]
 
 
 def fit(folder: Path, *callbacks: Any, steps: int = 4, resume: Any = None, init: int = 0, **arguments: Any) -> Any:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from all_kinds import KINDS, tiny
 from helpers import Classifier, loader, make_trainer, our_warnings, points
-from made_up import leave_out_pictures
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchmetrics.classification import MulticlassF1Score
@@ -19,13 +18,7 @@ from torchmetrics.classification import MulticlassF1Score
 from lc_callback.callbacks import ProbeCallback
 from lc_callback.callbacks.settings import arguments_of, in_text
 
-pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
-
-
-@pytest.fixture(autouse=True)
-def _no_timeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time of a short run goes into it."""
-    leave_out_pictures(monkeypatch)
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn", "no_timeline")]
 
 
 def call(module: nn.Module, inputs: torch.Tensor) -> Any:

@@ -14,7 +14,7 @@ from helpers import Classifier, TwoOptimizers, loader, make_trainer, our_warning
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 KEYS = {"lc": "lc/train", "robustness": "robust_acc/test_eps0.1", "rank": "weight_norm/total"}
 

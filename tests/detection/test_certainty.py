@@ -41,6 +41,11 @@ NOISES = {
     "heavy tails": heavy,
     "grows late": lambda rng: rng.normal(size=len(STEPS)) * np.linspace(0.3, 1.7, len(STEPS)),
 }
+BETWEEN = ("AR(1) 0.5", "AR(1) 0.9")  # variations of what stays in the quick run; many curves are fitted
+each_noise = pytest.mark.parametrize(
+    "noise",
+    [pytest.param(noise, id=name, marks=pytest.mark.slow if name in BETWEEN else ()) for name, noise in NOISES.items()],
+)
 
 
 def firm(values: np.ndarray) -> dict[str, Any]:
@@ -48,13 +53,13 @@ def firm(values: np.ndarray) -> dict[str, Any]:
     return {turn.kind: turn for turn in turns if turn.certainty == "firm" and turn.kind != "ascent_start"}
 
 
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@each_noise
 def test_noise_alone_has_next_to_no_firm_transition(noise: Any) -> None:
     n = sum(bool(firm(8 + 0.8 * noise(np.random.default_rng(seed)))) for seed in range(40))
     assert n <= 2
 
 
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@each_noise
 def test_intervals_of_firm_transitions_hold_the_truth(noise: Any) -> None:
     inside, widths, found = 0, [], 0
     for seed in range(25):

@@ -425,6 +425,21 @@ def test_a_seed_larger_than_numpys_is_taken():
         assert np.random.random() == first
 
 
+@pytest.mark.parametrize(
+    ("device", "seed_all"),
+    [("cuda", "manual_seed_all"), ("mps", "manual_seed"), ("xpu", "manual_seed_all"), ("mtia", "manual_seed_all")],
+)
+def test_devices_that_are_not_in_use_are_not_seeded(device, seed_all, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(getattr(torch, device), seed_all, seeds.append)
+    with fixed_rng(0):
+        torch.rand(1)
+    assert seeds == []  # else the stream of a device begins there when the training comes to it
+    torch.manual_seed(1)
+    assert seeds == [1]
+
+
 class Noise:
     def __init__(self):
         self.generator = torch.Generator().manual_seed(3)

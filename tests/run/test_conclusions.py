@@ -134,7 +134,7 @@ HEADLINES = {
     ),
     "no train points": (
         {TEST: LATE},
-        ["It generalised: test", "without accuracy at train points no delay can be told."],
+        ["It generalised: test", "without accuracy at train points it is not known whether this was late."],
     ),
     "no accuracy": ({LC: 5.0}, ["Accuracy was not measured, so whether it grokked is not known. Local complexity at"]),
     "test accuracy is NaN": ({**FITTED, TEST: math.nan}, ["Test accuracy has no finite value, so whether it gen"]),

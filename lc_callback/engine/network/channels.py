@@ -21,8 +21,8 @@ _AXIS = {
 class Channels:
     """The axis of the channels in each tensor that a model computes.
 
-    It is kept by the storage of a tensor as ``(size, stride)``, which views and permutations do not change. What is
-    not known is taken to be as the last operation that made channels left it.
+    It is kept by the storage of a tensor as ``(size, stride)``, which views and permutations do not change. An
+    unknown tensor gets the axis that the last operation with channels left.
     """
 
     def __init__(self) -> None:

@@ -22,10 +22,10 @@ class Decisions:
     """The operations that decide by values, each with the number of values that it returned.
 
     Attributes:
-        jumps: before the last pre-activation, those that are constant but for jumps.
-        choices: before the first one, those that decide by values.
+        jumps: operations before the last pre-activation that are constant but for jumps.
+        choices: operations before the first one that decide by values.
         casts: floating-point types to which values were rounded.
-        maxima: those that choose a winner which is not followed.
+        maxima: operations that choose a winner which is not followed.
     """
 
     def __init__(self) -> None:

@@ -79,7 +79,7 @@ def plain_tracer(inputs: Any, *arguments: Any, **options: Any) -> Tracer:
 class TracedLayers:
     """The layers of a model at ``N`` points, in execution order.
 
-    To be made in measuring conditions, in which :meth:`Space.locate` was called.
+    Make it in measuring conditions, after :meth:`Space.locate`.
 
     Args:
         space: the points, and the model as a function of them.
@@ -243,7 +243,7 @@ class TracedLayers:
 
     def _cannot_follow(self, site: Site, reason: Exception) -> ValueError:
         return ValueError(
-            f"the units of {site.path or site.op!r} cannot be told from the samples: {reason}.{self._hint}"
+            f"the units of {site.path or site.op!r} cannot be separated from the samples: {reason}.{self._hint}"
         )
 
     def _nothing_found(self) -> str:

@@ -22,7 +22,7 @@ MAX_POOLS = named(Kind.MAX_POOLING, Kind.SELECTION)
 
 
 def winners_of(op: str, result: Any, args: Any, kwargs: Any, max_pool: bool | str) -> list[Tensor]:
-    """Integers that change where a winner does, one for each unit of an operation that was executed; or none.
+    """Integers that change when a winner does, one for each unit of an executed operation; empty without winners.
 
     A unit is an output; of ``topk`` a candidate, which is among the winners or not; of ``sort`` a cut between two
     neighbours in the order, on each side of which there is a set. With ``max_pool="candidates"`` it is what competes,

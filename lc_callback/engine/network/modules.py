@@ -15,7 +15,7 @@ __all__ = ["Reached", "check_layers", "find_module", "module_paths", "output_of"
 
 
 class Reached(Exception):  # noqa: N818 (no error: the rest of the forward pass is not needed)
-    """What a forward pass was run for is known."""
+    """Ends a forward pass that has shown what it was run for."""
 
 
 def module_paths(model: nn.Module) -> dict[int, str]:

@@ -184,7 +184,7 @@ def test_units_between_samples_are_refused_with_the_way_out():
             return torch.relu(z @ z.T)
 
     net, x = Kernel(), torch.randn(3, 4)
-    with pytest.raises(ValueError, match=r"the units of 'relu' cannot be told from the samples.*`layers=`"):
+    with pytest.raises(ValueError, match=r"the units of 'relu' cannot be separated from the samples.*`layers=`"):
         local_complexity(net, x, n_directions=4)
     assert local_complexity(net, x, n_directions=4, layers=["linear"]).layer_sizes == [5]
 
