@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from check_dist import ATTACKS
 from helpers import Calls
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -1117,6 +1118,8 @@ def test_without_torchattacks_one_line_names_the_extra(without_torchattacks):
     with pytest.raises(ValueError, match=r"`attack='APGD'`.*pip install lc_callback\[attacks\]") as caught:
         measure(attack="APGD")
     assert "\n" not in str(caught.value)
+    for words in ATTACKS:  # which tools/check_dist.py follows in an empty environment
+        assert f"`pip install {' '.join(words)}`" in str(caught.value)
     assert "use one of PGD, PGDL2, FGSM, which are built in; did you mean 'PGD'?" in str(caught.value)
     for name, arguments in BUILT_IN:
         assert measure(attack=name, attack_args=arguments).clean_acc == 1
@@ -1219,6 +1222,7 @@ def test_logits_are_found_in_the_output(wrap):
     assert torch.equal(attacked(Wrapped(net, wrap), x, y, eps=0.2), attacked(net, x, y, eps=0.2))
 
 
+@pytest.mark.usefixtures("looks_into_compiled_modules")
 def test_compiled_and_in_place_models():
     x = uniform(12, 6)
     net = net_for(x)

@@ -25,7 +25,7 @@ _NORMS |= dict.fromkeys(("JSMA", "OnePixel", "Pixle"), 0.0)
 _NORM_NAMES = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0}
 # No attack in themselves (VANILA, GN), or built from more than a model.
 _NOT_ATTACKS = ("VANILA", "GN", "LGV", "MultiAttack")
-_FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN")
+_FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN", "Jitter")
 # With filters of three channels.
 _OF_COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
