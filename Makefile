@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-lightning lint docs dist benchmark clean
+.PHONY: demo test test-all test-versions lint docs dist benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_grokking.py
@@ -15,15 +15,9 @@ test: $(VENV)/installed
 test-all: test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-# The callbacks with older Lightning: `make test-lightning LIGHTNING=2.4.0`.
-LIGHTNING ?= 2.4.0
-test-lightning:
-	$(PYTHON) -m venv $(VENV)/lightning-$(LIGHTNING)
-	grep '^torch==' constraints.txt > $(VENV)/lightning-$(LIGHTNING)/constraints.txt
-	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pip install --quiet -c $(VENV)/lightning-$(LIGHTNING)/constraints.txt \
-		lightning==$(LIGHTNING) pytorch-lightning==$(LIGHTNING) -e ".[dev]"
-	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pip install --quiet -c constraints.txt --no-deps torchattacks
-	$(VENV)/lightning-$(LIGHTNING)/bin/python -m pytest -n 2 --dist loadfile tests/callbacks
+# Other versions of torch, Lightning, Python, ...: all of docs/versions.md, or `make test-versions ONLY=torch-2.4`.
+test-versions:
+	$(PYTHON) tools/test_versions.py $(ONLY)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, stdev
+from tempfile import TemporaryDirectory
 
 from sweeps import runs
 from sweeps.columns import Measure, Row, Rows, curve
@@ -27,6 +28,8 @@ from sweeps.digits import DIGITS
 from sweeps.experiment import Curves, Experiment
 from sweeps.mnist import MNIST
 
+from lc_callback import compare_runs
+from lc_callback.detection.transitions import Transition
 from lc_callback.reporting.figure import save
 from lc_callback.run.timeline import Panel, RunCurves
 
@@ -34,6 +37,8 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SMOKE = Path(__file__).parent.parent / "lightning_logs" / "smoke"
 SMOKE_STEPS = 200
 EXPERIMENTS = DIGITS | MNIST
+#: Keys of the files of which :func:`lc_callback.compare_runs` knows the curves.
+GROUPS_OF_KEYS = {"lc": ("lc",), "robust_acc": ("clean_acc/", "robust_acc/"), "rank": ("rank/", "effective_rank/")}
 GROUPS = {"digits": [*DIGITS], "mnist": [*MNIST]}
 
 #: Rows of each seed of each variant.
@@ -106,6 +111,44 @@ def picture(path: Path, results: Results, panels: Mapping[str, Curves]) -> None:
     save([RunCurves([joined[step] for step in sorted(joined)], drawn, [])], path)
 
 
+def timeline(path: Path, seeds: Mapping[int, Rows], panels: Mapping[str, Curves]) -> None:
+    """The timeline of the mean over the seeds, with its transitions, by the noise that the seeds' differences tell."""
+    joined: dict[float, Row] = {}
+    for curves in panels.values():
+        for key in [curves] if isinstance(curves, str) else curves.values():
+            for step, values in _common(seeds.values(), key).items():
+                spread = stdev(values) if len(values) > 1 else 0.0
+                joined.setdefault(step, {"step": step}).update({key: mean(values), f"{key} sd": spread})
+    drawn = []
+    for label, curves in panels.items():
+        lines = {label: curves} if isinstance(curves, str) else dict(curves)
+        limits = (0, 1) if all("acc" in key for key in lines.values()) else (0, None)
+        drawn.append(Panel(label, lines, bands={key: f"{key} sd" for key in lines.values()}, limits=limits))
+    save([RunCurves([joined[step] for step in sorted(joined)], drawn, transitions_of_mean(seeds))], path)
+
+
+def transitions_of_mean(seeds: Mapping[int, Rows]) -> list[Transition]:
+    """What :func:`lc_callback.compare_runs` finds in the mean curves, where it is firm."""
+    with TemporaryDirectory() as folder:
+        for seed, rows in seeds.items():
+            for group, prefixes in GROUPS_OF_KEYS.items():
+                own = [{key: row[key] for key in row if key == "step" or key.startswith(prefixes)} for row in rows]
+                told = [row | {f"{group}/seconds": 0.0} for row in own]  # by which a file's measure is known
+                write_history(Path(folder) / f"seed_{seed}" / group / "history.csv", told)
+        (group,) = compare_runs([*Path(folder).iterdir()]).groups
+    return [found.of_mean for found in group.found if found.of_mean is not None and found.of_mean.is_firm]
+
+
+def write_history(path: Path, rows: Rows) -> None:
+    """A file of rows, as a callback writes it."""
+    keys = [*dict.fromkeys(key for row in rows for key in row)]
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, keys, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _common(seeds: Iterable[Rows], key: str) -> dict[float, list[float]]:
     """The values of all seeds, at the steps that all have."""
     curves = [{float(step): float(value) for step, value in zip(*curve(rows, key), strict=True)} for rows in seeds]
@@ -115,7 +158,11 @@ def _common(seeds: Iterable[Rows], key: str) -> dict[float, list[float]]:
 def report(name: str) -> None:
     """Table and picture of the rows in docs/results; the table goes where docs/results.md has the experiment's name."""
     experiment, results = EXPERIMENTS[name], read_results(RESULTS / f"{name}.csv")
-    picture(RESULTS / f"{name}.png", results, experiment.panels)
+    if experiment.is_timeline:
+        (seeds,) = results.values()
+        timeline(RESULTS / f"{name}.png", seeds, experiment.panels)
+    else:
+        picture(RESULTS / f"{name}.png", results, experiment.panels)
     text = f"{table(results, experiment.columns)}\n\n{cost(name, results)}"
     print(f"{text}\n")
     page = RESULTS.with_suffix(".md")

@@ -35,6 +35,13 @@ def clock_of_the_tests(monkeypatch):
 
 
 @pytest.fixture
+def looks_into_compiled_modules():
+    """What torch before 2.6 cannot; that such modules are refused there is a test in tests/isolation."""
+    if not hasattr(torch.compiler, "set_stance"):
+        pytest.skip("torch before 2.6 cannot look into compiled modules")
+
+
+@pytest.fixture
 def undrawn(monkeypatch):
     """No slice is drawn, and slow is no fault."""
     picture = np.zeros((8, 80, 3), np.uint8)

@@ -148,7 +148,7 @@ def check_command(text):
         known = {option for option in options if f'"{option}"' in script.read_text()}
         assert script.name == "train.py" or options == known, text
     elif words[0] == "make":
-        assert set(words[1:]) <= defined(r"^([\w-]+):", "Makefile"), text
+        assert {word for word in words[1:] if "=" not in word} <= defined(r"^([\w-]+):", "Makefile"), text
     elif words[:2] == ["pip", "install"] and ("-e" in words or "." in words or "torchattacks" in text):
         extras = {extra for found in re.findall(r"\[([\w,]+)\]", text) for extra in found.split(",")}
         assert extras <= defined(r"^(\w+) = \[", "pyproject.toml"), text

@@ -30,6 +30,5 @@ def test_the_version_is_the_same_everywhere():
     assert re.search(rf"version = {{{version}}}", README)
     assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert re.search(rf"^## \[{version}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert f'version: "{lc_callback.__version__}"' in (ROOT / "conda" / "meta.yaml").read_text()
     for page in ("README.md", "docs/install.md"):
         assert set(re.findall(r"lc_callback-([\d.]+)-py3", (ROOT / page).read_text())) <= {lc_callback.__version__}

@@ -46,6 +46,7 @@ class Experiment:
         keys: what of the rows is kept, by callback. A pattern with ``=last`` is the last of the keys that match.
         columns: of the table.
         panels: of the picture: by label a key, which is drawn for each variant, or several keys by name.
+        is_timeline: the picture is the timeline of the one variant, with the transitions of the mean over its seeds.
     """
 
     config: str
@@ -56,6 +57,7 @@ class Experiment:
     keys: Mapping[str, Sequence[str]] = field(default_factory=lambda: STANDARD_KEYS)
     columns: Mapping[str, Measure] = field(default_factory=lambda: STANDARD_COLUMNS)
     panels: Mapping[str, Curves] = field(default_factory=lambda: STANDARD_PANELS)
+    is_timeline: bool = False
 
     def runs(self) -> Iterable[tuple[str, int, Run]]:
         for name, arguments in self.variants.items():

@@ -36,7 +36,7 @@ class ClosingRows(Callback):
         That epoch renews the statistics of BatchNorm, and Lightning counts a step although nothing is updated.
         """
         averages = (one for one in trainer.callbacks if isinstance(one, WEIGHT_AVERAGING_EPOCH))
-        if any(one._max_epochs != -1 and trainer.current_epoch == one.swa_end + 1 for one in averages):
+        if any(getattr(one, "_max_epochs", -1) != -1 and trainer.current_epoch == one.swa_end + 1 for one in averages):
             self._take(trainer, pl_module)
             for callback in self._callbacks:
                 callback.is_closed = True

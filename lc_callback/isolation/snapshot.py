@@ -89,7 +89,7 @@ def copied(tensor: Tensor) -> Tensor:
     """A detached copy of an ordinary tensor. Where torch can, the memory is shared until one of the two is written."""
     source = tensor.data
     if source.device.type in ("cpu", "cuda"):
-        with suppress(RuntimeError):  # sparse, for example
+        with suppress(AttributeError, RuntimeError):  # a torch without it; a sparse tensor, for example
             return source._lazy_clone()  # type: ignore[no-any-return, operator]
     return source.clone()
 

@@ -12,13 +12,7 @@ import pytest
 import torch
 from all_kinds import KINDS, tiny
 from helpers import CLASSES, DIM, Classifier, loader, make_trainer, mlp, points, timeless
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 
 from lc_callback.callbacks.closing import ClosingRows
@@ -66,16 +60,22 @@ def with_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(DIM, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
+def averaging(name: str = "EMAWeightAveraging", **arguments: Any) -> Any:
+    if not hasattr(pl.callbacks, name):
+        pytest.skip(f"Lightning has {name} from 2.6 on")
+    return getattr(pl.callbacks, name)(**arguments)
+
+
 def stochastic() -> Any:
     return StochasticWeightAveraging(swa_lrs=0.5, swa_epoch_start=1)
 
 
 # What averages, the network, and how the run ends.
 AVERAGING: dict[str, tuple[Callable[[], Any], Callable[[], nn.Module], dict[str, Any]]] = {
-    "ema": (lambda: EMAWeightAveraging(decay=0.9), mlp, {"max_steps": 5}),
-    "ema_with_batch_norm": (lambda: EMAWeightAveraging(decay=0.9), with_norm, {"max_steps": 5}),
-    "ema_by_epochs": (lambda: EMAWeightAveraging(decay=0.9), mlp, {"max_epochs": 2}),
-    "averaging": (WeightAveraging, mlp, {"max_steps": 5}),
+    "ema": (lambda: averaging(decay=0.9), mlp, {"max_steps": 5}),
+    "ema_with_batch_norm": (lambda: averaging(decay=0.9), with_norm, {"max_steps": 5}),
+    "ema_by_epochs": (lambda: averaging(decay=0.9), mlp, {"max_epochs": 2}),
+    "averaging": (lambda: averaging("WeightAveraging"), mlp, {"max_steps": 5}),
     "stochastic": (stochastic, mlp, {"max_epochs": 3}),
     "stochastic_with_batch_norm": (stochastic, with_norm, {"max_epochs": 3}),
     "own": (Halves, mlp, {"max_steps": 5}),
@@ -113,7 +113,7 @@ def test_the_closing_rows_of_all_callbacks_are_the_same_in_every_order(kind: str
         callback = tiny(kind, schedule=[0, 5] if kind == "partition" else None)
         if kind == "partition":
             callback.schedule = type(callback)().schedule
-        pair = [EMAWeightAveraging(decay=0.5), callback]
+        pair = [averaging(decay=0.5), callback]
         train(tmp_path / str(order), [pair[i] for i in order], max_steps=7)
         rows.append(timeless(callback.history))
     assert rows[0] == rows[1]
@@ -122,7 +122,7 @@ def test_the_closing_rows_of_all_callbacks_are_the_same_in_every_order(kind: str
 
 def test_between_several_of_ours(tmp_path: Path) -> None:
     norms, ours = Norms(), [tiny("rank", alignment=False, log_key_prefix=prefix) for prefix in ("a/", "b/", "c/")]
-    callbacks = [norms, ours[0], Halves(), ours[1], EMAWeightAveraging(decay=0.5), ours[2]]
+    callbacks = [norms, ours[0], Halves(), ours[1], averaging(decay=0.5), ours[2]]
     train(tmp_path, callbacks, max_steps=3)
     for callback in ours:
         key = f"{callback.log_key_prefix}weight_norm/total"
@@ -139,7 +139,7 @@ def test_where_an_epoch_is_left_early(tmp_path: Path) -> None:
 
 def test_the_list_of_callbacks_is_what_it_was(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1)
-    callbacks = [Norms(), tiny("lc"), EMAWeightAveraging(decay=0.5), tiny("rank"), saving]
+    callbacks = [Norms(), tiny("lc"), averaging(decay=0.5), tiny("rank"), saving]
     trainer = train(tmp_path, callbacks, max_steps=2, enable_checkpointing=True)
     assert trainer.callbacks == callbacks
     trainer.fit_loop.epoch_loop.max_steps = 4

@@ -420,6 +420,7 @@ def test_a_scripted_network_is_counted():
     assert torch.equal(scripted.counts, local_complexity(net, x, radius=0.5, n_directions=6).counts)
 
 
+@pytest.mark.usefixtures("looks_into_compiled_modules")
 def test_a_compiled_network_or_part_is_counted_under_its_own_names():
     net, x = mlp(6, 9, 8, 2), draw(5, 6)
     eager = local_complexity(net, x, radius=0.5, n_directions=6)

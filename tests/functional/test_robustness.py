@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
+from check_dist import ATTACKS
 from helpers import Calls
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -87,9 +88,13 @@ def test_other_attacks_are_those_of_torchattacks_bit_for_bit(classes):
         assert torch.equal(attacked(net, x, y, eps=0.5, attack=name, bounds=(0, 1), normalize_logits=False), expected)
 
 
-@pytest.mark.parametrize("start", [True, False])
+STILL = {"random_start": False}
+BUILT_IN = [("PGD", {}), ("PGD", STILL), ("PGDL2", {}), ("PGDL2", STILL), ("FGSM", {})]
+
+
+@pytest.mark.parametrize(("name", "arguments"), BUILT_IN)
 @pytest.mark.parametrize("domain", ["images", "per feature", "infinite"])
-def test_both_engines_find_the_same_bits(domain, start, monkeypatch):
+def test_both_engines_find_the_same_bits(domain, name, arguments, monkeypatch):
     x = uniform(16, 1, 6, 6)
     bounds: tuple = (0, 1)
     if domain == "per feature":
@@ -99,9 +104,11 @@ def test_both_engines_find_the_same_bits(domain, start, monkeypatch):
         x, bounds = normal(16, 5, 4), (-math.inf, math.inf)
     net = net_for(x)
     y = torch.arange(16) % 5
-    attack = functools.partial(attacked, net, x, y, eps=0.2, bounds=bounds, seed=3, attack_args={"random_start": start})
+    settings = {"eps": 0.2, "bounds": bounds, "seed": 3, "attack": name, "attack_args": arguments}
+    attack = functools.partial(attacked, net, x, y, **settings)
     through_torchattacks = attack()
-    assert (through_torchattacks - x).abs().max() == pytest.approx(0.2, rel=1e-5)
+    moved = (through_torchattacks - x).flatten(1).norm(2 if name == "PGDL2" else math.inf, dim=1)
+    assert 0.1 < moved.max() < 0.2 * (1 + 1e-5)
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     assert torch.equal(attack(), through_torchattacks)
 
@@ -1111,9 +1118,16 @@ def test_without_torchattacks_one_line_names_the_extra(without_torchattacks):
     with pytest.raises(ValueError, match=r"`attack='APGD'`.*pip install lc_callback\[attacks\]") as caught:
         measure(attack="APGD")
     assert "\n" not in str(caught.value)
-    assert measure(attack_args={"random_start": False}).clean_acc == 1
-    with pytest.raises(ValueError, match=r"'PGD' takes 'random_start' only, but got \['start'\]"):
-        measure(attack_args={"start": 1})
+    for words in ATTACKS:  # which tools/check_dist.py follows in an empty environment
+        assert f"`pip install {' '.join(words)}`" in str(caught.value)
+    assert "use one of PGD, PGDL2, FGSM, which are built in; did you mean 'PGD'?" in str(caught.value)
+    for name, arguments in BUILT_IN:
+        assert measure(attack=name, attack_args=arguments).clean_acc == 1
+    for name in ("PGD", "PGDL2"):
+        with pytest.raises(ValueError, match=rf"'{name}' takes 'random_start' only, but got \['start'\]"):
+            measure(attack=name, attack_args={"start": 1})
+    with pytest.raises(ValueError, match=r"'FGSM' takes nothing, but got \['random_start'\]"):
+        measure(attack="FGSM", attack_args={"random_start": True})
 
 
 @pytest.mark.parametrize(
@@ -1208,6 +1222,7 @@ def test_logits_are_found_in_the_output(wrap):
     assert torch.equal(attacked(Wrapped(net, wrap), x, y, eps=0.2), attacked(net, x, y, eps=0.2))
 
 
+@pytest.mark.usefixtures("looks_into_compiled_modules")
 def test_compiled_and_in_place_models():
     x = uniform(12, 6)
     net = net_for(x)

@@ -329,6 +329,7 @@ def test_matmul_precision_comes_back(fails, precision):
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.usefixtures("looks_into_compiled_modules")
 @either_way
 def test_compiled_code_does_not_run_inside(fails):
     torch.compiler.reset()  # of one forward only so many are compiled in a process
@@ -343,6 +344,13 @@ def test_compiled_code_does_not_run_inside(fails):
     assert not traced
     net(torch.ones(1, 2))
     assert len(traced) == 1
+
+
+def test_compiled_modules_are_refused_where_torch_cannot_look_into_them(monkeypatch):
+    monkeypatch.delattr(torch.compiler, "set_stance", raising=False)  # before torch 2.6
+    net = torch.compile(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), backend="eager")
+    with pytest.raises(ValueError, match=r"use torch >= 2\.6, or measure the module that was given"), untouched(net):
+        pass
 
 
 # Random streams

@@ -1,4 +1,4 @@
-"""Adversarial attacks on any model in any domain: torchattacks behind an adapter, and its PGD built in."""
+"""Adversarial attacks on any model in any domain: torchattacks behind an adapter; without it, those built in."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lc_callback.engine.adversarial.built_in import ARGUMENTS, attack_built_in
 from lc_callback.engine.adversarial.labels import Labels
-from lc_callback.engine.adversarial.pgd import pgd_step
 from lc_callback.isolation import fixed_rng
 from lc_callback.suggestions import did_you_mean
 
@@ -25,7 +25,7 @@ _NORMS |= dict.fromkeys(("JSMA", "OnePixel", "Pixle"), 0.0)
 _NORM_NAMES = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0}
 # No attack in themselves (VANILA, GN), or built from more than a model.
 _NOT_ATTACKS = ("VANILA", "GN", "LGV", "MultiAttack")
-_FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN")
+_FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN", "Jitter")
 # With filters of three channels.
 _OF_COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 # Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
@@ -49,11 +49,12 @@ def check_attack(attack: Any, arguments: Mapping[str, Any]) -> None:
         return
     if not isinstance(attack, str):
         raise ValueError(f"`attack` must be the name of an attack or a function (model, x, y), but got {attack!r}.")
-    if attack == "PGD" and not _installed():
-        unknown = sorted({*arguments} - {"random_start"})
+    if _is_built_in(attack):
+        unknown = sorted({*arguments} - {*ARGUMENTS[attack]})
         if unknown:
-            near = did_you_mean(unknown[0], ["random_start"])
-            raise ValueError(f"`attack_args` of 'PGD' takes 'random_start' only, but got {unknown}{near}")
+            takes = f"takes {ARGUMENTS[attack][0]!r} only" if ARGUMENTS[attack] else "takes nothing"
+            near = did_you_mean(unknown[0], ARGUMENTS[attack])
+            raise ValueError(f"`attack_args` of {attack!r} {takes}, but got {unknown}{near}")
         return
     module = _torchattacks(attack)
     names = [name for name in module.__all__ if name not in _NOT_ATTACKS]
@@ -145,7 +146,7 @@ class Attack:
     @property
     def has_budget(self) -> bool:
         """Whether it takes ``eps``; else it looks for the smallest change."""
-        if not isinstance(self.attack, str) or (self.attack == "PGD" and not _installed()):
+        if not isinstance(self.attack, str) or _is_built_in(self.attack):
             return True
         return bool({"eps", "max_epsilon"} & {*_parameters(getattr(_torchattacks(self.attack), self.attack))})
 
@@ -200,10 +201,11 @@ class Attack:
         if not isinstance(self.attack, str):
             return self._own(lambda u: labels.outputs(logits(u)), x, labels)
         y = labels.classes if labels.counted is None else labels.classes.where(labels.counted, _NO_CLASS)
-        if self.attack == "PGD" and not _installed():
-            start = self.arguments.get("random_start", True)
-            run = _pgd(Victim(lambda u: logits(box.leave(u)), x.device), *self.in_unit_box(box), self.steps, start)
-            return box.leave(run(box.enter(x), y))
+        if _is_built_in(self.attack):
+            eps, alpha = self.in_unit_box(box)
+            settings = {"eps": eps, "alpha": alpha, "steps": self.steps, **self.arguments}
+            found = attack_built_in(self.attack, lambda u: logits(box.leave(u)), box.enter(x), y, **settings)
+            return box.leave(found)
         return self._torchattacks(logits, x, y, box, n_classes)
 
     def in_unit_box(self, box: Box) -> tuple[float, float]:
@@ -302,28 +304,6 @@ class _Lowered(torch.autograd.Function):
         return torch.addcmul(grads[0], by_lead, slope) * ctx.factor, None
 
 
-def _pgd(
-    model: nn.Module, eps: float, alpha: float, steps: int, random_start: bool
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Projected gradient descent on cross-entropy in the unit box (Madry et al., 2018), from a uniform start.
-
-    Operation for operation what torchattacks' PGD computes, so that both give the same bits.
-    """
-
-    def run(x: Tensor, y: Tensor) -> Tensor:
-        adversarial = x.clone()
-        if random_start:
-            adversarial = (adversarial + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
-        for _ in range(steps):
-            adversarial = adversarial.detach().requires_grad_()
-            loss = nn.functional.cross_entropy(model(adversarial), y)
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = pgd_step(x, adversarial.detach(), gradient, alpha, eps)
-        return adversarial.detach()
-
-    return run
-
-
 def _padded(logits: Tensor, fewest: int) -> Tensor:
     """With classes so unlikely that no loss feels them, where there are fewer than the attack can index."""
     missing = fewest - logits.shape[1]
@@ -378,12 +358,15 @@ def _parameters(function: Any) -> dict[str, Any]:
     return parameters
 
 
-def _installed() -> bool:
+def _is_built_in(attack: str) -> bool:
+    """Whether it runs without torchattacks, which is not there."""
+    if attack not in ARGUMENTS:
+        return False
     try:
         importlib.import_module("torchattacks")
     except ImportError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _torchattacks(attack: str) -> Any:
@@ -392,6 +375,6 @@ def _torchattacks(attack: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"`attack={attack!r}` needs torchattacks ({error}): install the extra, `pip install lc_callback[attacks]`, "
-            "and then `pip install --no-deps torchattacks`; or use 'PGD', which is built in"
-            f"{did_you_mean(attack, ['PGD'])}"
+            f"and then `pip install --no-deps torchattacks`; or use one of {', '.join(ARGUMENTS)}, which are built in"
+            f"{did_you_mean(attack, ARGUMENTS)}"
         ) from error
