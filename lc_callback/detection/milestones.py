@@ -198,8 +198,11 @@ def unconfirmed_generalization(curves: Curves, settings: Mapping[str, float]) ->
     if test is None:
         values = curves["clean_acc/test"][1]
         top = int(values.argmax())
-        if values[top] - values[: top + 1].min() < to_follow:
+        base = values[: top + 1].min()
+        if values[top] - base < to_follow:
             return ""
+        if len(values) >= _FEWEST_BINS and Smoothed(*curves["clean_acc/test"]).level - base >= to_follow:
+            return ""  # it is up there still: the rise is within the first rows, or noise hides its place
         return f"test accuracy was {values[top]:.3g} once, but has not risen for good: {values[-1]:.3g} at the last row"
     if _generalised(train, test) or test.height < to_follow:
         return ""

@@ -131,6 +131,8 @@ def _not_generalised(seen: Followed) -> str:
         return f"no generalization is seen: {moved}; accuracy at train points is not known"
     if _is_fitted(seen) and not course.legs and course.first >= _ALREADY * Smoothed(*seen.curves[TRAIN]).level:
         return f"it generalised from the start: {moved}, {fitted}"
+    if _is_fitted(seen) and course.legs and course.last >= _ALREADY * Smoothed(*seen.curves[TRAIN]).level:
+        return f"it generalised, too early or too noisily for a marker: {moved}, {fitted}"
     if _is_fitted(seen):
         return f"it memorised, and has not generalised so far: {fitted}, {moved}"
     train = course_of(*seen.curves[TRAIN], _accuracy_settings(seen))
@@ -240,8 +242,16 @@ def _gains(gained: Mapping[str, _Gain]) -> str:
 def _unmarked(courses: Mapping[str, Course]) -> str:
     """What accuracies under attack do that have no marker; of many, where they are."""
     if len(courses) <= _MOST_EPS:
-        return and_list([f"{c.brief() if c.legs else f'stays {c.between}'} (eps {eps})" for eps, c in courses.items()])
+        return and_list([f"{_moved(course)} (eps {eps})" for eps, course in courses.items()])
     return f"is {_range({eps: course.end for eps, course in courses.items()})} at the last row"
+
+
+def _moved(course: Course) -> str:
+    """What a curve does, and where it is if that is no longer where its last movement led."""
+    if not course.legs:
+        return f"stays {course.between}"
+    is_elsewhere = abs(course.legs[-1].end - course.end) > _FALLEN
+    return f"{course.brief()}{f', {number(course.end)} at the last row' if is_elsewhere else ''}"
 
 
 def _range(values: Mapping[str, float]) -> str:

@@ -516,6 +516,11 @@ def test_a_rise_that_did_not_stay_is_said() -> None:
     assert said == "test accuracy was 0.9 once, but has not risen for good: 0.12 at the last row"
 
 
+@pytest.mark.parametrize("early", [0.2, 0.3])
+def test_a_rise_within_the_first_rows_has_lasted(early: float) -> None:
+    assert unconfirmed(at((0, 0.68), (early, 0.9), (1, 0.97)), at((0, 0.67), (1, 0.94), (2, 1.0))) == ""
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_network_that_memorises_is_not_said_to_have_risen(seed: int) -> None:
     flat = noisy(np.full(len(STEPS), 0.1), np.random.default_rng(seed))

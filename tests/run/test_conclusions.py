@@ -111,6 +111,10 @@ HEADLINES = {
         {TRAIN: 1.0, TEST: 0.95},
         ["It generalised from the start: test accuracy stays at 0.95, the training points were interpolated from the"],
     ),
+    "rises within the first rows": (
+        {TRAIN: at((0, 0.67), (1, 0.94), (2, 1.0)), TEST: at((0, 0.68), (0.3, 0.88), (0.5, 0.93), (1, 0.97))},
+        ["It generalised, too early or too noisily for a marker: test accuracy rose to 0.97, the training points were"],
+    ),
     "high from the start, not interpolated": (
         {TRAIN: 0.95, TEST: 0.93},
         ["Accuracy does not move: train accuracy stays at 0.95, test accuracy at 0.93."],
@@ -163,6 +167,14 @@ HEADLINES = {
     "robustness that came down a little": (
         GROKS | {ROBUST: at((0.5, 0.1), (1.5, 0.935), (3, 0.935), (4.3, 0.811))},
         ["accuracy under attack rose to 0.935 (eps 0.1, half of the rise by step 8, 0.811 at the last row)"],
+    ),
+    "robustness without a marker that came down a little": (
+        GROKS | {ROBUST: at((0, 0.36), (0.3, 0.76), (0.6, 0.94), (3, 0.94), (4.3, 0.86))},
+        ["accuracy under attack rose to 0.94, 0.86 at the last row (eps 0.1)."],
+    ),
+    "robustness without a marker that came down less than 0.05": (
+        GROKS | {ROBUST: at((0, 0.36), (0.3, 0.76), (0.6, 0.94), (3, 0.94), (4.3, 0.9))},
+        ["accuracy under attack rose to 0.94 (eps 0.1)."],
     ),
     "robustness that came down less than 0.05": (
         GROKS | {ROBUST: at((0.5, 0.1), (1.5, 0.935), (3, 0.935), (4.3, 0.9))},
