@@ -26,7 +26,7 @@ from sweeps import runs
 from sweeps.columns import Measure, Row, Rows, curve
 from sweeps.digits import DIGITS
 from sweeps.experiment import Curves, Experiment
-from sweeps.mnist import MNIST
+from sweeps.mnist import DEFINED, REPORTED
 
 from lc_callback import compare_runs
 from lc_callback.detection.transitions import Transition
@@ -36,10 +36,10 @@ from lc_callback.run.timeline import Panel, RunCurves
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SMOKE = Path(__file__).parent.parent / "lightning_logs" / "smoke"
 SMOKE_STEPS = 200
-EXPERIMENTS = DIGITS | MNIST
+EXPERIMENTS = DIGITS | REPORTED | DEFINED
 #: Keys of the files of which :func:`lc_callback.compare_runs` knows the curves.
 GROUPS_OF_KEYS = {"lc": ("lc",), "robust_acc": ("clean_acc/", "robust_acc/"), "rank": ("rank/", "effective_rank/")}
-GROUPS = {"digits": [*DIGITS], "mnist": [*MNIST]}
+GROUPS = {"digits": [*DIGITS], "mnist": [*REPORTED, *DEFINED]}
 
 #: Rows of each seed of each variant.
 Results = dict[str, dict[int, Rows]]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from lc_callback.detection.milestones import ACCURACY_SETTINGS, RANK_SETTINGS, find_accuracy_milestones, find_rank_turns
 from lc_callback.detection.phases import detect_phases
@@ -70,23 +71,28 @@ def milestone(kind: str, *keys: str) -> Measure:
     return of
 
 
-def half_fall(key: str, since: Measure) -> Measure:
-    """The step at which a positive value has made half of its fall on a logarithmic scale, from a step to the end.
-
-    ``None`` where it falls by less than a factor of two.
-    """
+def falls_to(key: str, level: float) -> Measure:
+    """The first of two rows in succession that are at most ``level``."""
 
     def of(rows: Rows) -> float | None:
-        begin = since(rows)
-        if begin is None:
-            return None
-        late = [(step, math.log(v)) for step, v in zip(*curve(rows, key), strict=True) if step >= begin and v > 0]
-        first, end = (late[0][1], median([v for _, v in late[-3:]])) if late else (0.0, 0.0)
-        if first - end < math.log(2):
-            return None
-        middle = (first + end) / 2
-        above = [i for i, (_, value) in enumerate(late) if value > middle]
-        return float(late[above[-1] + 1][0])
+        steps, values = curve(rows, key)
+        there = np.flatnonzero((values[:-1] <= level) & (values[1:] <= level))
+        return float(steps[there[0]]) if len(there) else None
+
+    return of
+
+
+def largest_ratio(key: str, other: str) -> Measure:
+    """The largest of ``key / other`` in one row."""
+    return lambda rows: max((row[key] / row[other] for row in rows if {key, other} <= {*row}), default=None)
+
+
+def same_order(key: str, other: str, since: float = 0) -> Measure:
+    """Spearman's rank correlation of two curves, from -1 to 1, over the rows from a step on."""
+
+    def of(rows: Rows) -> float | None:
+        pairs = [(row[key], row[other]) for row in rows if row["step"] >= since and {key, other} <= {*row}]
+        return float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else None
 
     return of
 

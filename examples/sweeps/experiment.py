@@ -65,6 +65,6 @@ class Experiment:
                 yield name, seed, Run(self.config, arguments, seed, self.steps, runs.RUNS)
 
 
-def varied(setting: str, name: str, *values: object, default: object = None) -> dict[str, str]:
-    """Variants of one setting; that of the YAML file needs no argument, so that experiments share its runs."""
-    return {name.format(value): "" if value == default else f"--{setting} {value}" for value in values}
+def varied(setting: str, name: str, *values: object, default: object = None, base: str = "") -> dict[str, str]:
+    """Variants of one setting; with its default it is the run of ``base``, which experiments share."""
+    return {name.format(value): base if value == default else f"--{setting} {value}" for value in values}
