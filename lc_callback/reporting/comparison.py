@@ -19,6 +19,7 @@ from lc_callback.detection.milestones import RANK_KINDS, find_rank_turns
 from lc_callback.detection.phases import PHASE_KINDS, find_phases
 from lc_callback.detection.seeds import Pooled, pool
 from lc_callback.detection.transitions import Curves, Transition, Turn, in_order, supported
+from lc_callback.reporting.layout import spread_out
 from lc_callback.reporting.run_dir import read_run
 from lc_callback.run.timeline import MeasureSpec, Panel, RunCurves, place
 
@@ -31,6 +32,7 @@ __all__ = ["PATTERNS", "Comparison", "Found", "Group", "compare"]
 PATTERNS = ("seed*", "version_*", "run_*")
 _HEADER = ("group", "what", "curve", "runs", "median", "range", "mean curve")
 _MOST_THIN = 12  # runs that are drawn one by one behind their mean
+_MARKER_POINTS = 6
 
 
 @dataclass(frozen=True)
@@ -355,15 +357,17 @@ def _draw(figure: Figure, comparison: Comparison) -> Any:
     n = max(1, len(comparison.panels)), len(comparison.groups)
     axes = figure.subplots(*n, sharex=True, sharey="row", squeeze=False)
     last = max((float(p.steps[-1]) for group in comparison.groups for p in group.pooled.values()), default=1.0)
+    axes[-1, 0].set_xscale("symlog", linthresh=1, linscale=0.3)
+    axes[-1, 0].set_xlim(0, max(last, 2))
+    line = _MARKER_POINTS * 1.4 / 72 / (0.75 * figure.get_figwidth() / n[1])  # of an axis
     for i, panel in enumerate(comparison.panels):
         for j, group in enumerate(comparison.groups):
             _draw_panel(axes[i, j], panel, group)
+            _draw_markers(axes[i, j], panel, group, line)
         axes[i, 0].set_ylabel(panel.label)
     for j, group in enumerate(comparison.groups):
         runs = "1 run" if len(group.runs) == 1 else f"{len(group.runs)} runs"
         axes[0, j].set_title(f"{group.name} ({runs})", loc="left", parse_math=False)
-        axes[-1, j].set_xscale("symlog", linthresh=1, linscale=0.3)
-        axes[-1, j].set_xlim(0, max(last, 2))
         axes[-1, j].set_xlabel("optimizer steps")
     return axes
 
@@ -379,20 +383,47 @@ def _draw_panel(ax: Any, panel: Panel, group: Group) -> None:
             ax.fill_between(mean.steps, low, high, color=colour, alpha=0.2, linewidth=0)
             for steps, values in group.curves[key][:_MOST_THIN]:
                 ax.plot(steps, values, color=colour, alpha=0.3, linewidth=0.5, zorder=2)
+    if panel.lines:
+        ax.legend(fontsize=7, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_markers(ax: Any, panel: Panel, group: Group, line: float) -> None:
+    """A line for all kinds of one curve at a step, and beside it their names, which keep clear of each other.
+
+    Args:
+        ax: of the panel.
+        panel: whose curves are marked.
+        group: whose transitions.
+        line: height of a line of text, as a share of the axis of steps.
+    """
+    from matplotlib.patheffects import withStroke
+
+    alike: dict[tuple[float, str], list[Found]] = {}
     for found in group.found:
-        colour = panel.colour_of(found.curve)
-        if found.curve not in panel.keys:
-            continue
-        of_mean = found.of_mean
-        at = of_mean.step if of_mean is not None else found.median
+        if found.curve in panel.keys:
+            at = float(found.of_mean.step) if found.of_mean is not None else found.median
+            alike.setdefault((at, found.curve), []).append(found)
+    texts = [_names(every) for every in alike.values()]
+    heights = [line * (1 + text.count("\n")) for text in texts]
+    places = ax.transAxes.inverted().transform(ax.transData.transform([(at, 0.0) for at, _ in alike] or [(1, 0)]))[:, 0]
+    centres = [place - height / 2 for place, height in zip(places, heights, strict=False)]  # left of its line
+    beside = spread_out(centres, heights, 0, 1)
+    for ((at, curve), every), text, x in zip(alike.items(), texts, beside, strict=True):
+        colour, of_mean = panel.colour_of(curve), every[0].of_mean
         is_firm = of_mean is not None and of_mean.is_firm
         ax.axvline(at, color=colour, linewidth=1.2 if is_firm else 2.6, linestyle="--", zorder=2.2)
         if of_mean is not None and is_firm:
             ax.axvspan(*of_mean.interval, color=colour, alpha=0.08, linewidth=0)
         else:
             ax.axvline(at, color="white", linewidth=1.2, zorder=2.3)  # hollow
-        text = f"{found.kind.replace('_', ' ')} ({found.share})"
-        ax.text(at, 0.98, text, rotation=90, va="top", ha="right", fontsize=6, transform=ax.get_xaxis_transform())
-    if panel.lines:
-        ax.legend(fontsize=7, frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
+        upright: dict[str, Any] = {"rotation": 90, "va": "top", "ha": "center", "transform": ax.transAxes}
+        drawn = ax.text(x, 0.98, text, fontsize=_MARKER_POINTS, color=colour, zorder=4, **upright)
+        drawn.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+
+
+def _names(every: Sequence[Found]) -> str:
+    """The kinds at one place, in how many runs each is, and of what attack."""
+    eps = every[0].curve.partition("_eps")[2]
+    of = f", eps {eps}" if eps else ""
+    return "\n".join(f"{found.kind.replace('_', ' ')} ({found.share}{of})" for found in every)

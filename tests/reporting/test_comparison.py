@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import pytest
 from lc_callback import compare_runs
 from lc_callback.__main__ import main
 from lc_callback.detection.phases import PHASE_SETTINGS, find_phases
-from lc_callback.detection.seeds import pool
+from lc_callback.detection.seeds import Pooled, pool
+from lc_callback.reporting.comparison import Comparison, Found
+from lc_callback.run.timeline import Panel
 
 STEPS = np.unique(np.append(0, np.round(10 ** np.arange(0, 5.01, 0.1))))
 X = np.log10(STEPS + 1)
@@ -234,6 +238,22 @@ def test_groups_stand_beside_each_other(compared: Any) -> None:
     assert figure.get_figwidth() == 10
     texts = [text.get_text() for text in axes[0, 0].texts]
     assert any(text.startswith("migration start (") and text.endswith(" of 3 runs)") for text in texts)
+
+
+@pytest.mark.parametrize("steps", [(100, 100, 100), (100, 110, 120), (1, 1, 100_000), (10, 90_000, 100_000)])
+def test_names_of_markers_keep_clear_of_each_other(steps: tuple[int, ...], compared: Any) -> None:
+    keys = [f"robust_acc/test_eps{eps}" for eps in (0.06, 0.1, 0.2)]
+    kinds = ("robustness_onset", "delayed_robustness")
+    found = [Found(kind, key, (step,) * 3, 3) for key, step in zip(keys, steps, strict=True) for kind in kinds]
+    curve = Pooled(STEPS, X / 5, X / 50, np.full(len(STEPS), 3), None)
+    pooled, single = dict.fromkeys(keys, curve), {key: [] for key in keys}
+    group = replace(compared.groups[0], found=tuple(found), pooled=pooled, curves=single)
+    figure, axes = Comparison((group,), (Panel("accuracy", {key: key for key in keys}),)).plot()
+    figure.canvas.draw()
+    places = sorted((text.get_window_extent() for text in axes[0, 0].texts), key=lambda box: box.x0)
+    assert len(places) == 3  # both kinds of a curve stand in one
+    assert all(left.x1 <= right.x0 + 1 for left, right in itertools.pairwise(places))
+    assert all(text.get_text().count("3 of 3 runs, eps 0.") == 2 for text in axes[0, 0].texts)
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "csv", "md", "tex"])
