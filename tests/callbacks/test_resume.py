@@ -198,12 +198,23 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(kind: str, tm
 # Resumed in this process
 
 
+SCHEDULES = {
+    "log": {},
+    "steps": {"every_n_train_steps": 2},
+    "epochs": {"every_n_epochs": 2},
+    "list": {"schedule": [0, 3, 4, 11]},
+    "function": {"schedule": lambda step: step % 3},
+}
+
+
 @pytest.mark.usefixtures("no_timeline")
-@pytest.mark.parametrize("batch", [24, 8])
 @pytest.mark.parametrize(
-    "arguments",
-    [{}, {"every_n_train_steps": 2}, {"every_n_epochs": 2}, {"schedule": [0, 3, 4, 11]}, {"schedule": lambda s: s % 3}],
-    ids=["log", "steps", "epochs", "list", "function"],
+    ("arguments", "batch"),
+    [
+        pytest.param(arguments, batch, id=f"{name}-{batch}", marks=pytest.mark.slow if slow else ())
+        for name, arguments in SCHEDULES.items()
+        for batch, slow in ((24, False), (8, name not in ("log", "epochs")))  # epochs of several batches
+    ],
 )
 def test_no_row_is_lost_or_doubled_by_a_resume(arguments: dict[str, Any], batch: int, tmp_path: Path) -> None:
     wholes = several("together", **arguments)
