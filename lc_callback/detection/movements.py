@@ -160,13 +160,23 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
     else:
         tolerance = significant(found, {**PHASE_SETTINGS, **settings})
     flatness = settings.get("flatness", PHASE_SETTINGS["flatness"])
+    moves = movements(found.values, tolerance)
+    rises = [bool(found.values[j] > found.values[i]) for i, j in moves]
+    for shown in (v, found.values):  # the rows, or where these say otherwise the fit: all legs from one of them
+        if all(_reads(shown[i], shown[j], up) for (i, j), up in zip(moves, rises, strict=True)):
+            break
+    else:
+        return ()
     legs = []
-    for i, j in movements(found.values, tolerance):
+    for i, j in moves:
         begin = i + first_steep(found.slopes[i:j], flatness)
-        is_as_seen = (v[j] > v[i]) == (found.values[j] > found.values[i])
-        start, end = (v[i], v[j]) if is_as_seen else found.values[[i, j]]
-        legs.append(Leg(float(start), float(end), int(at[begin]), int(at[j]), begin == i))
+        legs.append(Leg(float(shown[i]), float(shown[j]), int(at[begin]), int(at[j]), begin == i))
     return tuple(legs)
+
+
+def _reads(start: float, end: float, rises: bool) -> bool:
+    """Whether a reader of both numbers sees the rise or the fall."""
+    return number(start) != number(end) and (end > start) == rises
 
 
 def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.int64]:

@@ -1,0 +1,45 @@
+"""How a curve runs, in words: what is said of a rise or a fall can be read off its two numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from lc_callback.detection.milestones import RANK_SETTINGS
+from lc_callback.detection.movements import course_of, number
+from lc_callback.detection.phases import PHASE_SETTINGS
+
+STEPS = np.unique(np.round(10 ** np.linspace(0, 2, 14)))
+
+
+def drawn(kind: str, rng: np.random.Generator) -> np.ndarray:
+    n = len(STEPS)
+    curves = {
+        "ranks": lambda: np.round(16 - rng.integers(0, 4, n) + rng.normal(size=n)),
+        "a drop": lambda: np.where(np.arange(n) < rng.integers(1, n), 16.0, 13.0) + 0.01 * rng.normal(size=n),
+        "an exact drop": lambda: np.where(np.arange(n) < rng.integers(1, n), 16.0, 13.0),
+        "a walk": lambda: np.abs(np.cumsum(rng.normal(size=n))) + 0.1,
+        "a spike": lambda: np.where(np.arange(n) == rng.integers(n), 40.0, 5.0 + 0.1 * rng.normal(size=n)),
+    }
+    return curves[kind]()
+
+
+@pytest.mark.parametrize("settings", [RANK_SETTINGS, PHASE_SETTINGS], ids=["rank", "phases"])
+@pytest.mark.parametrize("kind", ["ranks", "a drop", "an exact drop", "a walk", "a spike"])
+def test_the_numbers_of_a_leg_say_what_its_verb_says(kind, settings):
+    for seed in range(60):
+        course = course_of(STEPS, drawn(kind, np.random.default_rng(seed)), settings)
+        for leg in course.legs:
+            assert number(leg.start) != number(leg.end), course.text()
+        for leg, following in itertools.pairwise(course.legs):
+            assert leg.end == following.start, course.text()
+            assert leg.rises != following.rises, course.text()
+
+
+@pytest.mark.parametrize("drop", range(1, 12))
+def test_a_drop_is_told_with_the_values_that_were_seen(drop):
+    text = course_of(STEPS, np.where(np.arange(len(STEPS)) < drop, 16.0, 13.0), RANK_SETTINGS).text()
+    assert text.startswith("fell from 16")
+    assert " to 13 at step " in text
