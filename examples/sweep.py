@@ -123,7 +123,9 @@ def timeline(path: Path, seeds: Mapping[int, Rows], panels: Mapping[str, Curves]
     for label, curves in panels.items():
         lines = {label: curves} if isinstance(curves, str) else dict(curves)
         limits = (0, 1) if all("acc" in key for key in lines.values()) else (0, None)
-        drawn.append(Panel(label, lines, bands={key: f"{key} sd" for key in lines.values()}, limits=limits))
+        bands = {key: f"{key} sd" for key in lines.values()}
+        drawn.append(Panel(label, lines, bands=bands, limits=limits))
+    drawn[-1] = replace(drawn[-1], caption=f"Means over {len(seeds)} seeds. Bands: one standard deviation over the seeds.")
     save([RunCurves([joined[step] for step in sorted(joined)], drawn, transitions_of_mean(seeds))], path)
 
 

@@ -137,7 +137,7 @@ def penalty(kind: str, weight: str, target: int, more: str = "") -> str:
     return f"--model.penalty penalties.{kind} {named}{more}"
 
 
-def short(variants: dict[str, str], steps: int = 39_811, **arguments: Any) -> Experiment:
+def short(variants: dict[str, str], steps: int = 25_119, **arguments: Any) -> Experiment:
     """Three seeds of runs that see the migration begin and, with the standard initialisation, delayed robustness."""
     named: dict[str, Any] = {"seeds": 3, "keys": KEYS, "columns": COLUMNS, "panels": PANELS} | arguments
     return Experiment(named.pop("config", "mnist_sweep"), variants, steps, **named)

@@ -48,7 +48,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        name = re.sub(r"--(?:[\w.]+\.)?(\w+) ", r"\1=", self.arguments).replace(" ", ",")
+        name = re.sub(r"--(?:[\w.]+\.)?(\w+)(?: |\+=)", r"\1=", self.arguments).replace(" ", ",")
         return self.runs / self.config / (name or "default") / f"seed_{self.seed}"
 
     @property
