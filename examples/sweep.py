@@ -125,7 +125,7 @@ def timeline(path: Path, seeds: Mapping[int, Rows], panels: Mapping[str, Curves]
         limits = (0, 1) if all("acc" in key for key in lines.values()) else (0, None)
         bands = {key: f"{key} sd" for key in lines.values()}
         drawn.append(Panel(label, lines, bands=bands, limits=limits))
-    drawn[-1] = replace(drawn[-1], caption=f"Means over {len(seeds)} seeds. Bands: one standard deviation over the seeds.")
+    drawn[-1] = replace(drawn[-1], caption=f"Means over {len(seeds)} seeds. Bands: one standard deviation over them.")
     save([RunCurves([joined[step] for step in sorted(joined)], drawn, transitions_of_mean(seeds))], path)
 
 
