@@ -160,13 +160,15 @@ def write_rows(rows: Mapping[str, Row]) -> None:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """Markdown: the rows, then what the names of tests stand for."""
+    """Markdown: the rows, what the names of tests stand for, and which combinations have no row yet."""
     titles = {"name": "combination", "lightning": "Lightning", "tensorboard": "TensorBoard", "numpy": "NumPy"}
     lines = ["| " + " | ".join(titles.get(key, key) for key in FIELDS) + " |", "|---" * len(FIELDS) + "|"]
     lines += ["| " + " | ".join(row[key] for key in FIELDS) + " |" for row in rows.values()]
     used = {each for row in rows.values() for each in row["tests"].split()}
     lines.append("")
     lines += [f"- {name}: {', '.join(f'`{path}`' for path in paths)}" for name, paths in TESTS.items() if name in used]
+    missing = [name for name in COMBINATIONS if name not in rows]
+    lines += ["", f"Not run yet: {', '.join(missing)}."] if missing else []
     return "\n".join(lines)
 
 
