@@ -42,7 +42,7 @@ TESTS: Mapping[str, tuple[str, ...]] = {
     "measures": (
         "tests/functional/test_local_complexity.py",
         "tests/functional/test_feature_rank.py",
-        "tests/isolation",
+        "tests/isolation/test_isolation.py",
     ),
     "attacks": ("tests/functional/test_robustness.py",),
     "callbacks": tuple(
@@ -91,9 +91,9 @@ COMBINATIONS = {
     "lightning-2.5": Combination(_lightning("2.5.6"), "callbacks"),
     "torchmetrics-1.4": Combination(("torchmetrics==1.4.0",), "metrics"),
     "tensorboard-2.20": Combination(("tensorboard==2.20.0", "setuptools<82"), "tensorboard"),
-    "newest": Combination(("torch==2.14.1",), "measures attacks metrics tensorboard"),
+    "torch-2.14": Combination(("torch==2.14.1", *_lightning("2.4.0")), "measures"),
     "torch-2.4": Combination(("torch==2.4.1", "numpy<2.3"), "measures attacks"),
-    "oldest": Combination((*lower_bounds(), _lightning("2.4.0")[1]), "measures metrics", python="3.10"),
+    "oldest": Combination((*lower_bounds(), _lightning("2.4.0")[1]), "measures", python="3.10"),
     "python-3.12": Combination(("torch==2.14.1",), "measures", python="3.12"),
     "python-3.13": Combination(("torch==2.14.1",), "measures", python="3.13"),
 }
@@ -113,7 +113,7 @@ def try_out(name: str) -> Row:
     """Install the combination and run its tests."""
     combination, folder = COMBINATIONS[name], ROOT / "venv" / f"versions-{name}"
     python = folder / "bin" / "python"
-    subprocess.run([str(combination.interpreter), "-m", "venv", folder], check=True)
+    subprocess.run([str(combination.interpreter), "-m", "venv", "--clear", folder], check=True)
     install = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
     subprocess.run([*install, *pins_of(combination), *TOOLS, "-e", f"{ROOT}[attacks]"], check=True)
     subprocess.run([*install, "--no-deps", "torchattacks==3.5.1"], check=True)  # its pins break Lightning
@@ -160,13 +160,15 @@ def write_rows(rows: Mapping[str, Row]) -> None:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """Markdown: the rows, then what the names of tests stand for."""
+    """Markdown: the rows, what the names of tests stand for, and which combinations have no row yet."""
     titles = {"name": "combination", "lightning": "Lightning", "tensorboard": "TensorBoard", "numpy": "NumPy"}
     lines = ["| " + " | ".join(titles.get(key, key) for key in FIELDS) + " |", "|---" * len(FIELDS) + "|"]
     lines += ["| " + " | ".join(row[key] for key in FIELDS) + " |" for row in rows.values()]
     used = {each for row in rows.values() for each in row["tests"].split()}
     lines.append("")
     lines += [f"- {name}: {', '.join(f'`{path}`' for path in paths)}" for name, paths in TESTS.items() if name in used]
+    missing = [name for name in COMBINATIONS if name not in rows]
+    lines += ["", f"Not run yet: {', '.join(missing)}."] if missing else []
     return "\n".join(lines)
 
 
