@@ -1,27 +1,22 @@
 """How Sphinx builds the site: ``make docs``, offline, with warnings as errors."""
 
 import os
-import shutil
-from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-HERE = Path(__file__).parent
-shutil.copy(HERE.parent / "examples" / "digits.ipynb", HERE / "notebook.ipynb")  # Sphinx reads this folder only
 
-import lc_callback  # noqa: E402
+import lc_callback
 
 project = "lc_callback"
 author = "the lc_callback authors"
 copyright = f"2026, {author}"  # noqa: A001
 release = version = lc_callback.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 suppress_warnings = ["myst.xref_ambiguous"]
-nb_execution_mode = "off"  # tests/test_notebook.py runs it, tests/test_docs.py all other blocks
 myst_heading_anchors = 4
 myst_enable_extensions = ["dollarmath"]
 myst_dmath_allow_labels = False

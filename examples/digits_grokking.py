@@ -33,6 +33,7 @@ from lc_callback import (
     SplinePartitionCallback,
 )
 from lc_callback.run.history import History
+from lc_callback.run.timeline import run_sentences
 
 EPS = [0.03, 0.1]
 
@@ -108,7 +109,9 @@ def main() -> None:
     trainer.fit(DigitsMLP(args.init_scale), batches(train, 200, args.steps))
 
     print(f"\n{table(lc.history, robust.history, rank.history)}\n")
-    print(f"figure: {Path(trainer.log_dir) / 'timeline.png'}\ncurves: tensorboard --logdir {args.output}")
+    print(f"The picture: {Path(trainer.log_dir) / 'timeline.png'}")
+    print(f"It shows: {run_sentences([callback.part() for callback in (lc, robust, rank)])[0]}")
+    print(f"All curves, in the tab Dynamics of TensorBoard: tensorboard --logdir {args.output}")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def test_links_lead_to_files(path):
     text = BLOCK.sub("", path.read_text())
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         file = target.split("#")[0]
-        if file and "://" not in file and file != "notebook.ipynb":  # which the build copies
+        if file and "://" not in file:
             assert (path.parent / file).exists(), target
 
 

@@ -462,6 +462,16 @@ def test_losses(loss):
     assert module.training_step((logits, y), 0).item() == pytest.approx(float(expected[loss]))
 
 
+def test_the_demo_ends_with_its_picture_what_it_shows_and_where_to_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["digits_grokking.py", "--steps", "8", "--output", str(tmp_path)])
+    digits_grokking.main()
+    picture, sentence, command = capsys.readouterr().out.splitlines()[-3:]
+    assert Path(picture.removeprefix("The picture: ")).is_file()
+    assert sentence.startswith("It shows: ")
+    assert "Local complexity at the train points" in sentence
+    assert command == f"All curves, in the tab Dynamics of TensorBoard: tensorboard --logdir {tmp_path}"
+
+
 @pytest.mark.parametrize("run", ["digits", "sums", "cnn"])
 def test_runs_without_arguments_draw_a_timeline(run, tmp_path, monkeypatch):
     images = torch.utils.data.TensorDataset(torch.rand(40, 1, 28, 28), torch.arange(40) % 10)
