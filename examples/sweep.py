@@ -165,10 +165,17 @@ def report(name: str) -> None:
         timeline(RESULTS / f"{name}.png", seeds, experiment.panels)
     else:
         picture(RESULTS / f"{name}.png", results, experiment.panels)
-    text = f"{table(results, experiment.columns)}\n\n{cost(name, results)}"
+    text = said(name, results)
     print(f"{text}\n")
     page = RESULTS.with_suffix(".md")
     page.write_text(placed(page.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+
+
+def said(name: str, results: Results) -> str:
+    """The table of an experiment, its note, and what it cost."""
+    experiment = EXPERIMENTS[name]
+    note = [] if experiment.note is None else [experiment.note(results)]
+    return "\n\n".join([table(results, experiment.columns), *note, cost(name, results)])
 
 
 def placed(page: str, name: str, text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -160,3 +160,30 @@ def curve(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     kept = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
     steps, values = np.array(kept, float).reshape(-1, 2).T
     return steps, values
+
+
+def agreement(
+    first: Measure, second: Measure, names: tuple[str, str]
+) -> Callable[[Mapping[str, Mapping[int, Rows]]], str]:
+    """How two steps go together over all runs that have both: a sentence with Spearman's correlation and its interval.
+
+    The 95 % interval is that of 2,000 bootstrap samples of the runs.
+    """
+
+    def of(results: Mapping[str, Mapping[int, Rows]]) -> str:
+        steps = [(first(rows), second(rows)) for seeds in results.values() for rows in seeds.values()]
+        both = np.array([pair for pair in steps if None not in pair], float)
+        alone = [sum(pair[i] is not None and pair[1 - i] is None for pair in steps) for i in (0, 1)]
+        before = int((both[:, 0] < both[:, 1]).sum())
+        rng = np.random.default_rng(0)
+        drawn = [both[rng.integers(len(both), size=len(both))] for _ in range(2000)]
+        varied = [pair for pair in drawn if len({*pair[:, 0]}) > 1 and len({*pair[:, 1]}) > 1]
+        low, high = np.quantile([spearmanr(*pair.T).statistic for pair in varied], [0.025, 0.975])
+        rho = spearmanr(*both.T).statistic
+        return (
+            f"Of {len(steps)} runs {len(both)} have both; in {before} of these {names[0]} is first. {alone[0]} have "
+            f"only {names[0]}, {alone[1]} only {names[1]}. Rank correlation of both steps over the runs: {rho:.2f} "
+            f"(95 % interval {low:.2f} to {high:.2f}, bootstrap over the runs)."
+        )
+
+    return of

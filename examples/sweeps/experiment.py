@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps import runs
-from sweeps.columns import LC, PGD, TEST, TRAIN, WEAK_PGD, Measure, half_rise, highest, last, phase, step_of_highest
+from sweeps.columns import (
+    LC,
+    PGD,
+    TEST,
+    TRAIN,
+    WEAK_PGD,
+    Measure,
+    Rows,
+    half_rise,
+    highest,
+    last,
+    phase,
+    step_of_highest,
+)
 from sweeps.runs import Run
 
 Curves = str | Mapping[str, str]
@@ -46,6 +59,7 @@ class Experiment:
         keys: what of the rows is kept, by callback. A pattern with ``=last`` is the last of the keys that match.
         columns: of the table.
         panels: of the picture: by label a key, which is drawn for each variant, or several keys by name.
+        note: of the rows of all runs, a sentence below the table.
         is_timeline: the picture is the timeline of the one variant, with the transitions of the mean over its seeds.
     """
 
@@ -58,6 +72,7 @@ class Experiment:
     columns: Mapping[str, Measure] = field(default_factory=lambda: STANDARD_COLUMNS)
     panels: Mapping[str, Curves] = field(default_factory=lambda: STANDARD_PANELS)
     is_timeline: bool = False
+    note: Callable[[Mapping[str, Mapping[int, Rows]]], str] | None = None
 
     def runs(self) -> Iterable[tuple[str, int, Run]]:
         for name, arguments in self.variants.items():
