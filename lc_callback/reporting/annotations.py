@@ -36,7 +36,6 @@ _PHASES = ("first_descent_end", "ascent_start", "migration_start", "migration_en
 _SHADES = {"first descent": "#e8f0fa", "ascent": "#fdf3dc", "region migration": "#e6f4e6"}
 _RISES = 0.15  # of the range of the curve: what is less is no ascent
 _DONE = 0.95  # of its movement: there a phase ends whose end was not found; what is left, that it has not begun
-_FLAT = 0.15  # of its movement: as much as a curve varies before it begins
 _SNAP = 0.1  # decades: a phase that ends so near to the last row goes on to it
 _TOO_FAR = 1.0  # times the room of all other rows, above them: a lone row there is cut off
 _BAND = 0.08  # opacity of an interval
@@ -102,15 +101,15 @@ def _rises(steps: Floats, values: Floats, begin: float) -> bool:
 
 
 def _begin(steps: Floats, rising: Floats, begin: float, end: float) -> float:
-    """Where a curve that is flat from ``begin`` on, and then rises until ``end``, begins to rise."""
+    """Where the greatest rise of a curve between both begins: where it is low for the last time before its top."""
     here = (steps >= begin) & (steps <= end)
     if not here.any():
         return begin
-    steps, way = steps[here], rising[here] - rising[here].min()
-    peak = int(np.argmax(way))
-    low = np.flatnonzero(way[: peak + 1] <= (1 - _DONE) * way[peak])
-    is_flat = len(low) > 0 and np.ptp(rising) > 0 and way[: low[-1] + 1].max() <= _FLAT * way[peak]
-    return float(steps[low[-1]]) if is_flat and low[-1] > 0 else begin
+    steps, way = steps[here], rising[here]
+    risen = way - np.minimum.accumulate(way)
+    top = int(np.argmax(risen))
+    low = np.flatnonzero(way[: top + 1] <= way[: top + 1].min() + (1 - _DONE) * risen[top])
+    return float(steps[low[-1]]) if risen[top] > 0 and low[-1] > 0 else begin
 
 
 def _end(steps: Floats, rising: Floats, begin: float, last: float) -> float:

@@ -688,3 +688,42 @@ def test_phases_are_shaded_between_firm_transitions_only() -> None:
     found = transition("first_descent_end", 70, "lc/train")
     assert phase_spans([found], rows) != []
     assert phase_spans([replace(found, certainty="tentative")], rows) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "kinds", "spans"),
+    [
+        # The descent is not firm: what falls is no ascent.
+        (
+            {0: 5, 3: 4, 10: 3, 20: 2, 30: 2, 100: 3, 300: 4, 1000: 5, 3000: 2, 9000: 1},
+            {"migration_start": 1000},
+            (30, 1000),
+        ),
+        ({0: 2, 3: 2, 10: 2, 30: 2, 100: 3, 300: 4, 1000: 5, 3000: 2, 9000: 1}, {"migration_start": 1000}, (30, 1000)),
+        (
+            {0: 2, 3: 2.5, 10: 3, 30: 3.5, 100: 4, 300: 4.5, 1000: 5, 3000: 2, 9000: 1},
+            {"migration_start": 1000},
+            (0, 1000),
+        ),
+        (
+            {0: 5, 3: 4, 10: 3, 20: 2, 30: 2, 100: 3, 300: 4, 1000: 5, 3000: 2, 9000: 1},
+            {"first_descent_end": 30, "migration_start": 1000},
+            (30, 1000),
+        ),
+        # It rises before it falls: what rises is no descent.
+        (
+            {0: 2, 3: 3, 10: 5, 20: 5, 30: 4, 100: 2, 200: 1, 300: 1, 1000: 3, 3000: 5, 9000: 6},
+            {"first_descent_end": 300},
+            (300, 9000),
+        ),
+    ],
+)
+def test_an_ascent_is_shaded_from_where_the_curve_rises(
+    values: dict[int, float], kinds: dict[str, int], spans: tuple[float, float]
+) -> None:
+    rows = [{"step": float(step), "lc/train": float(value)} for step, value in values.items()]
+    found = phase_spans([transition(kind, step, "lc/train") for kind, step in kinds.items()], rows)
+    (ascent,) = [span for span in found if span.name == "ascent"]
+    assert (ascent.left, ascent.right) == spans
+    if 300 in kinds.values():
+        assert [span.left for span in found if span.name == "first descent"] == [20]

@@ -5,7 +5,6 @@ export const PHASES = ["first descent", "ascent", "region migration"];
 
 const RISES = 0.15; // of the range of the curve: what is less is no ascent
 const DONE = 0.95; // of its movement: there a phase ends whose end was not found
-const FLAT = 0.15; // of its movement: as much as a curve varies before it begins
 const SNAP = 0.1; // decades: a phase that ends so near to the last row goes on to it
 
 export function isPhase(kind) {
@@ -98,17 +97,20 @@ function rises(points, begin) {
   return later.length > 1 && Math.max(...later.map((point) => point[1])) - later[0][1] > RISES * range(points);
 }
 
-// Where a curve that is flat from `begin` on, and then rises until `end`, begins to rise.
+// Where the greatest rise of a curve between both begins: where it is low for the last time before its top.
 function beginOf(points, begin, end) {
   const here = points.filter(([step]) => step >= begin && step <= end);
-  if (!here.length) return begin;
-  const least = Math.min(...here.map((point) => point[1]));
-  const way = here.map((point) => point[1] - least);
-  const peak = way.indexOf(Math.max(...way));
-  let low = -1;
-  for (let i = 0; i <= peak; i++) if (way[i] <= (1 - DONE) * way[peak]) low = i;
-  const isFlat = low > 0 && range(points) > 0 && Math.max(...way.slice(0, low + 1)) <= FLAT * way[peak];
-  return isFlat ? here[low][0] : begin;
+  let least = Infinity;
+  let most = 0;
+  let low = 0;
+  let floor = Infinity;
+  let top = 0;
+  here.forEach(([, value], i) => {
+    least = Math.min(least, value);
+    if (value - least > most) [most, floor, top] = [value - least, least, i];
+  });
+  for (let i = 0; i <= top && i < here.length; i++) if (here[i][1] <= floor + (1 - DONE) * most) low = i;
+  return most > 0 && low > 0 ? here[low][0] : begin;
 }
 
 // Where a curve that rises from `begin` has made almost all of its way.
