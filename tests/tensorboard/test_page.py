@@ -548,6 +548,24 @@ def test_ten_thousand_layers_do_not_stop_the_page(chromium, tmp_path):
         assert tab.errors == []
 
 
+def test_what_is_not_in_the_runs_is_said(chromium, tmp_path):
+    """Local complexity without its layers, a measure of splits and not of layers, and one epoch only."""
+    write_csv(tmp_path / "run" / "lc" / "history.csv", {"lc/train": [1.0, 2.0, 3.0]}, [0, 1, 10])
+    ranks = {"local_rank/train": [9.0, 8.0, 7.0], "local_rank/effective_test": [5.0, 4.0, 3.0]}
+    write_csv(tmp_path / "run" / "local_rank" / "history.csv", ranks, [0, 1, 10])
+    with Log(tmp_path / "run") as log:
+        log.scalars("epoch", [0, 1, 10], [0.0, 0.0, 0.0])
+    with served(tmp_path) as url, opened(chromium, url) as tab:
+        tab.show(LC)
+        assert tab.page.locator('section.card[data-panel^="heat:"]').count() == 0
+        said = " ".join(tab.page.locator("p.note").all_inner_texts())
+        assert said.count("LocalComplexityCallback(per_layer=True)") == 1
+        tab.choose("axis", "epoch")
+        assert "epoch: all in the first" in tab.show(LC).locator("svg.chart").text_content()
+        assert tab.page.locator("svg.chart").first.evaluate("(node) => getComputedStyle(node).userSelect") == "none"
+        assert tab.errors == []
+
+
 def test_a_lone_spike_does_not_flatten_the_curve(chromium, tmp_path):
     values = np.linspace(1, 2, 100)
     values[50] = 1e9

@@ -13,6 +13,8 @@ import { StripCard } from "./strip.js";
 import { glance, transitionTable } from "./tables.js";
 
 const RELOAD = 15_000; // milliseconds between two looks for new rows
+const NO_LC_LAYERS =
+  "Local complexity by layer is not in these runs: LocalComplexityCallback(per_layer=True) logs it.";
 const MOST_OTHERS = 400; // scalars with a card
 
 const SECTIONS = [
@@ -171,9 +173,14 @@ export class App {
       more: curves(more.filter(isFree), { isLegendBelow: true }),
       others: curves(shownOthers.slice(0, MOST_OTHERS), { isLegendBelow: true }),
     };
-    const signature = JSON.stringify(
+    const isLc = (tag) => /(^|[/_.\- ])lc\//.test(tag);
+    const lacksLayers =
+      model.selected().some((run) => model.runs.get(run).tags.some(isLc)) &&
+      !heats.some((heat) => heat.prefixes.some((prefix) => prefix.includes("lc_layer/")));
+    const signature = JSON.stringify([
       Object.entries(plan).map(([name, entries]) => [name, entries.map(([panel]) => panel)]),
-    );
+      lacksLayers,
+    ]);
     if (signature === this.signature) return;
     this.signature = signature;
     const old = this.cards;
@@ -187,6 +194,7 @@ export class App {
       });
       if (name === "others" && shownOthers.length > MOST_OTHERS)
         nodes.push(el("p", { class: "note" }, `and ${shownOthers.length - MOST_OTHERS} more: filter`));
+      if (name === "layers" && lacksLayers) nodes.push(el("p", { class: "note" }, NO_LC_LAYERS));
       this.fill(name, nodes);
     }
     for (const [key, card] of old) if (!this.cards.has(key)) card.drop();

@@ -126,7 +126,13 @@ export class Model {
 
   // Short: beside the numbers of the axis.
   axisName() {
+    if (this.kind === "epoch" && !this.clocks.size) return "epoch: not logged";
+    if (this.kind === "epoch" && this.isFirstEpoch()) return "epoch: all in the first";
     return { log: "steps", linear: "steps", epoch: "epoch", wall: this.unit }[this.kind];
+  }
+
+  isFirstEpoch() {
+    return [...this.clocks.values()].every((clock) => clock.xs.every((x) => x === 0));
   }
 
   axisTitle() {

@@ -56,6 +56,9 @@ const HEATS = [
   ["norm of the weights by layer", /^(|.*[/_.\- ])weight_norm\//s],
 ];
 
+// What follows the beginning of a tag and is no layer: also the splits of a measure of one's own, such as local_rank.
+const NO_LAYER = /^(seconds|total|(\w+_)?(train|test|random))$/;
+
 export function isPhaseTag(tag) {
   return /(^|[/_.\- ])lc\/phase$/.test(tag);
 }
@@ -171,7 +174,7 @@ function heatsOf(tags) {
     const prefixes = new Map();
     for (const tag of tags) {
       const match = start.exec(tag);
-      if (match && !tag.endsWith("/seconds") && !tag.endsWith("/total"))
+      if (match && !NO_LAYER.test(tag.slice(match[0].length)))
         prefixes.set(match[0], (prefixes.get(match[0]) ?? 0) + 1);
     }
     const several = [...prefixes].filter(([, n]) => n > 1).map(([prefix]) => prefix);
