@@ -34,7 +34,13 @@ def test_the_spectra_are_those_of_each_jacobian() -> None:
 
 @pytest.mark.parametrize(
     ("spectrum", "numerical", "effective"),
-    [([1.0, 1.0, 1.0, 0.0], 3, 3.0), ([1.0, 0.02, 0.005, 0.0], 2, None), ([0.0, 0.0], 0, 0.0), ([5.0], 1, 1.0)],
+    [
+        ([1.0, 1.0, 1.0, 0.0], 3, 3.0),
+        ([1.0, 0.02, 0.005, 0.0], 2, None),
+        ([5.0, 0.04], 1, None),
+        ([0.0, 0.0], 0, 0.0),
+        ([5.0], 1, 1.0),
+    ],
 )
 def test_ranks_of_a_spectrum(spectrum: list[float], numerical: int, effective: float | None) -> None:
     spectra = torch.tensor([spectrum])
@@ -63,14 +69,18 @@ def test_a_tolerance_out_of_range_is_named(tol: float) -> None:
 def test_the_bound_holds_and_its_sides_are_those_of_autograd() -> None:
     net, points = network(), torch.randn(15, 6)
     found = bound.bound(net, points)
-    variation = complexity = 0.0
+    variation = complexity = highest = 0.0
+    double = network().double().requires_grad_(False)
     for x in points.double():
-        double = network().double()
         variation += float(torch.autograd.functional.jacobian(double, x).norm()) / 15
         z, slopes = double[:-2](x), torch.autograd.functional.jacobian(double[:-2], x)
         density = torch.distributions.Normal(0.0, found.noise).log_prob(z).exp()
         complexity += float((slopes.norm(dim=1) * density).sum()) / 15
+        highest = max(highest, float(z.max()))
+    heaviest = max(float(column.norm()) for column in double[-1].weight.T)
     assert (found.total_variation, found.complexity) == pytest.approx((variation, complexity))
+    assert found.noise == pytest.approx(highest)
+    assert found.constant == pytest.approx(math.sqrt(2 * math.pi * math.e) * highest * heaviest)
     assert found.constant * found.complexity >= found.total_variation
     assert found.looseness == pytest.approx(found.constant * complexity / variation)
 

@@ -113,6 +113,7 @@ def test_behind_an_embedding_it_is_by_the_vectors() -> None:
 
 NOT_FOLLOWED: dict[str, Any] = {
     "no_rule": lambda: nn.Sequential(mlp(), nn.Softmax(-1)),
+    "last_gelu": lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9), nn.GELU(), nn.Linear(9, 4)),
     "no_tensor": lambda: mlp(lambda x, y: {"y": y}),
     "input_again": lambda: mlp(lambda x, y: x + y),
     "larger": lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 500)),
@@ -139,6 +140,18 @@ def test_of_few_directions_its_square_is_right_in_the_mean() -> None:
     ]
     mean = torch.stack([frame.jacobian_norm.square() for frame in frames]).mean(0).sqrt()
     torch.testing.assert_close(mean, twin(network, points), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "layer_norm"])
+def test_directions_that_are_followed_in_parts_add_up(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    network, points = randomised(make()), torch.randn(5, *shape, dtype=torch.float64)
+    whole, parts = (
+        local_complexity(network, points, radius=0.1, n_directions=6, method="linear", chunk_size=size)
+        for size in (None, 3)  # a point and two directions
+    )
+    torch.testing.assert_close(parts.jacobian_norm, whole.jacobian_norm)
 
 
 def test_only_the_first_points_have_one_and_shares_are_joined() -> None:
