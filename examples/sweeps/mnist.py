@@ -37,7 +37,7 @@ KEYS = {
     "robust_acc": [TRAIN, TEST, PGD],
     "rank": [r"effective_rank/.*\d=last", "weight_norm/total"],
 }
-COLLAPSE_KEYS = {"lc": [LC], "robust_acc": [TRAIN, PGD], "nc": [NC1, "nc/nc2_simplex_train", "nc/nc3_train"]}
+COLLAPSE_KEYS = {"lc": [LC], "robust_acc": [TRAIN, TEST, PGD], "nc": [NC1, "nc/nc2_simplex_train", "nc/nc3_train"]}
 INTERPOLATION = milestone("interpolation", TRAIN)
 DELAYED = milestone("delayed_robustness", TRAIN, TEST, PGD)
 MIGRATION = phase("migration_start")
@@ -182,7 +182,10 @@ REPORTED = {
     ),
     "mnist_batchnorm": short({"without": BASE, "BatchNorm": BATCH_NORM}),
     "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "1", default="0.01")),
-    "mnist_optimizer": short({"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD}),
+    "mnist_optimizer": short(
+        {"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD},
+        few={"SAM (AdamW)": 1},
+    ),
     "mnist_collapse": short(
         {
             "standard": BASE,
@@ -192,6 +195,7 @@ REPORTED = {
             "SAM (AdamW)": SAM,
             "SGD, momentum 0.9": SGD,
         },
+        few={"SAM (AdamW)": 1},
         keys=COLLAPSE_KEYS,
         columns=COLLAPSE_COLUMNS,
         note=agreement(COLLAPSED, MIGRATION, ("the fall of NC1 to 0.1", "the start of the migration")),
