@@ -39,7 +39,7 @@ SMOKE_STEPS = 200
 EXPERIMENTS = DIGITS | REPORTED | DEFINED
 #: Keys of the files of which :func:`lc_callback.compare_runs` knows the curves.
 GROUPS_OF_KEYS = {"lc": ("lc",), "robust_acc": ("clean_acc/", "robust_acc/"), "rank": ("rank/", "effective_rank/")}
-GROUPS = {"digits": [*DIGITS], "mnist": [*REPORTED, *DEFINED]}
+GROUPS = {"digits": [*DIGITS], "mnist": [name for name in (*REPORTED, *DEFINED) if name.startswith("mnist_")]}
 
 #: Rows of each seed of each variant.
 Results = dict[str, dict[int, Rows]]

@@ -237,5 +237,5 @@ DEFINED = {
         keys=KEYS | {"autoattack_robust_acc": ["autoattack/robust_acc(_raw)?/.*_eps.*"]},
         panels=PANELS | {"AutoAttack(0.1)": f"autoattack/{PGD}"},
     ),
-    "mnist_fashion_cnn": short({"CNN": "", "CNN, BatchNorm": BATCH_NORM}, 10_000, config="fashion_cnn", seeds=1),
+    "fashion_cnn": short({"CNN": "", "CNN, BatchNorm": BATCH_NORM}, 10_000, config="fashion_cnn", seeds=1),
 }
