@@ -261,6 +261,19 @@ def test_a_sweep_trains_what_is_missing_and_makes_rows_table_and_picture(tiny, t
 
 
 @pytest.mark.slow
+def test_a_smoke_run_takes_a_few_steps_of_each_variant_and_changes_no_page(tiny, tmp_path, monkeypatch, capsys):
+    command, taken = tiny
+    monkeypatch.setattr(sweep, "SMOKE", tmp_path / "smoke")
+    monkeypatch.setattr(sweep, "SMOKE_STEPS", 8)
+    page = command("--smoke")
+    assert [(run.steps, run.seed) for run in taken] == [(8, 0), (8, 0)]
+    assert all(run.folder.is_relative_to(tmp_path / "smoke") for run in taken)
+    assert page == "<!-- tiny -->\n<!-- end of tiny -->\n"
+    assert not (tmp_path / "results").exists()
+    assert "| width 6 | 1 | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_run_of_other_settings_is_missing(tiny, tmp_path, monkeypatch):
     command, taken = tiny
     command()
