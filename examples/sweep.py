@@ -103,12 +103,8 @@ def picture(path: Path, results: Results, panels: Mapping[str, Curves]) -> None:
             for name, key in named.items():
                 line = ", ".join(filter(None, [name, variant if len(results) > 1 or not name else ""]))
                 keys[line] = f"{label} {line}"
-                for step, values in _common(seeds.values(), key).items():
-                    spread = stdev(values) if len(values) > 1 else 0.0
-                    row = {keys[line]: mean(values), f"{keys[line]} sd": spread}
-                    joined.setdefault(step, {"step": step}).update(row)
-        limits = (0, 1) if all("acc" in key for key in named.values()) else (0, None)
-        drawn.append(Panel(label, keys, bands={key: f"{key} sd" for key in keys.values()}, limits=limits))
+                _join(joined, seeds.values(), key, keys[line])
+        drawn.append(_panel(label, keys, named.values()))
     save([RunCurves([joined[step] for step in sorted(joined)], drawn, [])], path)
 
 
@@ -117,15 +113,11 @@ def timeline(path: Path, seeds: Mapping[int, Rows], panels: Mapping[str, Curves]
     joined: dict[float, Row] = {}
     for curves in panels.values():
         for key in [curves] if isinstance(curves, str) else curves.values():
-            for step, values in _common(seeds.values(), key).items():
-                spread = stdev(values) if len(values) > 1 else 0.0
-                joined.setdefault(step, {"step": step}).update({key: mean(values), f"{key} sd": spread})
+            _join(joined, seeds.values(), key, key)
     drawn = []
     for label, curves in panels.items():
         lines = {label: curves} if isinstance(curves, str) else dict(curves)
-        limits = (0, 1) if all("acc" in key for key in lines.values()) else (0, None)
-        bands = {key: f"{key} sd" for key in lines.values()}
-        drawn.append(Panel(label, lines, bands=bands, limits=limits))
+        drawn.append(_panel(label, lines, lines.values()))
     drawn[-1] = replace(drawn[-1], caption=f"Means over {len(seeds)} seeds. Bands: one standard deviation over them.")
     save([RunCurves([joined[step] for step in sorted(joined)], drawn, transitions_of_mean(seeds))], path)
 
@@ -150,6 +142,19 @@ def write_history(path: Path, rows: Rows) -> None:
         writer = csv.DictWriter(file, keys, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _join(joined: dict[float, Row], seeds: Iterable[Rows], key: str, name: str) -> None:
+    """Add the mean of a curve over the seeds, and its standard deviation, to rows by their step."""
+    for step, values in _common(seeds, key).items():
+        spread = stdev(values) if len(values) > 1 else 0.0
+        joined.setdefault(step, {"step": step}).update({name: mean(values), f"{name} sd": spread})
+
+
+def _panel(label: str, lines: Mapping[str, str], keys: Iterable[str]) -> Panel:
+    """A panel of means with their bands, from 0; of accuracies to 1."""
+    limits = (0, 1) if all("acc" in key for key in keys) else (0, None)
+    return Panel(label, lines, bands={key: f"{key} sd" for key in lines.values()}, limits=limits)
 
 
 def _common(seeds: Iterable[Rows], key: str) -> dict[float, list[float]]:

@@ -73,10 +73,18 @@ def milestone(kind: str, *keys: str) -> Measure:
 
 def falls_to(key: str, level: float) -> Measure:
     """The first of two rows in succession that are at most ``level``."""
+    return _first_of_two(key, lambda values: values <= level)
 
+
+def reaches(key: str, level: float) -> Measure:
+    """The first of two rows in succession that are at least ``level``."""
+    return _first_of_two(key, lambda values: values >= level)
+
+
+def _first_of_two(key: str, holds: Callable[[np.ndarray], np.ndarray]) -> Measure:
     def of(rows: Rows) -> float | None:
         steps, values = curve(rows, key)
-        there = np.flatnonzero((values[:-1] <= level) & (values[1:] <= level))
+        there = np.flatnonzero(holds(values[:-1]) & holds(values[1:]))
         return float(steps[there[0]]) if len(there) else None
 
     return of
@@ -93,17 +101,6 @@ def same_order(key: str, other: str, since: float = 0) -> Measure:
     def of(rows: Rows) -> float | None:
         pairs = [(row[key], row[other]) for row in rows if row["step"] >= since and {key, other} <= {*row}]
         return float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else None
-
-    return of
-
-
-def reaches(key: str, level: float) -> Measure:
-    """The first of two rows in succession that are at least ``level``."""
-
-    def of(rows: Rows) -> float | None:
-        steps, values = curve(rows, key)
-        there = np.flatnonzero((values[:-1] >= level) & (values[1:] >= level))
-        return float(steps[there[0]]) if len(there) else None
 
     return of
 
