@@ -142,7 +142,7 @@ export class App {
   // Puts a card for each panel into its section. Cards that stay are not made anew.
   place() {
     const { model, store } = this;
-    const { overview, more, others, heats } = model.panels();
+    const { overview, more, others, heats, lacksLayers } = model.panels();
     const fits = (panel) =>
       !store.filter ||
       panel.title.toLowerCase().includes(store.filter) ||
@@ -173,10 +173,6 @@ export class App {
       more: curves(more.filter(isFree), { isLegendBelow: true }),
       others: curves(shownOthers.slice(0, MOST_OTHERS), { isLegendBelow: true }),
     };
-    const isLc = (tag) => /(^|[/_.\- ])lc\//.test(tag);
-    const lacksLayers =
-      model.selected().some((run) => model.runs.get(run).tags.some(isLc)) &&
-      !heats.some((heat) => heat.prefixes.some((prefix) => prefix.includes("lc_layer/")));
     const signature = JSON.stringify([
       Object.entries(plan).map(([name, entries]) => [name, entries.map(([panel]) => panel)]),
       lacksLayers,

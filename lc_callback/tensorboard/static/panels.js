@@ -56,6 +56,8 @@ const HEATS = [
   ["norm of the weights by layer", /^(|.*[/_.\- ])weight_norm\//s],
 ];
 
+const IS_LC = /(^|[/_.\- ])lc\//;
+
 // What follows the beginning of a tag and is no layer: also the splits of a measure of one's own, such as local_rank.
 const NO_LAYER = /^(seconds|total|(\w+_)?(train|test|random))$/;
 
@@ -104,6 +106,7 @@ export function panelsOf(tags) {
     more: list(found.more),
     others,
     heats: heatsOf(tags),
+    lacksLayers: tags.some((tag) => IS_LC.test(tag)) && !tags.some((tag) => HEATS[0][1].test(tag)),
   };
 }
 
