@@ -57,7 +57,7 @@ class LocalComplexityCallback(ProbeCallback):
       likewise; see :attr:`lc_callback.functional.LocalComplexity.total_variation`.
     - ``lc_radius``: the radius in use, if it is one.
     - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.
-    - ``lc_layer/train/<layer>``, ...: the share of each layer in it, with ``per_layer=True``.
+    - ``lc_layer/train/<layer>``: each layer's share at the first radius, with the linear method; see ``per_layer``.
     - ``lc/phase``: 0 in the first descent, 1 in the ascent, 2 in the region migration, as known at the row.
     - ``lc/seconds``: what the row cost.
     - ``lc/events``: a text for each transition that is found, moved or withdrawn.
@@ -87,7 +87,7 @@ class LocalComplexityCallback(ProbeCallback):
             patterns (``"blocks.*"``), class names (``"Linear"``) or types counts the outputs of these modules instead.
         at: name of the module whose output is perturbed instead of the input. Tokens: the embedding that reads them.
         max_pool: also count the winners of max-pooling, ``amax``, ``max(dim)``, ``topk`` and ``sort`` that change.
-        per_layer: also log each layer.
+        per_layer: log ``lc_layer`` for all splits, radii and methods.
         chunk_size: vertices in one forward pass; by default what fits a memory budget, halved when out of memory.
         detection: settings of the detector by name, see :func:`lc_callback.detect_phases`: ``{"min_prominence": 0.1}``.
         method: ``"vertices"``, as the papers define it, or ``"linear"``, by the network's affine piece at each point,
@@ -218,6 +218,7 @@ class LocalComplexityCallback(ProbeCallback):
         self._radius_now = self._radius_at(spread)
         parts = self.in_shares(network, partial(self._measure_share, network, probes))
         values: dict[str, float] = {}
+        of_layers: dict[str, float] = {}  # last, for they are many
         for split in probes:
             lc = self._latest[split] = joined([part[split] for part in parts])
             all_counts = lc.counts if _several(lc) else [lc.counts]
@@ -226,9 +227,9 @@ class LocalComplexityCallback(ProbeCallback):
                 values[f"lc/{split}{suffix}"] = one.mean
                 if len(counts) > 1:
                     values[f"lc_ci99/{split}{suffix}"] = one.ci99
-                if self.per_layer:
+                if self.per_layer or (split == "train" and lc.histogram is not None and radius == _radii(lc)[0]):
                     shares = zip(lc.layer_names, one.layer_means, strict=True)
-                    values.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
+                    of_layers.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
                 values[f"lc_density/{split}"] = lc.density
                 if lc.boundary_density is not None:
@@ -239,7 +240,7 @@ class LocalComplexityCallback(ProbeCallback):
             values["lc_radius"] = self._radius_now
         if spread is not None:
             values["lc_spread/train"] = spread
-        return values
+        return values | of_layers
 
     def _spread_now(self, network: Network) -> float | None:
         """The spread of all train points behind the module whose output is perturbed; ``None`` if there is none."""

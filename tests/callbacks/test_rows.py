@@ -21,8 +21,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.use
 
 CURVES = ("lc", "lc_ci99", "lc_density", "lc_boundary", "lc_tv")
 KEYS = [f"{key}/{split}" for split in ("train", "test", "random") for key in CURVES]
-KEYS += ["lc_radius", "lc/seconds"]
-KEYS += ["lc/phase"]
+KEYS += ["lc_radius", "lc_layer/train/net.1", "lc_layer/train/net.3", "lc/seconds", "lc/phase"]
 LOG_TO_TEN = [0, 1, 2, 3, 4, 5, 6, 8, 10]
 
 
@@ -195,13 +194,21 @@ def test_two_instances_are_told_apart_by_their_prefix(tmp_path: Any) -> None:
 
 
 def test_layers_have_keys_of_their_own(tmp_path: Any) -> None:
-    callback = small(per_layer=True, radius=1.0)
+    callback = small(per_layer=True, radius=[1.0, 2.0])
     rows = fit(tmp_path, callback)
-    splits = ("train", "test", "random")
+    splits = [f"{split}_r{radius}" for split in ("train", "test", "random") for radius in (1, 2)]
     layers = {f"lc_layer/{split}/net.{i}" for split in splits for i in (1, 3)}
     assert {key for _, metrics in rows.calls for key in metrics if key.startswith("lc_layer")} == layers
+
+
+@pytest.mark.parametrize(("radius", "split"), [(1.0, "train"), ([1.0, 2.0], "train_r1")])
+def test_layers_at_train_points_have_keys_of_their_own(tmp_path: Any, radius: Any, split: str) -> None:
+    callback = small(radius=radius, method="linear")
+    rows = fit(tmp_path, callback)
+    layers = {f"lc_layer/{split}/net.{i}" for i in (1, 3)}
+    assert {key for _, metrics in rows.calls for key in metrics if key.startswith("lc_layer")} == layers
     for row in callback.history:
-        assert row["lc/train"] == pytest.approx(row["lc_layer/train/net.1"] + row["lc_layer/train/net.3"])
+        assert row[f"lc/{split}"] == pytest.approx(sum(row[layer] for layer in layers))
 
 
 def test_several_radii_have_keys_of_their_own(tmp_path: Any) -> None:
