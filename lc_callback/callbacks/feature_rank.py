@@ -354,7 +354,7 @@ class FeatureRankCallback(ProbeCallback):
 def _caption(n_layers: int, n_shown: int, points: str) -> str:
     left_out = f" {n_shown} of {n_layers} hidden layers are drawn; all are in the rows." if n_shown < n_layers else ""
     last = " The last hidden layer is the thickest line." if n_shown > 1 else ""
-    return f"Effective rank of the features of {points}; thin and pale: numerical rank.{last}{left_out}"
+    return f"Effective rank of the features of {points}; thin, with the markers: numerical rank.{last}{left_out}"
 
 
 def _layers(keys: Sequence[str]) -> list[str]:
