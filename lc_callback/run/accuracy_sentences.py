@@ -14,7 +14,7 @@ from lc_callback.detection.milestones import (
     rise_of,
     unconfirmed_generalization,
 )
-from lc_callback.detection.movements import FEWEST, Course, course_of, number
+from lc_callback.detection.movements import FEWEST, Course, Leg, course_of, number
 from lc_callback.detection.transitions import Transition
 from lc_callback.run.followed import (
     MEMORISED,
@@ -30,6 +30,9 @@ from lc_callback.run.followed import (
 __all__ = ["grokking", "robustness"]
 
 _FALLEN = 0.05  # below its peak, from which accuracy under attack is said to have come down
+
+
+_LOST = 2 / 3  # of a peak that is left where accuracy under attack is said to have fallen before it rose
 
 
 _MOST_EPS = 2  # that a sentence lists
@@ -191,7 +194,8 @@ def robustness(seen: Followed) -> str:
         elif onset is not None:
             last = float(seen.curves[key][1][-1])
             fell = course.high - last > _FALLEN
-            gained[eps] = _Gain(course.high if fell else course.last, onset.step, last if fell else None)
+            fall = _fall_before(course, onset.step)
+            gained[eps] = _Gain(course.high if fell else course.last, onset.step, last if fell else None, fall)
             delayed += [eps] if _firm(seen, "delayed_robustness", key) is not None else []
         else:
             others[eps] = course
@@ -212,27 +216,53 @@ def _firm(seen: Followed, kind: str, key: str) -> Transition | None:
 
 @dataclass(frozen=True)
 class _Gain:
-    """Where an accuracy under attack rose to, when half of that was made, and where it is if it came down since."""
+    """Where an accuracy under attack rose to, when half of that was made.
+
+    Attributes:
+        height, half: the value it rose to, and the step.
+        last: where it is, if it came down since.
+        fall: what it lost before it rose.
+    """
 
     height: float
     half: int
     last: float | None
+    fall: Leg | None
 
     @property
     def now(self) -> str:
         """Where it came down to."""
         return "" if self.last is None else f", {number(self.last)} at the last row"
 
+    @property
+    def after(self) -> str:
+        """What it had before."""
+        fall = self.fall
+        return "" if fall is None else f", after a fall from {number(fall.start)} to {number(fall.end)}"
+
+
+def _fall_before(course: Course, step: int) -> Leg | None:
+    """The fall from the highest peak before a step that took a good part of it."""
+    falls = [leg for leg in course.legs if not leg.rises and leg.ends <= step and leg.end <= _LOST * leg.start]
+    return max(falls, key=lambda leg: leg.start, default=None)
+
 
 def _gains(gained: Mapping[str, _Gain]) -> str:
     """Where accuracies under attack rose to and are; of many, the range."""
     if len(gained) <= _MOST_EPS:
         return and_list(
-            [f"{number(g.height)} (eps {eps}, half of the rise by step {g.half:,}{g.now})" for eps, g in gained.items()]
+            [
+                f"{number(gain.height)} (eps {eps}, half of the rise by step {gain.half:,}{gain.after}{gain.now})"
+                for eps, gain in gained.items()
+            ]
         )
     steps = [gain.half for gain in gained.values()]
     span = " to ".join(f"{at:,}" for at in sorted({min(steps), max(steps)}))
     said = f"{_range({eps: gain.height for eps, gain in gained.items()})}, half of the rise by step {span}"
+    fallen = {eps: gain.fall.start for eps, gain in gained.items() if gain.fall is not None}
+    if fallen:
+        most = max(fallen, key=lambda eps: fallen[eps])
+        said += f"{gained[most].after} (eps {most})"
     if all(gain.last is None for gain in gained.values()):
         return said
     lasts = {eps: gain.height if gain.last is None else gain.last for eps, gain in gained.items()}

@@ -73,6 +73,21 @@ HEADLINES = {
             "region migration began at step 316; the rank of `net.3` fell from 64 at step 1,000 to 20",
         ],
     ),
+    "becomes robust after it was": (
+        GROKS | {ROBUST: at((0.5, 0.0), (1.3, 0.25), (1.6, 0.25), (2.6, 0.05), (3.3, 0.05), (4, 0.6))},
+        ["rose to 0.6 (eps 0.1, half of the rise by step 5,012, after a fall from 0.25 to 0.0501)"],
+    ),
+    "becomes robust at many eps after it was at one": (
+        GROKS
+        | {ROBUST.replace("0.1", "0.05"): at((0.5, 0.0), (1.3, 0.5), (1.6, 0.5), (2.6, 0.1), (3.3, 0.1), (4, 0.8))}
+        | {ROBUST: at((0.5, 0.0), (1.3, 0.25), (1.6, 0.25), (2.6, 0.05), (3.3, 0.05), (4, 0.6))}
+        | {ROBUST.replace("0.1", "0.2"): at((3.3, 0.0), (4, 0.4))},
+        ["step 3,981 to 5,012, after a fall from 0.5 to 0.1 (eps 0.05)"],
+    ),
+    "becomes robust in two steps": (
+        GROKS | {ROBUST: at((0.5, 0.0), (1.3, 0.3), (1.9, 0.25), (3.3, 0.25), (4, 0.7))},
+        ["rose to 0.7 (eps 0.1, half of the rise by step 3,162)"],
+    ),
     "without delay": (
         FITTED | {TEST: at((0.4, 0.1), (1.3, 0.9))},
         ["It generalised without delay: test accuracy had made 90% of its rise to 0.9 by step 16, before the tr"],
