@@ -44,6 +44,7 @@ class HingeSearch:
         self._lanes = np.arange(len(products))[:, None]
         self._line = np.repeat([[0, 1]], len(products), axis=0)  # columns of a fit without breakpoints
         self._near = np.abs(self.grid[:, None] - self.grid) < _SHORTEST - 1e-12
+        self._known: dict[tuple[int, bytes], Ints | None] = {}  # by breakpoints; nearly half are asked for again
 
     @classmethod
     def in_noise(cls, x: Floats, y: Floats, rhos: Sequence[float], scales: Floats | None = None) -> HingeSearch:
@@ -125,9 +126,12 @@ class HingeSearch:
 
     def _placed(self, breakpoints: Ints) -> Ints | None:
         """The best place for one more breakpoint, ``(R,)``; ``None`` if one of the fits has no room."""
-        gains = self._gains(breakpoints)
-        best = first_largest(gains)
-        return None if (gains[self._lanes[:, 0], best] < 0).any() else best
+        key = breakpoints.shape[1], breakpoints.tobytes()
+        if key not in self._known:
+            gains = self._gains(breakpoints)
+            best = first_largest(gains)
+            self._known[key] = None if (gains[self._lanes[:, 0], best] < 0).any() else best
+        return self._known[key]
 
     def _settled(self, breakpoints: Ints) -> Ints:
         """Each breakpoint moved to its best place, until none moves."""

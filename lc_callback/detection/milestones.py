@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -366,7 +367,8 @@ def loss_of(curves: Curves, key: str, min_rise: float) -> Loss | None:
     if len(curves[key][0]) < _FEWEST:
         return None
     curve = Smoothed(*curves[key])
-    wide = [np.median(curves[key][1][max(0, i - 2) : i + 3]) for i in range(len(curve.x))]  # a peak is no lone row
+    each = curves[key][1].tolist()
+    wide = [median(each[max(0, i - 2) : i + 3]) for i in range(len(each))]  # a peak is no lone row
     smooth, level = np.array(wide), curve.level
     top = int(smooth.argmax())
     peak = float(smooth[top])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,11 +25,13 @@ def rising(y: Floats) -> Floats:
         >>> rising(np.array([0.1, 0.1, 0.9, 0.9, 0.2, 0.9, 0.9])).tolist()
         [0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]
     """
+    each: list[float] = y.tolist()
     starts: list[int] = []
     medians: list[float] = []
-    for i, value in enumerate(y):
-        starts, medians = [*starts, i], [*medians, float(value)]
+    for i, value in enumerate(each):
+        starts.append(i)
+        medians.append(value)
         while len(medians) > 1 and medians[-2] > medians[-1]:
             starts.pop()
-            medians[-2:] = [float(np.median(y[starts[-1] : i + 1]))]
+            medians[-2:] = [median(each[starts[-1] : i + 1])]
     return np.repeat(medians, np.diff([*starts, len(y)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +139,8 @@ def course_of(steps: Floats, values: Floats, settings: Mapping[str, float]) -> C
     if len(values) < FEWEST:
         ends = values[0], values[-1], values[-1]
         return Course((), len(values), values.min(), values.max(), *ends, has_folds=not is_accuracy)
-    middle = np.array([np.median(values[max(0, i - 1) : i + 2]) for i in range(len(values))])
+    each = values.tolist()
+    middle = np.array([median(each[max(0, i - 1) : i + 2]) for i in range(len(each))])
     low, high = float(middle.min()), float(middle.max())
     least = settings["min_rise"] if is_accuracy else _FLAT * max(abs(low), abs(high))
     outside = np.maximum(values - high, low - values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,10 +102,9 @@ def binned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
     if len(starts) == len(x):  # each row in a bin of its own
         return x, np.asarray(values, np.float64)
     ends = np.append(starts[1:], len(x))
-    medians = values[starts].astype(np.float64)
-    for i in np.flatnonzero(ends - starts > 1):
-        medians[i] = np.median(values[starts[i] : ends[i]])
-    return np.add.reduceat(x, starts) / (ends - starts), medians
+    each = np.asarray(values, np.float64).tolist()  # of numbers, for arrays of a few are slow
+    medians = [median(each[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return np.add.reduceat(x, starts) / (ends - starts), np.array(medians)
 
 
 def _cheapest(x: Floats, y: Floats, weights: Floats) -> list[tuple[float, Breakpoints]]:
