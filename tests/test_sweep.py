@@ -68,7 +68,7 @@ def test_every_section_has_a_verdict():
     sections = re.split(r"\n## ", PAGE.read_text())
     experiments = [section for section in sections if re.match(r"M?\d+\. ", section)]
     numbers = [section.split(".")[0] for section in experiments]
-    assert numbers == [*(f"M{n}" for n in range(1, 8)), *(str(n) for n in range(1, 11))]
+    assert numbers == [*(f"M{n}" for n in range(1, 15)), *(str(n) for n in range(1, 11))]
     for section in experiments:
         verdict = re.search(r"\*\*(Reproduced|Partly|Not reproduced|Cannot tell|Open in the paper)", section)
         assert verdict, section.splitlines()[0]
@@ -135,6 +135,16 @@ def test_two_curves_are_compared_row_by_row():
     assert columns.same_order("a", "b", since=1)(rows) == 1
     assert columns.same_order("a", "b")(rows) == 0
     assert columns.same_order("a", "c")(rows) is columns.largest_ratio("a", "c")(rows) is None
+
+
+def test_values_are_listed_at_the_steps_of_a_curve():
+    rows = [{"step": 0, "a": 0.5}, {"step": 1000, "a": 0.25, "b": 0.126}, {"step": 2000, "a": 1 / 3, "b": 1.0}]
+    assert columns.by_step({"A": "a", "B": "b"}, "b")({"x": {0: rows}}).splitlines() == [
+        "| step | A | B |",
+        "|---:|---:|---:|",
+        "| 1,000 | 0.25 | 0.126 |",
+        "| 2,000 | 0.333 | 1 |",
+    ]
 
 
 def test_steps_of_two_kinds_are_compared_over_the_runs():

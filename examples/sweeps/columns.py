@@ -184,3 +184,15 @@ def agreement(
         )
 
     return of
+
+
+def by_step(named: Mapping[str, str], of: str) -> Callable[[Mapping[str, Mapping[int, Rows]]], str]:
+    """Markdown: the values of some curves at the steps at which ``of`` was measured, of the first run."""
+
+    def said(results: Mapping[str, Mapping[int, Rows]]) -> str:
+        rows = [row for row in next(iter(next(iter(results.values())).values())) if of in row]
+        lines = [f"| step | {' | '.join(named)} |", "|---:|" + "---:|" * len(named)]
+        cells = [[f"{row['step']:,.0f}", *(f"{row[key]:.3g}" for key in named.values())] for row in rows]
+        return "\n".join([*lines, *(f"| {' | '.join(some)} |" for some in cells)])
+
+    return said

@@ -10,11 +10,13 @@ from typing import Any
 from sweeps.columns import (
     LC,
     PGD,
+    RAW,
     TEST,
     TRAIN,
     Measure,
     agreement,
     at_start,
+    by_step,
     falls_to,
     half_rise,
     highest,
@@ -33,9 +35,9 @@ from sweeps.experiment import Experiment, varied
 STRONG_PGD, RANK, NC1 = "robust_acc/test_eps0.2", "effective_rank/last", "nc/nc1_train"
 TV, BOUNDARY, LOCAL_RANK = "lc_tv/train", "lc_boundary/train", "local_rank/effective_train"
 KEYS = {
-    "lc": [LC, "lc/test"],
+    "lc": [LC],
     "robust_acc": [TRAIN, TEST, PGD],
-    "rank": [r"effective_rank/.*\d=last", "weight_norm/total"],
+    "rank": [r"effective_rank/.*\d=last"],
 }
 COLLAPSE_KEYS = {"lc": [LC], "robust_acc": [TRAIN, TEST, PGD], "nc": [NC1, "nc/nc2_simplex_train", "nc/nc3_train"]}
 INTERPOLATION = milestone("interpolation", TRAIN)
@@ -88,6 +90,13 @@ DEEP_COLUMNS: dict[str, Measure] = {
     "rank falls": rank_turn("rank_descent"),
     "falls again": rank_turn("second_rank_descent"),
     "tunnel": last("tunnel_length"),
+}
+AUTOATTACK_KEY = f"autoattack/{PGD}"
+ATTACKS = {
+    "test accuracy, its 128 points": "autoattack/clean_acc/test",
+    "AutoAttack(0.1)": AUTOATTACK_KEY,
+    "AutoAttack(0.1), raw logits": f"autoattack/{RAW}",
+    "PGD(0.1), 256 points": PGD,
 }
 PANELS = {"LC, train points": LC, "test accuracy": TEST, "accuracy, PGD(0.1)": PGD}
 FIGURE2_PANELS = {
@@ -154,7 +163,11 @@ REPORTED = {
         {"1,000 images": BASE},
         100_000,
         seeds=5,
-        keys=KEYS | {"lc": ["lc/(train|test|random)"], "robust_acc": [TRAIN, TEST, "robust_acc/test_eps.*"]},
+        keys={
+            "lc": ["lc/(train|test|random)"],
+            "robust_acc": [TRAIN, TEST, "robust_acc/test_eps.*"],
+            "rank": [r"effective_rank/.*\d=last", "weight_norm/total"],
+        },
         panels=FIGURE2_PANELS,
         is_timeline=True,
     ),
@@ -175,34 +188,28 @@ REPORTED = {
     "mnist_scale": short(
         of(SCALE, "scale {}", 1, 8, default=1),
         100_000,
-        few={"scale 8": 2},
         keys=KEYS | {"nc": [NC1]},
         columns=COLUMNS | {"NC1 falls to 0.1": COLLAPSED},
         panels=PANELS | {"NC1, train points": NC1},
     ),
     "mnist_batchnorm": short({"without": BASE, "BatchNorm": BATCH_NORM}),
-    "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "1", default="0.01")),
-    "mnist_optimizer": short(
-        {"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD},
-        few={"SAM (AdamW)": 1},
-    ),
+    "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "0.1", "1", default="0.01")),
+    "mnist_optimizer": short({"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD}),
     "mnist_collapse": short(
         {
             "standard": BASE,
             "BatchNorm": BATCH_NORM,
             "decay 0": f"--{DECAY} 0",
+            "decay 0.1": f"--{DECAY} 0.1",
             "decay 1": f"--{DECAY} 1",
             "SAM (AdamW)": SAM,
             "SGD, momentum 0.9": SGD,
         },
-        few={"SAM (AdamW)": 1},
         keys=COLLAPSE_KEYS,
         columns=COLLAPSE_COLUMNS,
         note=agreement(COLLAPSED, MIGRATION, ("the fall of NC1 to 0.1", "the start of the migration")),
         panels={"LC, train points": LC, "NC1": NC1, "NC3": "nc/nc3_train"},
     ),
-}
-DEFINED = {
     "mnist_causal": short(
         {
             "no penalty": BASE,
@@ -211,16 +218,28 @@ DEFINED = {
             "regions held": penalty("RegionPenalty", "1e-6", 8, " --model.penalty.hold true"),
         },
         19_953,
-        keys=KEYS | {"lc": [LC, "lc/test", TV]},
+        keys=KEYS | {"lc": [LC, TV]},
         columns=COLUMNS | {"last TV": last(TV)},
         panels=PANELS | {"total variation": TV},
     ),
-    "mnist_large_scales": short(of(SCALE, "scale {}", 2, 4, 8, default=1), 100_000, keys=KEYS | {"nc": [NC1]}),
+    "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
+    "mnist_data_size": short(of("data.n_train", "{} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
     "mnist_width": short(of("model.network.width", "width {}", 100, 200, 1000, default=200), few={"width 1000": 1}),
-    "mnist_data_size": short(of("data.n_train", "{} images", 200, 1000, 10000, default=1000)),
-    "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
     "mnist_batch": short(of("data.batch_size", "batch {}", 50, 200, 1000, default=200), few={"batch 1000": 1}),
+    "mnist_autoattack": short(
+        {"1,000 images": AUTOATTACK},
+        100_000,
+        seeds=1,
+        keys=KEYS | {"autoattack_robust_acc": ["autoattack/clean_acc/test", "autoattack/robust_acc(_raw)?/.*_eps.*"]},
+        note=by_step(ATTACKS, AUTOATTACK_KEY),
+        panels=PANELS | {"accuracy, AutoAttack(0.1)": AUTOATTACK_KEY},
+    ),
+    "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
+    "fashion_cnn": short({"CNN": "", "CNN, BatchNorm": BATCH_NORM}, 10_000, config="fashion_cnn", seeds=1),
+}
+DEFINED = {
+    "mnist_large_scales": short(of(SCALE, "scale {}", 2, 4, 8, default=1), 100_000, keys=KEYS | {"nc": [NC1]}),
     "mnist_deep_grokking": short(
         {f"depth {depth}, {n:,} images": DEEP.format(depth, n) for depth in (4, 8, 12) for n in (2000, 5000, 7000)},
         100_000,
@@ -229,13 +248,4 @@ DEFINED = {
         columns=DEEP_COLUMNS,
         panels=PANELS | {"rank, last hidden layer": "rank/last"},
     ),
-    "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
-    "mnist_autoattack": short(
-        {"1,000 images": AUTOATTACK},
-        100_000,
-        seeds=1,
-        keys=KEYS | {"autoattack_robust_acc": ["autoattack/robust_acc(_raw)?/.*_eps.*"]},
-        panels=PANELS | {"AutoAttack(0.1)": f"autoattack/{PGD}"},
-    ),
-    "fashion_cnn": short({"CNN": "", "CNN, BatchNorm": BATCH_NORM}, 10_000, config="fashion_cnn", seeds=1),
 }
