@@ -196,9 +196,12 @@ def placed(page: str, name: str, text: str) -> str:
 def cost(name: str, results: Results) -> str:
     """What made these numbers, and how long a run took."""
     seconds = [rows[0]["seconds"] for seeds in results.values() for rows in seeds.values()]
+    n = "1 run" if len(seconds) == 1 else f"{len(seconds)} runs"
+    minutes = " to ".join(dict.fromkeys(f"{some / 60:.1f}" for some in (min(seconds), max(seconds))))
+    each = " each" if len(seconds) > 1 else ""
     return (
-        f"`python examples/sweep.py {name}`: {len(seconds)} runs of {EXPERIMENTS[name].steps:,} steps or more, "
-        f"{min(seconds) / 60:.1f} to {max(seconds) / 60:.1f} minutes each, two at a time on two cores."
+        f"`python examples/sweep.py {name}`: {n} of {EXPERIMENTS[name].steps:,} steps or more, {minutes} minutes{each}, "
+        "two at a time on two cores."
     )
 
 
