@@ -4,7 +4,7 @@ import { Card, button, followPointer } from "./card.js";
 import { drawCursor, MARGIN, xAxis } from "./chart.js";
 import { el, select, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
-import { elided, formatPlace, formatStep, formatValue } from "./format.js";
+import { elided, formatPlace, formatStep, formatValue, tellingApart } from "./format.js";
 import { stepScale } from "./steps.js";
 import { nearest } from "./stats.js";
 
@@ -83,11 +83,11 @@ export class HeatCard extends Card {
     root.setAttribute("data-layers", n);
     const names =
       row >= 11
-        ? data.layers.map((name, i) =>
+        ? tellingApart(data.layers, 13).map((name, i) =>
             svg(
               "text",
               { class: "layer", x: plot.left - 6, y: plot.top + row * (i + 0.5) + 4, "text-anchor": "end" },
-              elided(name, 13),
+              name,
             ),
           )
         : [];
@@ -189,7 +189,7 @@ export class HeatCard extends Card {
         el(
           "tr",
           { title: one.name },
-          el("td", { class: "name" }, elided(one.name, 20)),
+          el("td", { class: "name" }, elided(one.name, 120)),
           el("td", { class: "value" }, `${formatValue(low)} to ${formatValue(high)}`),
           el("td", { class: "value" }, share),
         ),
