@@ -305,15 +305,11 @@ export class CurveCard extends Card {
     const keys = this.markers
       .filter((one) => one.isOwn)
       .map((one) => markerKey(one, () => this.store.setCursor(one.x, true)));
+    const whose = `markers: ${elided(story.name, LONGEST)}`;
+    const pooledAs = story.isPooled ? "; median step, band from the first to the last run" : "";
     const of =
       keys.length && (this.model.units().length > 1 || story.isPooled)
-        ? [
-            el(
-              "p",
-              { class: "of-story", title: story.name },
-              `markers: ${elided(story.name, LONGEST)}${story.isPooled ? "; median step, band from the first to the last run" : ""}`,
-            ),
-          ]
+        ? [el("p", { class: "of-story", title: story.name }, whose + pooledAs)]
         : [];
     legend.replaceChildren(
       rows,

@@ -262,8 +262,8 @@ export class Model {
     if (!unit) return { spans: [], markers: [], name: "" };
     const isPooled = this.isMean && unit.runs.length > 1;
     const found = isPooled
-        ? this.pooledTransitions(unit.runs)
-        : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
+      ? this.pooledTransitions(unit.runs)
+      : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
     const inSight = found.filter((one) => Number.isFinite(one.x));
     const markers = inOnePlace(inSight).map((one, i) => ({ ...one, number: i + 1 }));
     const spans = isPooled ? this.pooledSpans(unit, found) : this.spansOf(unit.runs[0]);
@@ -335,9 +335,9 @@ function inOnePlace(found) {
     places.set(place, [...(places.get(place) ?? []), one]);
   }
   return [...places.values()].map((ones) => {
-    const surest = ones.find(isFirm) ?? ones[0];
-    const names = ones.map((one) => `${nameOfKind(one.kind)}${isFirm(surest) && !isFirm(one) ? "?" : ""}`);
-    return { ...surest, kinds: ones.map((one) => one.kind), names: names.join(", ") };
+    ones.sort((one, other) => isFirm(other) - isFirm(one));
+    const names = ones.map((one) => `${nameOfKind(one.kind)}${isFirm(ones[0]) && !isFirm(one) ? "?" : ""}`);
+    return { ...ones[0], kinds: ones.map((one) => one.kind), names: names.join(", ") };
   });
 }
 

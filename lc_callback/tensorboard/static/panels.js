@@ -152,7 +152,8 @@ function place(found, { prefix, group, rest, side }, tag, all) {
     const band = `${prefix}lc_ci99/${rest}`;
     const fields = all.has(band) ? { band } : {};
     const unit = "units that switch, mean over the points";
-    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit: "band: 99 % interval over the points", limits: [0, null] }).lines.push(
+    const bandUnit = "band: 99 % interval over the points";
+    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit, limits: [0, null] }).lines.push(
       line(tag, split, fields),
     );
   } else if (group === "clean_acc" || group === "robust_acc") {
