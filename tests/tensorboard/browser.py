@@ -28,6 +28,15 @@ WATCH = """(() => {
 })()"""
 
 
+# As after a reload, but the modules are there already.
+ANEW = """async () => {
+    localStorage.clear();
+    for (const old of document.querySelectorAll(".app, link[rel=stylesheet]")) old.remove();
+    const { render } = await import(new URL("./static/index.js", document.baseURI));
+    await render();
+}"""
+
+
 SETTLED = """async () => {
     const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
     for (let quiet = 0; quiet < 3; ) {
@@ -40,7 +49,7 @@ SETTLED = """async () => {
 class Tab:
     """The tab in a page, and what went wrong there."""
 
-    def __init__(self, page: Any, url: str) -> None:
+    def __init__(self, page: Any, url: str = "") -> None:
         self.page, self.url = page, url
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -48,11 +57,29 @@ class Tab:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
         page.add_init_script(WATCH)
-        page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
-        self.open()
+        if url:
+            self.open()
 
     def open(self) -> None:
         self.page.goto(self.url)
+        self.wait()
+
+    def visit(self, url: str) -> Tab:
+        """The tab at an address, as new."""
+        self.page.set_viewport_size(SIZE)
+        self.page.mouse.move(1, 1)
+        self.errors.clear()
+        self.requests.clear()
+        if url == self.url == self.page.url:
+            self.page.evaluate(ANEW)
+            self.wait()
+        else:
+            self.url = url
+            self.open()
+        return self
+
+    def wait(self) -> None:
+        """Wait until the first curve is drawn, and all that is in sight."""
         self.page.wait_for_selector("section.card path.line", state="attached")
         self.settle()
 
@@ -61,7 +88,7 @@ class Tab:
         self.page.evaluate(SETTLED)
 
     def choose(self, label: str, value: str) -> None:
-        self.page.locator(".toolbar label.field", has_text=label).locator("select").first.select_option(value)
+        self.page.locator(f".toolbar label.field:has(> span:text-is('{label}')) select").select_option(value)
         self.settle()
 
     def card(self, panel: str) -> Any:
@@ -109,7 +136,7 @@ class Tab:
 
 
 @contextmanager
-def opened(chromium: Any, url: str, **options: Any) -> Iterator[Tab]:
+def opened(chromium: Any, url: str = "", **options: Any) -> Iterator[Tab]:
     context = chromium.new_context(viewport=SIZE, **options)
     context.set_default_timeout(60_000)
     try:

@@ -1,14 +1,15 @@
-"""Chromium, if there is one, for the tests that look at the page."""
+"""Chromium, if there is one, and the page that the tests of a module share."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from browser import Tab, opened
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -28,3 +29,16 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def one_page(chromium: Any) -> Iterator[Tab]:
+    with opened(chromium) as found:
+        yield found
+
+
+@pytest.fixture
+def visit(one_page: Tab) -> Iterator[Callable[[str], Tab]]:
+    """Opens the tab at an address, in a page that tests share."""
+    yield one_page.visit
+    one_page.page.evaluate("localStorage.clear()")

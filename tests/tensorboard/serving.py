@@ -53,6 +53,18 @@ def client(logdir: Path | str, **flags: Any) -> Client:
     return Client(app(logdir, **flags))
 
 
+def _with_icon(answer: Any) -> Any:
+    """The application, which has an empty icon for a browser that asks."""
+
+    def with_icon(environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/favicon.ico":
+            start_response("204 No Content", [])
+            return []
+        return answer(environ, start_response)
+
+    return with_icon
+
+
 class _Silent(WSGIRequestHandler):
     def log(self, *args: Any) -> None:
         """Nothing: a test reads what the page says."""
@@ -61,8 +73,9 @@ class _Silent(WSGIRequestHandler):
 @contextmanager
 def served(logdir: Path | str, **flags: Any) -> Iterator[str]:
     """The address of the tab, alone in a page, while TensorBoard runs in a thread."""
-    server = make_server("127.0.0.1", 0, app(logdir, **flags), threaded=True, request_handler=_Silent)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    answer = _with_icon(app(logdir, **flags))
+    server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Silent)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         prefix = flags.get("path_prefix", "")

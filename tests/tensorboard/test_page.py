@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from browser import ACCURACY, LC, SEEDS, SIZE, Tab, opened
+from browser import ACCURACY, LC, SEEDS, Tab, opened
 from logs import STEPS, Log, curves, event, write_csv, write_run
 from serving import served
 
@@ -36,25 +36,14 @@ def url(logs: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")
-def one_page(chromium: Any, url: str) -> Iterator[Tab]:
-    with opened(chromium, url) as found:
-        yield found
-
-
 @pytest.fixture
-def tab(one_page: Tab) -> Iterator[Tab]:
+def tab(visit: Callable[[str], Tab], url: str) -> Iterator[Tab]:
     """As new. After each test: nothing was said on the console, and nothing was asked of another host."""
-    one_page.page.set_viewport_size(SIZE)
-    one_page.page.mouse.move(1, 1)
-    one_page.page.evaluate("localStorage.clear()")
-    one_page.errors.clear()
-    one_page.requests.clear()
-    one_page.open()
-    yield one_page
-    origin = re.match(r"https?://[^/]+", one_page.url)[0]
-    assert one_page.errors == []
-    assert [one for one in one_page.requests if not one.startswith((origin, "blob:", "data:"))] == []
+    found = visit(url)
+    yield found
+    origin = re.match(r"https?://[^/]+", found.url)[0]
+    assert found.errors == []
+    assert [one for one in found.requests if not one.startswith((origin, "blob:", "data:"))] == []
 
 
 # What is drawn
@@ -105,6 +94,83 @@ def test_a_tentative_marker_is_hollow_and_has_no_interval(tab):
     assert tab.show(LC).locator(".interval").count() == 2
 
 
+def test_kinds_of_one_curve_at_one_step_are_one_marker(visit, tmp_path):
+    for i, delayed in enumerate(["tentative", "firm"]):
+        folder = write_run(tmp_path / f"a_seed{i}", events=False)
+        place = {"curve": "robust_acc/test_eps0.03", "step": 900 + 100 * i, "provisional": True}
+        told = [
+            event(kind="robustness_onset", **place),
+            event(kind="delayed_robustness", **place, certainty=delayed),
+            event(kind="delayed_generalization", **{**place, "curve": "clean_acc/test"}),
+            event(kind="robustness_loss", **{**place, "step": 2000}),
+        ]
+        (folder / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    with served(tmp_path) as url:
+        tab = visit(url)
+        tab.only("a_seed0")
+        assert tab.all(ACCURACY, ".marker", "data-step") == ["900", "900", "2000"]
+        keys = [key.split("\n") for key in tab.card(ACCURACY).locator(".marker-keys button").all_inner_texts()]
+        assert keys[1] == ["2", "robustness onset, delayed robustness? (eps 0.03)", "~900"]
+        assert "firm" in tab.all(ACCURACY, ".marker", "class")[1]
+        assert tab.page.locator("table.transitions .badge").all_inner_texts() == ["1", "2", "2", "3"]
+        assert "robustness onset, delayed robustness?" in tab.export(ACCURACY, "svg").decode()
+        tab.page.locator(".run-tools button", has_text="all").click()
+        tab.choose("curves", "mean")
+        names = tab.card(ACCURACY).locator(".marker-keys .kind").all_inner_texts()
+        assert names[1] == "robustness onset, delayed robustness? (eps 0.03)"  # firm in one run of two
+
+
+def test_a_number_is_tied_to_its_line(visit, tmp_path):
+    folder = write_run(tmp_path / "run", events=False)
+    told = [event(kind=f"rank_{i}", curve="rank/net.5", step=500 + 3 * i) for i in range(9)]
+    (folder / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    with served(tmp_path) as url:
+        tab = visit(url)
+        lines = [float(x) for x in tab.all("rank::", ".marker line", "x1")]
+        circles = [float(x) for x in tab.all("rank::", ".marker circle", "cx")]
+        assert np.diff(circles).min() > 15
+        assert abs(np.mean(lines) - np.mean(circles)) < 0.1  # to both sides alike
+        leads = [re.findall(r"[\d.]+", d) for d in tab.all("rank::", ".marker .lead", "d")]
+        assert np.allclose([[float(d[0]), float(d[2])] for d in leads], np.transpose([lines, circles]))
+        assert tab.all("rank::", ".marker .lead", "stroke") == tab.all("rank::", ".marker line", "stroke")
+
+
+def test_long_names_are_whole_and_told_apart(visit, tmp_path):
+    layers = [f"model.backbone.encoder.layers.{i}.feed_forward_network.activation" for i in range(3)]
+    for seed in range(2):
+        folder = tmp_path / f"an_experiment_with_{'a_long_name_' * 5}seed{seed}"
+        write_run(folder, seed=seed)
+        ranks = {f"rank/{name}": np.full(len(STEPS), 9.0 + i + seed) for i, name in enumerate(layers)}
+        write_csv(folder / "rank" / "history.csv", ranks)
+    with served(tmp_path) as url:
+        tab = visit(url)
+        tab.page.set_viewport_size({"width": 1000, "height": 900})
+        for mode in ("runs", "mean"):
+            tab.choose("curves", mode)
+            names = tab.show("rank::").locator(".legend td.name")
+            assert {*names.all_inner_texts()} >= {*layers}
+            cut = "(nodes) => nodes.filter((node) => node.scrollWidth > node.clientWidth + 1).length"
+            assert tab.card("rank::").locator(".legend td, .legend th, .legend p").evaluate_all(cut) == 0
+        rows = tab.show("heat:rank by layer").locator("text.layer").all_text_contents()
+        assert [row for row in rows if row.startswith("…")] == [f"…{i}…" for i in range(3)]
+        beyond = tab.page.evaluate(
+            """(text) => {
+                const parsed = new DOMParser().parseFromString(text, "image/svg+xml");
+                const root = document.importNode(parsed.documentElement, true);
+                document.body.append(root);
+                const texts = [...root.querySelectorAll(":scope > text, :scope > g > text")];
+                const boxes = texts.map((node) => node.getBBox());
+                root.remove();
+                const isOver = (a, b) => a.x < b.x + b.width && a.y < b.y + b.height;
+                const isHit = (a, b) => a !== b && isOver(a, b) && isOver(b, a);
+                const width = Number(root.getAttribute("width"));
+                return boxes.filter((a) => a.x + a.width > width || boxes.some((b) => isHit(a, b))).length;
+            }""",
+            tab.export("rank::", "svg").decode(),
+        )
+        assert beyond == 0
+
+
 def test_bands_are_round_the_curves_that_have_one(tab):
     tab.only(SEEDS[0])
     assert tab.all(LC, "path.band", "data-tag") == tab.all(LC, "path.line", "data-tag") == ["lc/train", "lc/test"]
@@ -130,12 +196,13 @@ def test_at_a_glance_says_in_how_many_runs_and_when(tab):
     assert row[1:] == ["3 of 3", f"{steps[1]:,}", f"{steps[0]:,} to {steps[2]:,}", "3 firm"]
 
 
-def test_the_sentence_is_about_firm_transitions_only(chromium, tmp_path):
+def test_the_sentence_is_about_firm_transitions_only(visit, tmp_path):
     for i, (step, certainty) in enumerate([(100, "firm"), (300, "firm"), (9000, "tentative")]):
         folder = write_run(tmp_path / f"a_seed{i}", events=False)
         told = event(kind="generalization", curve="clean_acc/test", step=step, certainty=certainty)
         (folder / "events.jsonl").write_text(json.dumps(told) + "\n")
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         text = tab.page.locator(".headline").inner_text()
         assert text == "Generalization at step 200 (100 to 300) in 2 of 3 runs."
 
@@ -253,30 +320,97 @@ def test_a_run_that_is_unticked_is_not_drawn(tab):
     assert {*tab.all(ACCURACY, "path.line", "data-run")} == {SEEDS[0], SEEDS[2]}
 
 
-def test_seeds_become_mean_and_range(tab, logs):
+def half_widths(values):
+    """Of one standard deviation, and of the 99 % interval of the mean of three (Student's t)."""
+    sd = values.std(0, ddof=1)
+    return {"sd": sd, "ci": 0.99 * np.sqrt(2 / (4 * 0.995 * 0.005)) * sd / np.sqrt(3)}
+
+
+@pytest.mark.parametrize(
+    ("spread", "words"),
+    [
+        (None, "± one standard deviation over the runs"),
+        ("sd", "± one standard deviation over the runs"),
+        ("ci", "99 % interval of the mean over the runs"),
+        ("range", "from the least to the greatest run"),
+    ],
+)
+def test_seeds_become_a_mean_and_the_band_that_its_legend_names(tab, spread, words):
     tab.choose("curves", "mean")
+    if spread:
+        tab.choose("spread", spread)
     assert tab.all(LC, "path.line", "data-run") == ["grok", "grok"]
     rows = list(csv.DictReader(io.StringIO(tab.export(LC, "csv").decode())))
     values = np.array([curves(seed, 1 + 0.1 * seed)["lc/train"] for seed in range(3)])
+    mean, half = values.mean(0), half_widths(values).get(spread or "sd")
+    low, high = (values.min(0), values.max(0)) if spread == "range" else (mean - half, mean + half)
     train = [row for row in rows if row["curve"] == "lc/train"]
-    assert np.allclose([float(row["mean"]) for row in train], values.mean(0), rtol=1e-4)
-    assert np.allclose([float(row["low"]) for row in train], values.min(0), rtol=1e-4)
+    for name, expected in (("mean", mean), ("low", low), ("high", high)):
+        assert np.allclose([float(row[name]) for row in train], expected, rtol=1e-4), name
     assert {row["n"] for row in rows} == {"3"}
-    keys = tab.card(ACCURACY).locator(".marker-keys").inner_text()
-    assert "562, 3 of 3" in keys
+    assert tab.all(LC, "path.band", "data-tag") == ["lc/train", "lc/test"]
+    card = tab.card(LC)
+    assert card.locator(".reading").inner_text() == f"band: {words}; at the cursor: mean (ends of the band)"
+    assert words in card.locator(".unit").inner_text()
+    assert words in tab.export(LC, "svg").decode()
+    card.focus()
+    tab.page.keyboard.press("Home")
+    tab.settle()
+    told = [
+        float(x) for x in re.findall(r"[\d.]+", card.locator("tr", has_text="train").locator(".value").inner_text())
+    ]
+    assert np.allclose(told, [mean[0], low[0], high[0]], atol=0.006)
 
 
-def test_runs_with_other_steps_are_taken_as_straight_between_their_rows(chromium, tmp_path):
+def test_the_band_of_a_single_run_is_named_and_no_band_is_not(tab):
+    tab.only(SEEDS[0])
+    reading = tab.show(LC).locator(".reading")
+    assert reading.inner_text() == "band: 99 % interval over the points; at the cursor: value ± half the band"
+    assert tab.show(ACCURACY).locator(".reading").text_content() == ""
+
+
+def test_markers_of_a_group_keep_their_certainty(tab):
+    tab.choose("curves", "mean")
+    for panel, kind, step, is_firm in (
+        ("rank::", "rank_descent", "~250?, 3 of 3", False),
+        (LC, "migration_start", "501, 3 of 3", True),
+        (ACCURACY, "delayed_generalization", "562, 3 of 3", True),
+    ):
+        (marker,) = tab.all(panel, f'.marker[data-kind="{kind}"]', "class")
+        assert ("firm" in marker.split(), "tentative" in marker.split()) == (is_firm, not is_firm)
+        key = tab.card(panel).locator(".marker-keys li", has_text=kind.replace("_", " "))
+        assert key.locator(".told").inner_text() == step
+        assert key.locator(".badge.firm").count() == is_firm
+        told = tab.card(panel).locator(".of-story").inner_text()
+        assert told == "markers: grok, 3 runs; median step, band from the first to the last run"
+    band = tab.card(ACCURACY).locator(".interval")
+    ends = float(band.get_attribute("x")) + np.array([0, float(band.get_attribute("width"))])
+    decade = tab.tick(ACCURACY, 1000) - tab.tick(ACCURACY, 100)
+    steps = np.array([10 ** (2.5 * (1 + 0.1 * seed)) for seed in (0, 2)])
+    assert np.allclose((ends - tab.tick(ACCURACY, 100)) / decade, np.log10(steps / 100), atol=0.01)
+    assert tab.card("rank::").locator(".interval").count() == 0
+
+
+def test_runs_with_other_steps_are_taken_as_straight_between_their_rows(visit, tmp_path):
     for name, steps, values in (("a_seed0", [1, 100], [0, 2]), ("a_seed1", [1, 10, 100, 1000], [0, 3, 4, 5])):
         write_csv(tmp_path / name / "lc" / "history.csv", {"lc/train": values}, steps)
         with Log(tmp_path / name) as log:
             log.scalars("loss", [0], [1.0])
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         tab.choose("curves", "mean")
         rows = list(csv.DictReader(io.StringIO(tab.export(LC, "csv").decode())))
+        card = tab.show(LC)
+        values = []
+        card.focus()
+        for key in ("ArrowLeft", "End"):
+            tab.page.keyboard.press(key)
+            tab.settle()
+            values.append(card.locator(".value").inner_text())
     share = np.log10(11 / 2) / np.log10(101 / 2)  # of the way from step 1 to step 100 on the axis
     assert np.allclose([float(row["mean"]) for row in rows], [0, (2 * share + 3) / 2, 3, 5])
     assert [row["n"] for row in rows] == ["2", "2", "2", "1"]
+    assert values == ["0 (0 to 0)", "5, 1 of 2 runs"]
 
 
 def test_groups_follow_the_pattern(tab):
@@ -286,6 +420,26 @@ def test_groups_follow_the_pattern(tab):
     pattern.press("Enter")
     tab.settle()
     assert {*tab.all(LC, "path.line", "data-run")} == {f"grok_seed{i}" for i in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "remark"),
+    [
+        ("seed*, version_*", ""),
+        ("*", "all 4 runs are in one group"),
+        ("trial*", "each run is a group of its own: no name fits"),
+        ("version_*", "each run is a group of its own"),
+    ],
+)
+def test_a_pattern_that_tells_nothing_apart_is_told(tab, pattern, remark):
+    field = tab.page.locator(".toolbar .fields")
+    assert not field.is_visible()
+    tab.choose("curves", "mean")
+    box = field.locator("input[type=text]")
+    box.fill(pattern)
+    box.press("Enter")
+    tab.settle()
+    assert field.locator(".note").inner_text() == remark
 
 
 def test_another_run_in_focus_has_its_own_markers(tab):
@@ -357,6 +511,21 @@ def test_withdrawn_transitions_are_shown_on_request(tab):
     row = tab.page.locator("tr.withdrawn")
     assert row.count() == 1
     assert "withdrawn at 40" in row.inner_text()
+
+
+def test_a_glance_says_how_many_were_withdrawn_and_shows_them(tab):
+    assert "3 transitions were found and withdrawn later" in tab.page.locator(".lost").inner_text()
+    tab.only(SEEDS[0])
+    lost = tab.page.locator(".lost")
+    assert "1 transition was found and withdrawn later" in lost.inner_text()
+    assert tab.page.locator("tr.withdrawn").count() == 0
+    tab.page.locator('[data-section="transitions"] > summary').click()  # folded
+    lost.locator("button").click()
+    tab.settle()
+    assert tab.page.locator(".check input").is_checked()
+    assert tab.page.locator("tr.withdrawn").is_visible()
+    tab.only("plain")
+    assert lost.count() == 0
 
 
 def test_phases_as_known_at_the_cursor_are_those_of_the_rows(tab):
@@ -435,56 +604,53 @@ def test_settings_and_pins_are_kept(tab):
 @pytest.mark.parametrize(
     "kept", ["{", "[]", '{"axis": 5, "pins": "x", "shown": null, "mode": "mean"}', '"text"', "null"]
 )
-def test_damaged_settings_are_left(chromium, url, kept):
-    with opened(chromium, url) as tab:
-        tab.page.evaluate("(text) => localStorage.setItem('lc_dynamics', text)", kept)
-        tab.open()
-        assert tab.errors == []
-        assert tab.show(LC).locator("path.line").count() > 0
+def test_damaged_settings_are_left(tab, kept):
+    tab.page.evaluate("(text) => localStorage.setItem('lc_dynamics', text)", kept)
+    tab.open()
+    assert tab.show(LC).locator("path.line").count() > 0
 
 
-def test_colours_follow_the_system_without_a_frame(chromium, url):
-    for scheme in ("light", "dark"):
-        with opened(chromium, url, color_scheme=scheme) as tab:
-            assert tab.page.evaluate("document.documentElement.dataset.theme") == scheme
+def test_colours_follow_the_system_without_a_frame(tab):
+    for scheme in ("dark", "light"):
+        tab.page.emulate_media(color_scheme=scheme)
+        tab.settle()
+        assert tab.page.evaluate("document.documentElement.dataset.theme") == scheme
+        tab.visit(tab.url)
+        assert tab.page.evaluate("document.documentElement.dataset.theme") == scheme
 
 
-def test_a_small_window_has_its_legend_below(chromium, url):
-    with opened(chromium, url) as tab:
-        tab.page.set_viewport_size({"width": 500, "height": 900})
-        card = tab.show(LC)
-        chart, legend = card.locator(".frame").bounding_box(), card.locator(".legend").bounding_box()
-        assert legend["y"] >= chart["y"] + chart["height"] - 1
-        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 500
+def test_a_small_window_has_its_legend_below(tab):
+    tab.page.set_viewport_size({"width": 500, "height": 900})
+    card = tab.show(LC)
+    chart, legend = card.locator(".frame").bounding_box(), card.locator(".legend").bounding_box()
+    assert legend["y"] >= chart["y"] + chart["height"] - 1
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 500
 
 
 # While a run goes on
 
 
-def test_new_rows_and_new_runs_appear_and_a_deleted_run_leaves(chromium, tmp_path):
+def test_new_rows_and_new_runs_appear_and_a_deleted_run_leaves(visit, tmp_path):
     write_run(tmp_path / "one")
     gone = write_run(tmp_path / "two")
     with served(tmp_path) as url:
-        context = chromium.new_context(viewport={"width": 1300, "height": 1000})
-        page = context.new_page()
-        tab = Tab(page, url)
+        tab = visit(url)
         tab.only("one")
         columns = {key: np.append(values, 1.0) for key, values in curves().items() if key.startswith("lc")}
         write_csv(tmp_path / "one" / "lc" / "history.csv", columns, [*STEPS, 100_000])
         for path in sorted(gone.rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
-        page.locator('.run[data-run="two"] input').check()
-        page.evaluate("window.lookForNew()")
-        page.wait_for_selector(f'section[data-panel="{LC}"] .tick[data-value="100000"]', state="attached")
+        tab.page.locator('.run[data-run="two"] input').check()
+        tab.page.evaluate("window.lookForNew()")
+        tab.page.wait_for_selector(f'section[data-panel="{LC}"] .tick[data-value="100000"]', state="attached")
         assert tab.errors == []
         assert tab.show(LC).locator("path.line").count() >= 2
-        context.close()
 
 
 # Malice and damage
 
 
-def test_names_and_texts_are_only_ever_text(chromium, tmp_path):
+def test_names_and_texts_are_only_ever_text(visit, tmp_path):
     evil = '<img src=x onerror="window.hacked=1">'
     folder = tmp_path / "a'b\"c" / f"{evil}{{{{7*7}}}}".replace("/", "")
     write_run(folder)
@@ -497,7 +663,8 @@ def test_names_and_texts_are_only_ever_text(chromium, tmp_path):
         log.scalars("__proto__", [0, 1], [1.0, 2.0])
         log.scalars("constructor/toString", [0, 1], [1.0, 2.0])
         log.scalars("x" * 3000, [0, 1], [1.0, 2.0])
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         tab.page.set_viewport_size({"width": 1300, "height": 6000})
         tab.settle()
         tab.choose("curves", "mean")
@@ -510,14 +677,15 @@ def test_names_and_texts_are_only_ever_text(chromium, tmp_path):
         assert tab.show("tag:__proto__").locator("path.line").count() == 1
 
 
-def test_what_is_not_finite_is_a_gap_and_is_told(chromium, tmp_path):
+def test_what_is_not_finite_is_a_gap_and_is_told(visit, tmp_path):
     values = [1.0, 2.0, float("nan"), 4.0, float("inf"), 5.0]
     write_csv(tmp_path / "run" / "lc" / "history.csv", {"lc/train": values}, [0, 1, 2, 3, 4, 5])
     write_csv(tmp_path / "none" / "lc" / "history.csv", {"lc/train": [float("nan")] * 3}, [0, 1, 2])
     for name in ("run", "none"):
         with Log(tmp_path / name) as log:
             log.scalars("loss", [0], [float("nan")])
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         tab.only("run")
         (d,) = tab.all(LC, "path.line", "d")
         assert d.count("M") == 3
@@ -532,14 +700,15 @@ def test_what_is_not_finite_is_a_gap_and_is_told(chromium, tmp_path):
         assert tab.errors == []
 
 
-def test_ten_thousand_layers_do_not_stop_the_page(chromium, tmp_path):
+def test_ten_thousand_layers_do_not_stop_the_page(visit, tmp_path):
     columns = {"lc/train": [1.0, 2.0, 3.0], **{f"lc_layer/train/net.{i}": [i, 1.0, 2.0] for i in range(10_000)}}
     write_csv(tmp_path / "run" / "lc" / "history.csv", columns, [0, 1, 10])
     ranks = {f"rank/net.{i}": [i, 1.0, 2.0] for i in range(10_000)}
     write_csv(tmp_path / "run" / "rank" / "history.csv", ranks, [0, 1, 10])
     with Log(tmp_path / "run") as log:
         log.scalars("loss", [0], [1.0])
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         card = tab.show("heat:local complexity by layer")
         assert card.locator("svg").get_attribute("data-layers") == "400"
         assert "10000 layers" in card.locator(".note").inner_text()
@@ -548,31 +717,56 @@ def test_ten_thousand_layers_do_not_stop_the_page(chromium, tmp_path):
         assert tab.errors == []
 
 
-def test_what_is_not_in_the_runs_is_said(chromium, tmp_path):
+def test_what_is_not_in_the_runs_is_said(visit, tmp_path):
     """Local complexity without its layers, a measure of splits and not of layers, and one epoch only."""
     write_csv(tmp_path / "run" / "lc" / "history.csv", {"lc/train": [1.0, 2.0, 3.0]}, [0, 1, 10])
     ranks = {"local_rank/train": [9.0, 8.0, 7.0], "local_rank/effective_test": [5.0, 4.0, 3.0]}
     write_csv(tmp_path / "run" / "local_rank" / "history.csv", ranks, [0, 1, 10])
     with Log(tmp_path / "run") as log:
         log.scalars("epoch", [0, 1, 10], [0.0, 0.0, 0.0])
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         tab.show(LC)
         assert tab.page.locator('section.card[data-panel^="heat:"]').count() == 0
         said = " ".join(tab.page.locator("p.note").all_inner_texts())
-        assert said.count("LocalComplexityCallback(per_layer=True)") == 1
+        for text in ("per_layer=True", "PGDRobustnessCallback()", "SplinePartitionCallback()"):
+            assert said.count(text) == 1, text
+        assert "Local complexity is not" not in said
         tab.choose("axis", "epoch")
         assert "epoch: all in the first" in tab.show(LC).locator("svg.chart").text_content()
         assert tab.page.locator("svg.chart").first.evaluate("(node) => getComputedStyle(node).userSelect") == "none"
         assert tab.errors == []
 
 
-def test_a_lone_spike_does_not_flatten_the_curve(chromium, tmp_path):
+def test_whoever_logs_nothing_of_ours_is_told_what_logs_it(tab):
+    tab.only("plain")
+
+    def said(section):
+        return " ".join(tab.page.locator(f'[data-section="{section}"] .absent').all_inner_texts())
+
+    for name in ("LocalComplexityCallback()", "PGDRobustnessCallback()", "FeatureRankCallback()"):
+        assert said("overview").count(name) == 1
+    assert "LocalComplexityCallback(per_layer=True)" in said("layers")
+    tab.show("pictures")
+    assert "SplinePartitionCallback()" in said("pictures")
+    tab.only(SEEDS[0])
+    assert said("overview") == ""
+    assert said("layers") == "The norm of the weights by layer is not in these runs: FeatureRankCallback() logs it."
+    tab.show("pictures")
+    assert said("pictures") == ""
+    tab.page.locator(".run-tools button", has_text="none").click()
+    tab.settle()
+    assert said("overview") == said("layers") == ""
+
+
+def test_a_lone_spike_does_not_flatten_the_curve(visit, tmp_path):
     values = np.linspace(1, 2, 100)
     values[50] = 1e9
     write_csv(tmp_path / "run" / "lc" / "history.csv", {"lc/train": values}, range(100))
     with Log(tmp_path / "run") as log:
         log.scalars("loss", [0], [1.0])
-    with served(tmp_path) as url, opened(chromium, url) as tab:
+    with served(tmp_path) as url:
+        tab = visit(url)
         card = tab.show(LC)
         assert card.locator(".arrow").count() == 1
         assert "1 value beyond the axis" in card.locator(".note").inner_text()
@@ -591,16 +785,14 @@ def test_what_cannot_be_loaded_stays_in_its_panel(chromium, url):
         assert tab.show(LC).locator("path.line").count() > 0
 
 
-def test_it_says_so_where_there_are_no_runs(chromium, tmp_path):
+def test_it_says_so_where_there_are_no_runs(one_page, tmp_path):
     with served(tmp_path) as url:
-        context = chromium.new_context()
-        page = context.new_page()
-        page.goto(url)
-        page.wait_for_function("document.querySelector('.message')?.textContent.includes('no runs')")
-        context.close()
+        one_page.page.goto(url)
+        one_page.page.wait_for_function("document.querySelector('.message')?.textContent.includes('no runs')")
 
 
-def test_it_works_under_a_prefix(chromium, logs):
-    with served(logs, path_prefix="/some/where") as url, opened(chromium, url) as tab:
+def test_it_works_under_a_prefix(visit, logs):
+    with served(logs, path_prefix="/some/where") as url:
+        tab = visit(url)
         assert tab.show(LC).locator("path.line").count() > 0
         assert tab.errors == []

@@ -6,15 +6,13 @@ import { HeatCard } from "./heat.js";
 import { Model } from "./model.js";
 import { PicturesCard } from "./pictures.js";
 import { Sidebar } from "./sidebar.js";
-import { PATTERN, SPREADS } from "./stats.js";
+import { PATTERN, remarkOnGroups, SPREADS } from "./stats.js";
 import { AXES } from "./steps.js";
 import { Store } from "./store.js";
 import { StripCard } from "./strip.js";
 import { glance, transitionTable } from "./tables.js";
 
 const RELOAD = 15_000; // milliseconds between two looks for new rows
-const NO_LC_LAYERS =
-  "Local complexity by layer is not in these runs: LocalComplexityCallback(per_layer=True) logs it.";
 const MOST_OTHERS = 400; // scalars with a card
 
 const SECTIONS = [
@@ -90,6 +88,7 @@ export class App {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const runs = model.selected();
     this.sidebar.draw();
+    this.groupsRemark.textContent = remarkOnGroups(runs, this.store.settings.pattern);
     if (!model.runs.size) {
       this.message.textContent =
         "There are no runs in this log directory yet. The tab looks for them every 15 seconds.";
@@ -142,7 +141,7 @@ export class App {
   // Puts a card for each panel into its section. Cards that stay are not made anew.
   place() {
     const { model, store } = this;
-    const { overview, more, others, heats, lacksLayers } = model.panels();
+    const { overview, more, others, heats, absent } = model.panels();
     const fits = (panel) =>
       !store.filter ||
       panel.title.toLowerCase().includes(store.filter) ||
@@ -175,7 +174,7 @@ export class App {
     };
     const signature = JSON.stringify([
       Object.entries(plan).map(([name, entries]) => [name, entries.map(([panel]) => panel)]),
-      lacksLayers,
+      absent,
     ]);
     if (signature === this.signature) return;
     this.signature = signature;
@@ -190,7 +189,8 @@ export class App {
       });
       if (name === "others" && shownOthers.length > MOST_OTHERS)
         nodes.push(el("p", { class: "note" }, `and ${shownOthers.length - MOST_OTHERS} more: filter`));
-      if (name === "layers" && lacksLayers) nodes.push(el("p", { class: "note" }, NO_LC_LAYERS));
+      if (hasRuns && !store.filter && absent[name]?.length)
+        nodes.push(el("p", { class: "note absent" }, absent[name].join(" ")));
       this.fill(name, nodes);
     }
     for (const [key, card] of old) if (!this.cards.has(key)) card.drop();
@@ -216,11 +216,13 @@ export class App {
         "Names, or ends of names, that tell the runs of one group apart, such as seed*. Separate several by commas.",
       onchange: (event) => store.set("pattern", event.target.value.trim() || PATTERN),
     });
+    this.groupsRemark = el("span", { class: "note", role: "status" });
     this.modeFields = el(
       "span",
       { class: "fields", hidden: !this.model.isMean },
       select("spread", SPREADS, store.settings.spread, set("spread")),
       el("label", { class: "field" }, el("span", {}, "seeds"), pattern),
+      this.groupsRemark,
     );
     const phases = [
       ["final", "as known now"],
@@ -263,7 +265,7 @@ export class App {
     const lines = [
       "Move over a chart: the cursor, with the values there in all panels. Click: hold it. Drag: zoom. Double click: all steps.",
       "Keys in a panel: ← → the cursor, Home and End, + and − zoom, 0 all steps, Esc no cursor.",
-      "Shaded: first descent, ascent, region migration. A numbered line is a transition; filled: firm; hollow and dashed, with ?: tentative, noise alone might look like it; ~: later rows may still move it. A tinted band is its 95 % interval.",
+      "Shaded: first descent, ascent, region migration. A numbered line is a transition; filled: firm; hollow and dashed, with ?: tentative, noise alone might look like it; ~: later rows may still move it. A tinted band is its 95 % interval; of a group of runs, from the first run to the last.",
       "The place of step 0 is to the left of the break of the axis.",
     ];
     return el(

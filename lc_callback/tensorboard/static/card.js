@@ -3,11 +3,12 @@
 import { drawChart, drawCursor } from "./chart.js";
 import { coalesced, el, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
-import { elided, formatPlace, formatValue, nameOfKind } from "./format.js";
+import { elided, formatPlace, formatValue } from "./format.js";
 import { isFirm, isPhase } from "./phases.js";
 import { nearest, quantile, SPREADS } from "./stats.js";
 
 const MOST_VALUES = 14; // lines with a value of their own at the cursor
+const LONGEST = 120; // characters of a name; it is broken into lines
 
 // What is near the window is drawn, all else is empty.
 const observer = new IntersectionObserver(
@@ -187,10 +188,9 @@ export class CurveCard extends Card {
       .map((one) => ({ ...one, isOwn: tags.has(one.curve), colour: this.colourOf(one) }))
       .filter((one) => one.isOwn || (isPhase(one.kind) && !panel.isSmall));
     this.markers = markers;
-    this.unit = [panel.unit, model.isMean ? `mean and ${spreadName(store.settings.spread)}` : panel.bandUnit]
-      .filter(Boolean)
-      .join("; ");
+    this.unit = [panel.unit, model.isMean && "mean of the runs", this.band()].filter(Boolean).join("; ");
     this.unitText.textContent = this.unit;
+    this.unitText.title = this.unit;
     this.makeLegend(story);
     const width = Math.max(200, this.parts.frame.clientWidth || 600);
     const beside = this.parts.legend.offsetLeft > this.parts.frame.offsetLeft ? this.parts.legend.scrollHeight : 0;
@@ -213,6 +213,13 @@ export class CurveCard extends Card {
     this.whole.hidden = !this.drawn.nBeyond && !view.isWhole;
     this.whole.setAttribute("aria-pressed", String(view.isWhole));
     this.say(this.remarks());
+  }
+
+  // What the bands round the curves are, if there is one.
+  band() {
+    const { model, panel, store } = this;
+    if (!this.lines.some((line) => line.low?.some(Number.isFinite))) return "";
+    return model.isMean ? `band: ${spreadName(store.settings.spread)}` : panel.bandUnit;
   }
 
   colourOf(marker) {
@@ -278,7 +285,7 @@ export class CurveCard extends Card {
           el(
             "tr",
             { class: "of-unit", title: first.run },
-            el("th", { colspan: 3, scope: "rowgroup" }, elided(first.unit, 36)),
+            el("th", { colspan: 3, scope: "rowgroup" }, elided(first.unit, LONGEST)),
           ),
         );
       }
@@ -290,7 +297,7 @@ export class CurveCard extends Card {
           "tr",
           { title: isEach ? `${first.run} ${first.tag}` : first.tag },
           el("td", {}, swatch(isEach ? first.colour : "var(--text)", first.dash, first.isFaint)),
-          el("td", { class: "name" }, `${elided(name.trim(), 34)}${first.isFaint ? ", numerical" : ""}`),
+          el("td", { class: "name" }, `${elided(name.trim(), LONGEST)}${first.isFaint ? ", numerical" : ""}`),
           cell,
         ),
       );
@@ -298,15 +305,27 @@ export class CurveCard extends Card {
     const keys = this.markers
       .filter((one) => one.isOwn)
       .map((one) => markerKey(one, () => this.store.setCursor(one.x, true)));
+    const whose = `markers: ${elided(story.name, LONGEST)}`;
+    const pooledAs = story.isPooled ? "; median step, band from the first to the last run" : "";
     const of =
-      keys.length && this.model.units().length > 1
-        ? [el("p", { class: "of-story", title: story.name }, `markers: ${story.name}`)]
+      keys.length && (this.model.units().length > 1 || story.isPooled)
+        ? [el("p", { class: "of-story", title: story.name }, whose + pooledAs)]
         : [];
     legend.replaceChildren(
       rows,
+      el("p", { class: "reading" }, this.reading(isEach)),
       ...of,
       ...(keys.length ? [el("ul", { class: "marker-keys", "aria-label": `markers of ${story.name}` }, ...keys)] : []),
     );
+  }
+
+  // What the bands are, and what the values at the cursor.
+  reading(isEach) {
+    const band = this.band();
+    const { isMean } = this.model;
+    const ofBand = band ? (isMean ? " (ends of the band)" : " ± half the band") : "";
+    const value = isEach ? `${isMean ? "mean" : "value"}${ofBand}` : "median (least to greatest) of the curves";
+    return isMean || band || !isEach ? [band, `at the cursor: ${value}`].filter(Boolean).join("; ") : "";
   }
 
   moveCursor() {
@@ -391,7 +410,8 @@ function told(lines, at) {
       ? ` (${formatValue(line.low[i])} to ${formatValue(line.high[i])})`
       : ` ± ${formatValue((line.high[i] - line.low[i]) / 2)}`
     : "";
-  return `${formatValue(values[0])}${spread}`;
+  const fewer = line.n && line.n[i] < line.nRuns ? `, ${line.n[i]} of ${line.nRuns} runs` : "";
+  return `${formatValue(values[0])}${spread}${fewer}`;
 }
 
 export function swatch(colour, dash = "", isFaint = false) {
@@ -417,7 +437,7 @@ function markerKey(one, onclick) {
     String(one.number),
   );
   const eps = /_eps(.+)$/.exec(one.curve);
-  const name = `${nameOfKind(one.kind)}${eps ? ` (eps ${eps[1]})` : ""}`;
+  const name = `${one.names}${eps ? ` (eps ${eps[1]})` : ""}`;
   return el(
     "li",
     {},

@@ -2,7 +2,7 @@
 
 import { area, line as path, scaleLinear, scaleLog } from "./d3.js";
 import { svg } from "./dom.js";
-import { formatValue, nameOfKind, shortNumber } from "./format.js";
+import { formatValue, shortNumber } from "./format.js";
 import { isFirm, isPhase } from "./phases.js";
 import { stepScale } from "./steps.js";
 import { nearest, thinned, valueRange } from "./stats.js";
@@ -251,12 +251,12 @@ function markers(found, x, plot) {
     const at = x.of(one.x);
     const firm = isFirm(one);
     const kind = `marker ${firm ? "firm" : "tentative"}${one.isOwn ? "" : " other"}${isPhase(one.kind) ? " of-phase" : ""}`;
-    const label = `${one.number} ${nameOfKind(one.kind)} (${one.curve}), ${one.told}`;
+    const label = `${one.number} ${one.names} (${one.curve}), ${one.told}`;
     const group = svg("g", { class: kind, "data-number": one.number, "data-step": one.step, "data-kind": one.kind });
     group.append(
       svg("title", {}, label),
       svg("line", { x1: at, x2: at, y1: plot.top, y2: plot.bottom, stroke: one.colour }),
-      svg("path", { class: "lead", d: `M${at},${plot.top}L${places[i]},${plot.top - 5}` }),
+      svg("path", { class: "lead", d: `M${at},${plot.top}L${places[i]},${plot.top - 3.5}`, stroke: one.colour }),
       svg("circle", {
         cx: places[i],
         cy: plot.top - 11,
@@ -273,12 +273,21 @@ function markers(found, x, plot) {
 // Places that are at least `room` apart, as near to the given ones as goes.
 export function apart(wanted, room, left, right) {
   const order = wanted.map((at, i) => [at, i]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
-  const places = order.map(([at]) => at);
-  for (let i = 1; i < places.length; i++) places[i] = Math.max(places[i], places[i - 1] + room);
-  if (places.length) places[places.length - 1] = Math.min(places[places.length - 1], right);
-  for (let i = places.length - 2; i >= 0; i--) places[i] = Math.min(places[i], places[i + 1] - room);
+  const each = Math.min(room, (right - left) / Math.max(1, wanted.length - 1));
+  // Those that would overlap are a row, whose middle is where the middle of its members wants to be.
+  const rows = [];
+  order.forEach(([at], k) => {
+    let row = { n: 1, sum: at - each * k };
+    while (rows.length && rows[rows.length - 1].sum / rows[rows.length - 1].n >= row.sum / row.n) {
+      const before = rows.pop();
+      row = { n: before.n + row.n, sum: before.sum + row.sum };
+    }
+    rows.push(row);
+  });
+  const last = right - each * (wanted.length - 1);
+  const starts = rows.flatMap(({ n, sum }) => new Array(n).fill(Math.min(Math.max(sum / n, left), last)));
   const back = new Array(wanted.length);
-  order.forEach(([, i], k) => (back[i] = places[k]));
+  order.forEach(([, i], k) => (back[i] = starts[k] + each * k));
   return back;
 }
 

@@ -1,7 +1,6 @@
 // A panel as SVG, PNG or CSV, with its legend, units and the names of the runs.
 
 import { download, el, svg } from "./dom.js";
-import { nameOfKind } from "./format.js";
 
 const STYLES = [
   "fill",
@@ -16,6 +15,7 @@ const STYLES = [
   "font-weight",
 ];
 const LINE = 17; // pixels of a line of text
+const WIDEST = 2400; // pixels of a picture with long names
 
 export function exportMenu(card) {
   const menu = el(
@@ -57,7 +57,11 @@ export function asSvg(card) {
   const style = getComputedStyle(card.element);
   const font = { "font-family": "sans-serif", "font-size": 12, fill: style.color };
   const legend = legendOf(card);
-  const columns = Math.max(1, Math.floor(width / 280));
+  const title = `${card.title}${card.unit ? ` (${card.unit})` : ""}`;
+  const longest = legend.reduce((most, { text }) => Math.max(most, text.length), 0);
+  const column = Math.max(280, 44 + 6.5 * longest);
+  const columns = Math.max(1, Math.floor(width / column));
+  const all = Math.min(WIDEST, Math.max(width, column, 16 + 8 * title.length));
   const rows = Math.ceil(legend.length / columns);
   const total = 2.2 * LINE + height + 1.6 * LINE + rows * LINE + 8;
   const entries = legend.map(({ text, colour, dash, isMarker }, i) => {
@@ -80,13 +84,12 @@ export function asSvg(card) {
         ];
     return svg("g", {}, ...mark, svg("text", { ...font, x: left + (isMarker ? 0 : 28), y: top + 8 }, text));
   });
-  const title = `${card.title}${card.unit ? ` (${card.unit})` : ""}`;
   copy.setAttribute("y", 2.2 * LINE);
   copy.removeAttribute("role");
   return svg(
     "svg",
-    { xmlns: "http://www.w3.org/2000/svg", width, height: total, viewBox: `0 0 ${width} ${total}` },
-    svg("rect", { width, height: total, fill: style.getPropertyValue("--card").trim() || "#ffffff" }),
+    { xmlns: "http://www.w3.org/2000/svg", width: all, height: total, viewBox: `0 0 ${all} ${total}` },
+    svg("rect", { width: all, height: total, fill: style.getPropertyValue("--card").trim() || "#ffffff" }),
     svg("text", { ...font, "font-size": 14, "font-weight": 600, x: 8, y: 18 }, title),
     copy,
     svg(
@@ -112,7 +115,7 @@ function legendOf(card) {
   }));
   const markers = (card.markers ?? [])
     .filter((one) => one.isOwn)
-    .map((one) => ({ text: `${one.number}  ${nameOfKind(one.kind)} (${one.curve}): ${one.told}`, isMarker: true }));
+    .map((one) => ({ text: `${one.number}  ${one.names} (${one.curve}): ${one.told}`, isMarker: true }));
   probe.remove();
   return [...lines, ...markers];
 }

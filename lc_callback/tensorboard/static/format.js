@@ -40,6 +40,25 @@ export function elided(text, most) {
   return text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}`;
 }
 
+// Names for little room: those too long for it without what all of them share at their ends.
+export function tellingApart(names, most) {
+  const long = [...new Set(names.filter((name) => name.length > most))].map((name) => name.split(/(?<=[./])/));
+  const shortest = Math.min(...long.map((parts) => parts.length));
+  const shared = (at, most) => {
+    let n = 0;
+    while (long.length > 1 && n < most && long.every((parts) => at(parts, n) === at(long[0], n))) n += 1;
+    return n;
+  };
+  const first = shared((parts, n) => parts[n], shortest - 1);
+  const last = shared((parts, n) => parts[parts.length - 1 - n], shortest - 1 - first);
+  return names.map((name) => {
+    if (name.length <= most) return name;
+    const parts = name.split(/(?<=[./])/);
+    const middle = parts.slice(first, parts.length - last).join("");
+    return elided(`${first ? "…" : ""}${last ? `${middle.replace(/[./]$/, "")}…` : middle}`, most);
+  });
+}
+
 // Of an x value on an axis, with its unit.
 export function formatPlace(kind, x, unit) {
   if (kind === "epoch") return `epoch ${formatValue(x)}`;

@@ -4,12 +4,13 @@ import { Card, button, followPointer } from "./card.js";
 import { drawCursor, MARGIN, xAxis } from "./chart.js";
 import { el, select, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
-import { elided, formatPlace, formatStep, formatValue } from "./format.js";
+import { elided, formatPlace, formatStep, formatValue, tellingApart } from "./format.js";
 import { stepScale } from "./steps.js";
 import { nearest } from "./stats.js";
 
 const MOST_HEIGHT = 420;
 const MOST_TOLD = 8;
+const LONGEST = 13; // characters of the name of a layer
 const STOPS = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"].map((hex) =>
   [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)),
 );
@@ -83,11 +84,11 @@ export class HeatCard extends Card {
     root.setAttribute("data-layers", n);
     const names =
       row >= 11
-        ? data.layers.map((name, i) =>
+        ? tellingApart(data.layers, LONGEST).map((name, i) =>
             svg(
               "text",
               { class: "layer", x: plot.left - 6, y: plot.top + row * (i + 0.5) + 4, "text-anchor": "end" },
-              elided(name, 13),
+              name,
             ),
           )
         : [];
@@ -172,8 +173,14 @@ export class HeatCard extends Card {
       el("i", { style: `background: linear-gradient(90deg, ${STOPS.map((c) => `rgb(${c.join(" ")})`).join(", ")})` }),
       el("span", {}, ends[1]),
     );
+    const labels = tellingApart(data.layers, LONGEST);
     const moves = data.values
-      .map((values, i) => ({ name: data.layers[i], move: moved(values), values: [...values].filter(Number.isFinite) }))
+      .map((values, i) => ({
+        name: data.layers[i],
+        label: labels[i],
+        move: moved(values),
+        values: [...values].filter(Number.isFinite),
+      }))
       .filter((one) => one.values.length);
     const total = moves.reduce((sum, one) => sum + one.move, 0);
     moves.sort((a, b) => b.move - a.move);
@@ -189,7 +196,7 @@ export class HeatCard extends Card {
         el(
           "tr",
           { title: one.name },
-          el("td", { class: "name" }, elided(one.name, 20)),
+          el("td", { class: "name" }, one.label),
           el("td", { class: "value" }, `${formatValue(low)} to ${formatValue(high)}`),
           el("td", { class: "value" }, share),
         ),

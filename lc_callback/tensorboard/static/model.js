@@ -1,5 +1,6 @@
 // What the charts share: runs and groups, colours, the axis, and the story of the run in focus: phases and markers.
 
+import { grouped, nameOfKind } from "./format.js";
 import { panelsOf, isPhaseTag } from "./panels.js";
 import { isFirm, isPhase, phaseSpans, spansOfRows, transitionsAt } from "./phases.js";
 import { groupedRuns, interpolated, naturally, pooled, quantile } from "./stats.js";
@@ -259,19 +260,19 @@ export class Model {
   story() {
     const unit = this.focus();
     if (!unit) return { spans: [], markers: [], name: "" };
-    const found =
-      this.isMean && unit.runs.length > 1
-        ? this.pooledTransitions(unit.runs)
-        : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
-    const markers = found.filter((one) => Number.isFinite(one.x)).map((one, i) => ({ ...one, number: i + 1 }));
-    const spans = this.isMean && unit.runs.length > 1 ? this.pooledSpans(unit, found) : this.spansOf(unit.runs[0]);
-    return { spans, markers, name: this.isMean ? `${unit.label}, ${unit.runs.length} runs` : unit.label };
+    const isPooled = this.isMean && unit.runs.length > 1;
+    const found = isPooled
+      ? this.pooledTransitions(unit.runs)
+      : this.transitions(unit.runs[0]).known.map((one) => this.asMarker(unit.runs[0], one));
+    const inSight = found.filter((one) => Number.isFinite(one.x));
+    const markers = inOnePlace(inSight).map((one, i) => ({ ...one, number: i + 1 }));
+    const spans = isPooled ? this.pooledSpans(unit, found) : this.spansOf(unit.runs[0]);
+    return { spans, markers, isPooled, name: isPooled ? `${unit.label}, ${unit.runs.length} runs` : unit.label };
   }
 
   asMarker(run, one) {
     const [low, high] = [one.earliest ?? one.step, one.latest ?? one.step];
-    const told = `${one.provisional ? "~" : ""}${one.step.toLocaleString("en")}${isFirm(one) ? "" : "?"}`;
-    return { ...one, x: this.x(run, one.step), low: this.x(run, low), high: this.x(run, high), told };
+    return { ...one, x: this.x(run, one.step), low: this.x(run, low), high: this.x(run, high), told: toldStep(one) };
   }
 
   // Each transition in all runs: the median, the range, and in how many.
@@ -289,7 +290,7 @@ export class Model {
       const xs = ones.map((one) => one.x).filter(Number.isFinite);
       const nFirm = ones.filter(isFirm).length;
       const [least, most] = [Math.min(...steps), Math.max(...steps)];
-      return {
+      const one = {
         kind: ones[0].kind,
         curve: ones[0].curve,
         step: Math.round(quantile(steps, 0.5)),
@@ -302,11 +303,12 @@ export class Model {
         of: runs.length,
         nFirm,
         nProvisional: ones.filter((one) => one.provisional).length,
+        provisional: ones.some((one) => one.provisional),
         first: ones[0],
         firmSteps: ones.filter(isFirm).map((one) => one.step),
         certainty: 2 * nFirm > runs.length ? "firm" : "tentative", // firm in most runs
-        told: `${quantile(steps, 0.5).toLocaleString("en", { maximumFractionDigits: 0 })}, ${ones.length} of ${runs.length}`,
       };
+      return { ...one, told: `${toldStep(one)}, ${one.n} of ${one.of}` };
     });
     return pooledOnes.sort((a, b) => a.step - b.step || naturally(a.kind, b.kind));
   }
@@ -323,6 +325,24 @@ export class Model {
       curve.ys,
     );
   }
+}
+
+// Transitions of one curve at one step are one marker with all their names. It is as sure as the surest of them.
+function inOnePlace(found) {
+  const places = new Map();
+  for (const one of found) {
+    const place = JSON.stringify([one.curve, one.step, one.least, one.most, one.n]);
+    places.set(place, [...(places.get(place) ?? []), one]);
+  }
+  return [...places.values()].map((ones) => {
+    ones.sort((one, other) => isFirm(other) - isFirm(one));
+    const names = ones.map((one) => `${nameOfKind(one.kind)}${isFirm(ones[0]) && !isFirm(one) ? "?" : ""}`);
+    return { ...ones[0], kinds: ones.map((one) => one.kind), names: names.join(", ") };
+  });
+}
+
+function toldStep(one) {
+  return `${one.provisional ? "~" : ""}${grouped(one.step)}${isFirm(one) ? "" : "?"}`;
 }
 
 function ordered(i, n) {

@@ -56,8 +56,6 @@ const HEATS = [
   ["norm of the weights by layer", /^(|.*[/_.\- ])weight_norm\//s],
 ];
 
-const IS_LC = /(^|[/_.\- ])lc\//;
-
 // What follows the beginning of a tag and is no layer: also the splits of a measure of one's own, such as local_rank.
 const NO_LAYER = /^(seconds|total|(\w+_)?(train|test|random))$/;
 
@@ -106,7 +104,25 @@ export function panelsOf(tags) {
     more: list(found.more),
     others,
     heats: heatsOf(tags),
-    lacksLayers: tags.some((tag) => IS_LC.test(tag)) && !tags.some((tag) => HEATS[0][1].test(tag)),
+    absent: absent(tags, found),
+  };
+}
+
+// What was not logged, and what logs it: by section.
+function absent(tags, { lc, accuracy, rank }) {
+  const [hasLayers, hasRanks, hasNorms] = HEATS.map(([, start]) => tags.some((tag) => start.test(tag)));
+  const missing = (isThere, name, call) => (isThere ? [] : [`${name} not in these runs: ${call}`]);
+  return {
+    overview: [
+      ...missing(lc.size, "Local complexity is", "LocalComplexityCallback() logs it."),
+      ...missing(accuracy.size, "Accuracy, clean and under attack, is", "PGDRobustnessCallback() logs it."),
+      ...missing(rank.size, "Feature rank is", "FeatureRankCallback() logs it."),
+    ],
+    layers: [
+      ...missing(hasLayers, "Local complexity by layer is", "LocalComplexityCallback(per_layer=True) logs it."),
+      ...missing(hasRanks, "Rank by layer is", "FeatureRankCallback() logs it."),
+      ...missing(hasNorms, "The norm of the weights by layer is", "FeatureRankCallback() logs it."),
+    ],
   };
 }
 
@@ -136,7 +152,8 @@ function place(found, { prefix, group, rest, side }, tag, all) {
     const band = `${prefix}lc_ci99/${rest}`;
     const fields = all.has(band) ? { band } : {};
     const unit = "units that switch, mean over the points";
-    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit: "band: 99 %", limits: [0, null] }).lines.push(
+    const bandUnit = "band: 99 % interval over the points";
+    panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit, limits: [0, null] }).lines.push(
       line(tag, split, fields),
     );
   } else if (group === "clean_acc" || group === "robust_acc") {

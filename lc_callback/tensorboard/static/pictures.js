@@ -5,6 +5,7 @@ import { el } from "./dom.js";
 import { elided, formatStep } from "./format.js";
 
 const MOST_FIGURES = 6;
+const NO_PICTURES = "Pictures of linear regions are not in these runs: SplinePartitionCallback() draws them.";
 const FRAME = 400; // milliseconds of a picture in the film
 
 export class PicturesCard extends Card {
@@ -58,8 +59,8 @@ export class PicturesCard extends Card {
   }
 
   draw() {
-    this.element.hidden = Boolean(this.isLoaded) && this.isEmpty;
-    if (this.isEmpty) return this.body.replaceChildren();
+    if (this.isEmpty)
+      return this.body.replaceChildren(...(this.isLoaded ? [el("p", { class: "note absent" }, NO_PICTURES)] : []));
     this.slider.max = this.steps.length - 1;
     if (!this.body.contains(this.controls)) {
       this.body.replaceChildren(this.controls, this.figures);

@@ -45,18 +45,29 @@ export function groupedRuns(runs, pattern) {
   return groups;
 }
 
+// What a viewer should know of a pattern that leaves nothing to pool, or nothing to compare. Else nothing.
+export function remarkOnGroups(runs, pattern) {
+  const groups = groupedRuns(runs, pattern);
+  if (runs.length < 2) return "";
+  if (groups.size === 1) return `all ${runs.length} runs are in one group`;
+  if (groups.size < runs.length) return "";
+  const fits = runs.some((run) => groupOf(run, pattern) !== run);
+  return `each run is a group of its own${fits ? "" : ": no name fits"}`;
+}
+
 // Spreads
 
+// The first one as `compare_runs` draws it, the second one as sure as the band of a single run.
 export const SPREADS = [
-  ["range", "range of the runs"],
-  ["sd", "± one standard deviation"],
-  ["ci", "95 % interval of the mean"],
+  ["sd", "± one standard deviation over the runs"],
+  ["ci", "99 % interval of the mean over the runs"],
+  ["range", "from the least to the greatest run"],
 ];
 
-// Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
+// Quantiles of Student's t at 99.5 %, for 1, 2, ... degrees of freedom.
 const T = [
-  12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16, 2.145, 2.131, 2.12, 2.11,
-  2.101, 2.093, 2.086, 2.08, 2.074, 2.069, 2.064, 2.06, 2.056, 2.052, 2.048, 2.045, 2.042,
+  63.66, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.25, 3.169, 3.106, 3.055, 3.012, 2.977, 2.947, 2.921, 2.898,
+  2.878, 2.861, 2.845, 2.831, 2.819, 2.807, 2.797, 2.787, 2.779, 2.771, 2.763, 2.756, 2.75,
 ];
 
 // Mean and spread of series on the union of their grids. Between its rows a series is taken as straight in `place`.
@@ -80,7 +91,7 @@ function spreadOf(values, mean, spread) {
   if (values.length < 2) return [NaN, NaN];
   if (spread === "range") return [Math.min(...values), Math.max(...values)];
   const sd = Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (values.length - 1));
-  const half = spread === "sd" ? sd : ((T[values.length - 2] ?? 1.96) * sd) / Math.sqrt(values.length);
+  const half = spread === "sd" ? sd : ((T[values.length - 2] ?? 2.576) * sd) / Math.sqrt(values.length);
   return [mean - half, mean + half];
 }
 

@@ -6,7 +6,7 @@ const KEY = "lc_dynamics";
 const DEFAULTS = {
   axis: "log",
   mode: "runs",
-  spread: "range",
+  spread: "sd",
   pattern: PATTERN,
   phases: "final",
   theme: "auto",

@@ -24,12 +24,13 @@ export function glance(model) {
   const rest = groups.length - MOST_GROUPS;
   const parts = groups.slice(0, MOST_GROUPS).map(([name, runs]) => {
     const found = model.pooledTransitions(runs);
+    const lost = withdrawnLine(model, runs);
     const withEvents = runs.filter((run) => model.events[run]).length;
     const title = el(
       "h4",
       {},
       dot(model, name, runs),
-      elided(name, 60),
+      elided(name, 120),
       el("span", { class: "unit" }, ` ${runs.length} run${runs.length > 1 ? "s" : ""}`),
     );
     if (!found.length)
@@ -42,6 +43,7 @@ export function glance(model) {
           { class: "empty" },
           withEvents ? "No transition was found." : "These runs have no list of transitions.",
         ),
+        lost,
       );
     const columns = runs.length > 1 ? ofSeveral : ofOne;
     const head = el("tr", {}, ...Object.keys(columns).map((text) => el("th", { scope: "col" }, text)));
@@ -54,11 +56,30 @@ export function glance(model) {
       { class: "group-glance" },
       title,
       el("p", { class: "headline" }, headline(found)),
+      lost,
       el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)),
     );
   });
   const note = rest > 0 ? [el("p", { class: "note" }, `and ${rest} more groups`)] : [];
   return el("div", { class: "glances" }, ...parts, ...note);
+}
+
+// How many transitions of the runs were taken back, and the way to them.
+function withdrawnLine(model, runs) {
+  const n = runs.reduce((sum, run) => sum + model.transitions(run).withdrawn.length, 0);
+  if (!n) return null;
+  const show = () => {
+    const section = document.querySelector('[data-section="transitions"]');
+    section.open = true;
+    section.scrollIntoView();
+    model.store.set("withdrawn", true);
+  };
+  return el(
+    "p",
+    { class: "note lost" },
+    `${n} transition${n > 1 ? "s were" : " was"} found and withdrawn later: `,
+    el("button", { type: "button", onclick: show }, "show in the table"),
+  );
 }
 
 // What stands in the columns: of the transitions of several runs, and of one.
@@ -130,7 +151,11 @@ function headline(found) {
 export function transitionTable(model) {
   const { store } = model;
   const numbers = new Map(
-    model.isMean ? [] : model.story().markers.map((one) => [JSON.stringify([one.kind, one.curve]), one.number]),
+    model.isMean
+      ? []
+      : model
+          .story()
+          .markers.flatMap((one) => one.kinds.map((kind) => [JSON.stringify([kind, one.curve]), one.number])),
   );
   const focus = model.focus()?.name;
   const entries = [];
