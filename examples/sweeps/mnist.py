@@ -223,7 +223,7 @@ REPORTED = {
         panels=PANELS | {"total variation": TV},
     ),
     "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
-    "mnist_data_size": short(of("data.n_train", "{} images", 200, 1000, 10000, default=1000)),
+    "mnist_data_size": short(of("data.n_train", "{:,} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
     "mnist_width": short(of("model.network.width", "width {}", 100, 200, 1000, default=200), few={"width 1000": 1}),
     "mnist_batch": short(of("data.batch_size", "batch {}", 50, 200, 1000, default=200), few={"batch 1000": 1}),
