@@ -14,7 +14,7 @@ from lc_callback.callbacks import ProbeCallback
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples" / "gallery").glob("*.py"))
 DOCS = ROOT / "docs"
-STEPS = 3
+STEPS = 1
 KEPT = 100_000  # bytes of a picture
 TOOL = runpy.run_path(str(ROOT / "tools" / "make_gallery.py"))
 

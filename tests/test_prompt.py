@@ -23,7 +23,7 @@ from lc_callback.run.history import History
 from lc_callback.run.probes import Probes
 from lc_callback.suggestions import did_you_mean
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 X, Y = points(24)[:]
 R = {"radius": 0.1, "n_directions": 3}

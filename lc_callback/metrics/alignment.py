@@ -14,7 +14,7 @@ __all__ = ["CentroidAlignment"]
 
 
 class CentroidAlignment(MeasureMetric):
-    """Mean cosine between a point and the summed rows of the Jacobian there.
+    """Mean cosine between a point and the sum of the rows of the Jacobian at that point.
 
     See :func:`lc_callback.functional.centroid_alignment` for the definition and its source. ``compute()`` returns a
     float64 tensor ``()``, from -1 to 1; NaN if one of the points is not finite.
@@ -46,7 +46,7 @@ class CentroidAlignment(MeasureMetric):
         self.add_state("n_cosines", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
-        """Add a batch of points; ``targets`` are not looked at, so that a collection can pass them."""
+        """Add a batch of points. ``targets`` are ignored: a collection passes them to all its metrics."""
         cosine = centroid_alignment(model, inputs, **self.options).cosine
         self.cosines += cosine.sum().to(self.cosines)
         self.n_cosines += len(cosine)

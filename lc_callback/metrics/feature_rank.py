@@ -15,7 +15,7 @@ from lc_callback.metrics.measure import MeasureMetric
 
 __all__ = ["FeatureRank"]
 
-# Which arguments of the function the features take, and which the ranks.
+# Arguments of the function: those that the features take, and those that the ranks take.
 _OF_FEATURES = ("layers", "max_width", "seed", "forward_fn")
 _OF_RANK = ("matrix", "center", "tol", "relative")
 
@@ -25,8 +25,8 @@ class FeatureRank(MeasureMetric):
 
     See :func:`lc_callback.functional.feature_ranks` for the definitions. ``compute()`` returns float64 tensors ``()``
     by ``"rank/<layer>"``, ``"effective_rank/<layer>"`` and ``"stable_rank/<layer>"``: from 0 to the smaller of a
-    layer's width and its rows; NaN if a feature is not finite. Of each layer of width ``d`` a matrix ``(d, d)`` is kept
-    for each batch.
+    layer's width and its rows; NaN if a feature is not finite. The metric keeps a matrix ``(d, d)`` for each batch and
+    each layer of width ``d``.
 
     Args:
         kwargs: the arguments of the function, and those of :class:`torchmetrics.Metric`.
@@ -59,7 +59,7 @@ class FeatureRank(MeasureMetric):
         self.add_state("moments", [], dist_reduce_fx="cat")
 
     def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
-        """Add a batch of points; ``targets`` are not looked at, so that a collection can pass them."""
+        """Add a batch of points. ``targets`` are ignored: a collection passes them to all its metrics."""
         batch: dict[str, FeatureCovariance] = {}
 
         def add(name: str, rows: Tensor) -> None:
@@ -69,13 +69,13 @@ class FeatureRank(MeasureMetric):
         features.stream(add, self.options["chunk_size"])
         for name, covariance in batch.items():
             precision = self.options["precision"] or covariance.dtype
-            # Names belong to the states: a process that has seen no batch knows no layer.
+            # The state holds the names too: a process that has seen no batch knows no layer.
             label = f"{name}\n{precision}".encode(errors="surrogatepass")
             head = torch.tensor([len(label), *label], dtype=torch.float64, device=self.device)
             self.moments += [head, covariance.packed().to(self.device)]
 
     def ranks(self) -> dict[str, Ranks]:
-        """The ranks of each layer over the points that this process has seen, with their spectra."""
+        """The ranks of each layer, with their spectra, over the points that this process has seen."""
         merged: dict[str, FeatureCovariance] = {}
         rest = dim_zero_cat(self.moments) if len(self.moments) else torch.empty(0)
         while len(rest):

@@ -58,7 +58,7 @@ class LocalComplexity(MeasureMetric):
         self.add_state("switching", [], dist_reduce_fx="cat")
 
     def update(self, model: nn.Module, inputs: Any, targets: Any = None) -> None:
-        """Count at a batch of points; ``targets`` are not looked at, so that a collection can pass them."""
+        """Count at a batch of points. ``targets`` are ignored: a collection passes them to all its metrics."""
         counts = local_complexity(model, inputs, radius=self.radius, **self.options).counts.sum(-1)
         self.switching.append(counts.reshape(-1, counts.shape[-1]).T.double().to(self.device))  # points first
 
@@ -67,7 +67,7 @@ class LocalComplexity(MeasureMetric):
         return self._of_radii(self._points().mean(0))
 
     def half_width(self) -> Tensor:
-        """Half the width of the 99 % interval of that mean over the points, of the points of this process."""
+        """Half the width of the 99 % interval of that mean, over the points that this process has seen."""
         points = self._points()
         return self._of_radii(Z99 * points.std(0) / len(points) ** 0.5)
 

@@ -26,7 +26,7 @@ class MeasureMetric(Metric):
     full_state_update = False
     #: The function that does the work.
     function: ClassVar[Callable[..., Any]]
-    #: Its arguments that a metric does not have.
+    #: Arguments of the function that the metric does not take.
     left_out: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -41,14 +41,16 @@ class MeasureMetric(Metric):
         self.options = options
 
     def seen(self) -> dict[str, Any]:
-        """What the metric has seen, on the CPU: its states by name. Nothing else is needed to put parts together."""
+        """What the metric has seen: its states by name, on the CPU. :meth:`join` needs nothing else."""
         return {
             name: [part.cpu() for part in value] if isinstance(value, list) else value.cpu()
             for name, value in self.metric_state.items()
         }
 
     def join(self, parts: Sequence[Mapping[str, Any]]) -> None:
-        """Take what metrics with the same arguments have :meth:`seen` in place of what this one has.
+        """Replace the state by that of several metrics together; each part is what one of them has :meth:`seen`.
+
+        Their arguments have to be the same.
 
         Example::
 
@@ -73,7 +75,7 @@ class MeasureMetric(Metric):
         self._update_count = len(parts)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw one or several values, as other metrics do. Returns the figure and its axes."""
+        """Draw one or several values, as other metrics of torchmetrics do. Returns the figure and its axes."""
         return self._plot(val, ax)
 
     def _number(self, value: float) -> Tensor:
@@ -85,7 +87,7 @@ def _defaults(cls: type[MeasureMetric]) -> dict[str, Any]:
 
 
 def _signature(cls: type[MeasureMetric]) -> inspect.Signature:
-    """That of the constructor, with the arguments of the function."""
+    """The signature of the constructor, with the arguments of the function."""
     own = [*inspect.signature(cls.__init__).parameters.values()][1:]
     of_function = inspect.signature(cls.function).parameters
     passed = [of_function[name] for name in _defaults(cls)]

@@ -20,8 +20,8 @@ class NeuralCollapse(MeasureMetric):
     """NC1 to NC4 of the last features (Papyan, Han, Donoho 2020); see :func:`lc_callback.functional.neural_collapse`.
 
     ``compute()`` returns float64 tensors ``()`` by ``"nc1"``, ``"nc2_norms"``, ``"nc2_angles"``, ``"nc2_simplex"``,
-    ``"nc3"`` and ``"nc4"``. The features of all points are kept, ``(N, D)``, for their class means are known at the end
-    only. The weights of the head are those of the last update.
+    ``"nc3"`` and ``"nc4"``. The metric keeps the features ``(N, D)`` of all points, because their class means are known
+    only at the end. It takes the weights of the head from the last update.
 
     Args:
         kwargs: the arguments of the function, and those of :class:`torchmetrics.Metric`.
@@ -52,7 +52,7 @@ class NeuralCollapse(MeasureMetric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        #: Where the features are from, for people.
+        #: Where the features come from, as a text.
         self.source = ""
         for name in ("features", "classes", "decisions", "weight"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -72,7 +72,7 @@ class NeuralCollapse(MeasureMetric):
         """The measures over all points."""
         features, classes, decisions = map(dim_zero_cat, (self.features, self.classes, self.decisions))
         weight = dim_zero_cat(self.weight) if int(self.n_weights) else None
-        if weight is not None:  # each process, and each batch that `forward` has seen, has brought one
+        if weight is not None:  # each process has added one, and so has each batch that `forward` has seen
             weight = weight[-(len(weight) // int(self.n_weights)) :]
         found = asdict(neural_collapse_of(features, classes, decisions, weight))
         return {name: self._number(value) for name, value in found.items() if name != "n_classes"}

@@ -29,14 +29,14 @@ _TASKS = TASKS[1:]
 
 
 class RobustAccuracy(MeasureMetric):
-    """Share of the decisions that a classifier gets right, as they are and under attack.
+    """Share of the decisions that a classifier gets right, without attack and under attack.
 
-    See :func:`lc_callback.functional.robust_accuracy` for the attack, for the logits that it sees, and for what is a
+    :func:`lc_callback.functional.robust_accuracy` says what the attack is, which logits it sees, and what counts as a
     decision. ``compute()`` returns float64 tensors ``()`` by ``"clean_acc"`` and ``"robust_acc_eps0.03"`` and so on,
-    from 0 to 1; NaN if a logit was not finite. With ``metric=`` they are values of that metric.
+    from 0 to 1; NaN if a logit was not finite. With ``metric=`` they are the values of that metric.
 
-    Without ``bounds`` the domain is that of the points of each batch, and so is the unit of ``eps`` if it is their
-    spread. Each batch starts from the same noise.
+    Without ``bounds`` each batch has a domain of its own, found from its points. Likewise the unit of ``eps``, if it is
+    their spread. The noise at the start is the same for every batch.
 
     Args:
         eps: radius of the attack, or several.
@@ -73,7 +73,7 @@ class RobustAccuracy(MeasureMetric):
         super().__init__(**kwargs)
         check_arguments(eps=eps, **self.options)
         self.eps: list[float] = [float(eps)] if isinstance(eps, Real) else [float(one) for one in eps]  # type: ignore[union-attr]
-        #: What was done about a model that returns probabilities; empty for logits.
+        #: How the logits of a model that returns probabilities were found; empty if it returns logits.
         self.note = ""
         n = 1 + len(self.eps)
         self.add_state("n_right", torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
@@ -82,7 +82,7 @@ class RobustAccuracy(MeasureMetric):
         self.add_state("n_of_task", torch.zeros(len(_TASKS), dtype=torch.int64), dist_reduce_fx="sum")
         metric = self.options["metric"]
         self._judge = None if metric is None else fresh(metric)
-        if self._judge is not None:  # the same metric for each eps, whose states are kept here
+        if self._judge is not None:  # one metric object serves every eps; its states for each are kept here
             for index in range(n):
                 for name, default in self._judge._defaults.items():
                     self.add_state(f"{name}_{index}", default, dist_reduce_fx=self._judge._reductions[name])
@@ -93,9 +93,9 @@ class RobustAccuracy(MeasureMetric):
         Args:
             model: the classifier.
             inputs: the points.
-            targets: what is right there.
-            share: ``(index, of)``: of ``of`` processes that have the same points, this one judges every ``of``-th, from
-                ``index`` on.
+            targets: the right classes or labels there.
+            share: ``(index, of)``: ``of`` processes have the same points, and this one judges every ``of``-th of them,
+                from ``index`` on.
         """
         found = outcome_of(model, inputs, targets, share=share, eps=self.eps, **self.options)
         if found.note and not self.note:
@@ -120,8 +120,8 @@ class RobustAccuracy(MeasureMetric):
         tasks = [task for task, n in zip(_TASKS, self.n_of_task.tolist(), strict=True) if n]
         if len(tasks) > 1:
             raise ValueError(
-                f"the targets of some batches are {tasks[0]}, those of others {tasks[1]}: pass `task=`, for a batch "
-                "may not show it."
+                f"the targets of some batches are {tasks[0]}, those of others {tasks[1]}: pass `task=`, because one "
+                "batch may not show which task it is."
             )
 
     def _take(self, index: int, verdict: Verdict, labels: Labels) -> None:
@@ -135,17 +135,17 @@ class RobustAccuracy(MeasureMetric):
 
     @contextmanager
     def _judging(self, index: int) -> Iterator[Metric]:
-        """The metric that was given, with the states that it has for the points as they are (0) or under an attack."""
+        """The user's metric with its states of one ``index``: 0 is without attack, the others are one for each eps."""
         judge = self._judge
         assert judge is not None
         names = [*judge.metric_state]
         for name in names:
             setattr(judge, name, getattr(self, f"{name}_{index}"))
-        judge._computed, judge._update_count = None, 1  # else it has a value already, or warns that it has seen nothing
+        judge._computed, judge._update_count = None, 1  # else it returns an old value, or warns that it is empty
         yield judge
         for name in names:
             setattr(self, f"{name}_{index}", getattr(judge, name))
-            setattr(judge, name, copy.deepcopy(judge._defaults[name]))  # a list of ours would be emptied by a `reset`
+            setattr(judge, name, copy.deepcopy(judge._defaults[name]))  # a `reset` would empty our list
 
     def compute(self) -> dict[str, Tensor]:
         """The shares of all decisions, or the values of the metric."""

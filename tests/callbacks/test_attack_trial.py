@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from lc_callback import PGDRobustnessCallback
 from lc_callback.functional import robust_accuracy
 
+pytestmark = pytest.mark.usefixtures("no_timeline")
+
 
 def in_inference_mode(f: Any, x: Tensor) -> Tensor:
     with torch.inference_mode():

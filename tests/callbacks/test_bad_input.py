@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lc_callback.callbacks.settings import arguments_of
 
-pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn")]
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("undrawn", "no_timeline")]
 
 WHOLE = "must be a positive integer"
 SOME_STEPS = "'log', a non-empty list of steps >= 0, or a function"

@@ -15,7 +15,7 @@ from lc_callback import NeuralCollapseCallback
 from lc_callback.callbacks import MEASURES
 from lc_callback.functional import neural_collapse
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
 NAMES = ["nc1", "nc2_norms", "nc2_angles", "nc2_simplex", "nc3", "nc4"]
 N = 24

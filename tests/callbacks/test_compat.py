@@ -29,6 +29,8 @@ from lc_callback import (
 from lc_callback.callbacks.settings import arguments_of
 from lc_callback.functional import feature_ranks, local_complexity, robust_accuracy, slice_partition
 
+pytestmark = pytest.mark.usefixtures("no_timeline")
+
 PACKAGE = Path(lc_callback.__file__).parent
 
 

@@ -263,8 +263,14 @@ def run(fault: Fault, folder: Path, kind: str = "lc", **arguments: Any) -> tuple
     return trainer, callback
 
 
+# All kinds share the code that goes on without the row, or stops the run. The first kind has all faults, the others
+# have each third of these.
+QUICK = {*ALL} - {(kind, name) for kind in KINDS if kind != "lc" for name in {*FOR_ALL} - {*FOR_ALL[::3]}}
+SOME_SLOW = [one if one in QUICK else pytest.param(*one, marks=pytest.mark.slow) for one in ALL]
+
+
 @pytest.mark.usefixtures("no_timeline")
-@pytest.mark.parametrize(("kind", "name"), ALL)
+@pytest.mark.parametrize(("kind", "name"), SOME_SLOW)
 def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: Path) -> None:
     fault = ALL[kind, name]
     with our_warnings(KINDS[kind].__name__) as warned:
@@ -283,14 +289,8 @@ def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: P
         assert trainer.logger.steps(ROWS[kind].key) == callback.history.steps
 
 
-# All kinds share the code that stops the run. The first kind has all faults, the others have each third of these.
-QUICK = {*ALL} - {(kind, name) for kind in KINDS if kind != "lc" for name in {*FOR_ALL} - {*FOR_ALL[::3]}}
-
-
 @pytest.mark.usefixtures("no_timeline")
-@pytest.mark.parametrize(
-    ("kind", "name"), [one if one in QUICK else pytest.param(*one, marks=pytest.mark.slow) for one in ALL]
-)
+@pytest.mark.parametrize(("kind", "name"), SOME_SLOW)
 def test_raise_on_error_stops_the_run(kind: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=f"{KINDS[kind].__name__}: ") as caught:
         run(ALL[kind, name], tmp_path, kind, raise_on_error=True)

@@ -5,6 +5,8 @@ from helpers import KINDS, Classifier, loader, make_trainer, mlp, tiny
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("no_timeline")
+
 
 class Late(Classifier):
     def __init__(self, where):

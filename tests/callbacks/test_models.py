@@ -28,7 +28,7 @@ from lc_callback import FeatureRankCallback, LocalComplexityCallback, PGDRobustn
 from lc_callback.callbacks import loop, partition
 from lc_callback.functional import cross_polytope_frame
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*torch.jit.script.*"), pytest.mark.usefixtures("no_timeline")]
 N, P, STEPS = 6, 5, 3
 RADIUS = 0.5
 

@@ -22,7 +22,7 @@ from lc_callback.callbacks.partition import _different, _nearest, _within
 from lc_callback.functional import slice_partition
 from lc_callback.run.probes import Probes
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 KEYS = ["partition/n_regions", "partition/n_regions_near_probes", "partition/n_regions_near_boundary"]
 
 

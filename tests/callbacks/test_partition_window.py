@@ -16,7 +16,7 @@ from torch import nn
 from lc_callback import SplinePartitionCallback
 from lc_callback.engine.slices.window import SHARES
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 INFO = "lightning.pytorch.utilities.rank_zero"
 
 

@@ -236,6 +236,7 @@ def test_no_row_is_lost_or_doubled_by_a_resume(arguments: dict[str, Any], batch:
                 assert same(resumed.history.arrays, whole.history.arrays)
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_a_resumed_run_goes_on_in_its_own_file(tmp_path: Path) -> None:
     fit(tmp_path, small())
     resumed = small()
@@ -244,6 +245,7 @@ def test_a_resumed_run_goes_on_in_its_own_file(tmp_path: Path) -> None:
     assert read(tmp_path / "lc" / "history.csv") == resumed.history.rows
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_an_earlier_checkpoint_takes_back_the_rows_after_it(tmp_path: Path) -> None:
     callback = small(every_n_train_steps=2)
     fit(tmp_path, callback)
@@ -251,6 +253,7 @@ def test_an_earlier_checkpoint_takes_back_the_rows_after_it(tmp_path: Path) -> N
     assert callback.history.steps == [0, 2, 4]
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_a_second_run_with_the_same_callback_starts_anew(tmp_path: Path) -> None:
     callback = small(radius="auto")
     fit(tmp_path / "a", callback)
@@ -265,6 +268,7 @@ def test_a_second_run_with_the_same_callback_starts_anew(tmp_path: Path) -> None
     assert not any("not those of the checkpoint" in text for text in warned)
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_fitting_on_with_the_same_trainer_goes_on(tmp_path: Path) -> None:
     callback = small(every_n_train_steps=2)
     trainer = make_trainer(tmp_path, callback, max_steps=4)
@@ -344,6 +348,7 @@ def test_a_state_that_cannot_be_read_warns_and_starts_anew(spoil: Any, kind: str
 
 
 @pytest.mark.parametrize("used", [False, True])
+@pytest.mark.usefixtures("no_timeline")
 def test_a_checkpoint_of_a_run_without_the_callback(used: bool, tmp_path: Path) -> None:
     callback = small()
     fit(tmp_path, callback)
@@ -383,6 +388,7 @@ def test_the_state_is_plain_and_small(kind: str, tmp_path: Path) -> None:
     assert [*state["arrays"]] == ([0, 1, 2, 3, 4, 5, 6] if kind == "rank" else [])
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_the_spectra_of_a_checkpoint_are_those_of_the_history(tmp_path: Path) -> None:
     callback = small("rank")
     fit(tmp_path, callback)
@@ -395,6 +401,7 @@ def test_the_spectra_of_a_checkpoint_are_those_of_the_history(tmp_path: Path) ->
     assert [*callback.history.arrays] == callback.history.steps == [*range(8)]  # what came after is taken back
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_the_automatic_radius_is_that_of_the_first_run(tmp_path: Path) -> None:
     data = TensorDataset(torch.arange(24).view(8, 3) % 9, torch.arange(8) % 3)
     first, second, fresh = (small(radius="auto") for _ in range(3))
@@ -411,6 +418,7 @@ def test_the_automatic_radius_is_that_of_the_first_run(tmp_path: Path) -> None:
     assert fresh.history["lc_spread/train"][0] != first_spread  # the embedding did move
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_the_unit_of_an_attack_behind_an_embedding_is_that_of_the_row_also_after_a_resume(tmp_path: Path) -> None:
     data = TensorDataset(torch.arange(24).view(8, 3) % 9, torch.arange(8) % 3)
     first, second = (small("robustness", eps_unit="std") for _ in range(2))
@@ -431,12 +439,14 @@ def test_the_unit_of_an_attack_behind_an_embedding_is_that_of_the_row_also_after
 # Callbacks that monitor a row
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_early_stopping_sees_the_rows(tmp_path: Path) -> None:
     stopping = EarlyStopping("lc/train", stopping_threshold=1e9, check_on_train_epoch_end=True)
     trainer = fit(tmp_path, small(), stopping, batch=8)
     assert trainer.global_step == 3  # the end of the first epoch
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_model_checkpoint_keeps_the_best_row(tmp_path: Path) -> None:
     callback = small(every_n_train_steps=1)
     best = ModelCheckpoint(tmp_path / "best", monitor="lc/train", mode="max", every_n_train_steps=1)
@@ -448,6 +458,7 @@ def test_model_checkpoint_keeps_the_best_row(tmp_path: Path) -> None:
     assert saved["global_step"] in [step for step, v in enumerate(values, start=1) if v == max(values)]
 
 
+@pytest.mark.usefixtures("no_timeline")
 def test_a_checkpoint_holds_the_row_of_its_own_step(tmp_path: Path) -> None:
     fit(tmp_path, small(every_n_train_steps=1))
     for step in (3, 6, 9, 12):
@@ -456,6 +467,7 @@ def test_a_checkpoint_holds_the_row_of_its_own_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stopping", "checkpoint"])
+@pytest.mark.usefixtures("no_timeline")
 def test_monitors_find_their_key_first_thing_after_a_resume(kind: str, tmp_path: Path) -> None:
     first = small(schedule=[2])  # no other row is due before the end
     fit(tmp_path, first)

@@ -13,6 +13,8 @@ from torch.utils.data import TensorDataset
 
 from lc_callback import LocalComplexityCallback, PGDRobustnessCallback
 
+pytestmark = pytest.mark.usefixtures("no_timeline")
+
 STEPS = 6
 
 

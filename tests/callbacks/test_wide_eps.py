@@ -13,6 +13,8 @@ from torch.utils.data import TensorDataset
 from lc_callback import PGDRobustnessCallback
 from tests.helpers import Classifier, loader, make_trainer, points
 
+pytestmark = pytest.mark.usefixtures("no_timeline")
+
 
 def unit_cube(n: int = 32, scale: float = 1.0) -> TensorDataset:
     x, y = points(n).tensors

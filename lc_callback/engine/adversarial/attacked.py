@@ -1,4 +1,4 @@
-"""A classifier under attack: which of its right decisions fall, from the smallest budget up."""
+"""A classifier under attack: which of its right decisions an attack turns, from the smallest budget up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lc_callback.engine.adversarial.pgd import Descent, pgd_until_fallen
 
 __all__ = ["Attacked", "Verdict"]
 
-# By what share of the budget, and by how many roundings of the domain, an attack may overshoot.
+# An attack may exceed its budget by this share of it, and by so many roundings of the domain.
 _OVERSHOOT, _ROUNDINGS = 1e-4, 16
 
 
@@ -25,10 +25,11 @@ class Verdict:
     """What became of the decisions at ``n`` points.
 
     Attributes:
-        right: ``(n, *E)``, whether each is right.
+        right: ``(n, *E)``, whether each decision is right.
         is_known: whether all logits that matter are finite.
-        logits: ``(n, C, *E)`` that each decision is judged by, if they were asked for: those at the point if it is
-            wrong there, else those at the first attacked point where it is wrong, else those where the attack ended.
+        logits: ``(n, C, *E)`` by which each decision is judged; ``None`` if they were not asked for. They are those at
+            the point if the decision is wrong there. Else they are those at the first attacked point where it is wrong,
+            or where the attack ended if there is none.
     """
 
     right: Tensor
@@ -41,9 +42,9 @@ class Attacked:
 
     Args:
         logits: the classifier at its points.
-        own: ``(N,)`` bool on the CPU, the points that are judged. What has to be decided is decided from all.
+        own: ``(N,)`` bool on the CPU, the points that are judged. Settings such as the margin come from all points.
         every: attack every point, not only those that may stay right.
-        keeps_logits: whether verdicts have logits.
+        keeps_logits: whether verdicts hold logits.
 
     Attributes:
         clean: the verdict without attack.
@@ -59,8 +60,7 @@ class Attacked:
         margins = best[:, 0] - best[:, 1]
         margin = float((margins if self.labels.counted is None else margins[self.labels.counted]).median())
         self._margin = margin if margin > 0 else 1.0
-        # Of the decisions that are right as they are: those that an attack has turned. Of the points: those with logits
-        # that are not finite, and where an attack has led them.
+        # Right decisions that an attack has turned; points with logits that are not finite; where attacks have led.
         self._fallen, self._broken = torch.zeros_like(self._correct), torch.zeros(len(logits), dtype=torch.bool)
         self._broken = self._broken.to(z.device)
         self._found = self.x
@@ -68,13 +68,13 @@ class Attacked:
         self.clean = self._verdict(self._correct, self._finite, self._worst)
 
     def forget(self) -> None:
-        """There is nothing to attack: no number under attack is known."""
+        """Nothing can be attacked: no number under attack is known from now on."""
         self._finite = False
 
     def under(self, attack: Attack, box: Box, normalize: bool) -> tuple[Verdict, Tensor]:
         """The verdict, and the attacked points ``(N, ...)`` on the CPU.
 
-        With ``normalize``, call it with budgets from the smallest up: what has fallen stays fallen.
+        With ``normalize``, call it with budgets from the smallest up: a decision that has fallen stays fallen.
         """
         if not self._finite:
             return replace(self.clean, is_known=False), torch.full_like(self.x, math.nan).cpu()
@@ -88,7 +88,7 @@ class Attacked:
             return self._verdict(standing, True, self._worst), self._found.cpu()
         attacked = self._until_fallen if attack.stops else self._to_the_end
         part = attacked(attack, box)
-        # An adversarial point of a smaller budget is one of this budget, too.
+        # An adversarial point of a smaller budget is an adversarial point of this budget too.
         gone = _each(self._fallen).any(1) & ~_each(standing).any(1)
         self._found = torch.where(_of_points(gone, part.found), self._found, part.found)
         if part.logits is not None and self._worst is not None:
@@ -99,7 +99,7 @@ class Attacked:
         return self._verdict(standing, not unknown, self._worst), self._found.cpu()
 
     def _once(self, attack: Attack, box: Box) -> tuple[Verdict, Tensor]:
-        """An attack by itself on the raw logits, judged by what it returns."""
+        """One attack on the raw logits, judged at the points that it returns."""
         found = self._within(attack, box, self._run(attack, box, self._logits.in_chunks))
         z = self._logits.at(found)
         worst = None if self._worst is None else torch.where(self._correct[:, None], z, self._logits.clean)
@@ -113,12 +113,12 @@ class Attacked:
         return right if self.labels.counted is None else right & self.labels.counted
 
     def _until_fallen(self, attack: Attack, box: Box) -> Descent:
-        """What PGD does to the points, each attacked until its last decision has fallen."""
+        """PGD, which attacks each point until its last decision has fallen."""
         standing = self._correct & ~self._fallen
         mine = _each(standing).any(1)
         wrong = ~_each(self._correct).any(1)
         rows = torch.arange(len(self.x))[(mine | wrong if self._every else mine).cpu() & self._own]
-        if self._every:  # the loss of points that are wrong is that of all their decisions
+        if self._every:  # for points that are wrong, all their decisions are part of the loss
             counted = torch.ones_like(standing) if self.labels.counted is None else self.labels.counted
             standing = standing | (_of_points(wrong, standing) & counted)
         eps, alpha = attack.in_unit_box(box)
@@ -152,7 +152,7 @@ class Attacked:
         return Descent(found, fallen, broken, worst)
 
     def _to_the_end(self, attack: Attack, box: Box) -> Descent:
-        """The same for an attack that knows only when it ends."""
+        """The same for an attack that shows nothing before its end."""
 
         def seen(points: Tensor, x: Tensor) -> Tensor:
             z = self._logits.in_chunks(points, x)
@@ -188,14 +188,14 @@ class Attacked:
                         with attack.noise_of(rows - drawn):
                             found[rows] = run(of_these, rows)
                         drawn = int(rows[-1]) + 1
-            except _OtherPointsError:  # the attack drops points, and which inputs belong to the rest is not known
+            except _OtherPointsError:  # the attack drops points: which inputs belong to the others is not known
                 for row in torch.arange(len(self.x)).split(1):
                     with attack.seeded(self.x.device):
                         found[row] = run(of_one, row)
         return found
 
     def _at_once(self, attack: Attack) -> Sequence[Tensor]:
-        """The points that are attacked, in parts: logits in chunks are computed twice for each gradient."""
+        """The points that are attacked, in parts that fit one pass: in chunks, each gradient computes logits twice."""
         rows = torch.arange(len(self.x))
         if not attack.is_by_point:
             return [rows]
@@ -203,7 +203,7 @@ class Attacked:
         return rows.split(min(self._logits.chunk, self._logits.fast)) if len(rows) else []
 
     def _are_these(self, origin: Tensor, x: Tensor, attack: Attack, box: Box) -> bool:
-        """Whether these are the points that were there, each near its place, and not copies of a few."""
+        """Whether these are the same points, each near its place, and not copies of some of them."""
         if len(x) != len(origin) or not attack.has_budget:
             return False
         return float((x.detach() - origin).abs().max()) <= attack.eps * (1 + _OVERSHOOT) + self._rounding(box)
@@ -225,20 +225,20 @@ class Attacked:
         if attack.has_budget and bool(beyond.any()):
             raise ValueError(
                 f"`attack={attack.attack!r}` moved points by {float(length.max()):.4g} in norm {attack.norm:g}, more "
-                f"than eps = {attack.eps:.4g}: a function must keep to it (a parameter `eps` tells it)."
+                f"than eps = {attack.eps:.4g}: a function must stay within it (it gets it as its parameter `eps`)."
             )
         if attack.has_budget:
             return found
-        # What needs more than eps is no success within eps.
+        # An attack that needs more than eps has not succeeded within eps.
         return torch.where(_of_points(beyond, found), self.x, found)
 
 
 class _OtherPointsError(Exception):
-    """An attack asked for logits of other points than all."""
+    """An attack asked for logits at other points than all."""
 
 
 def _each(values: Tensor) -> Tensor:
-    """``(N, k)`` for what each of ``N`` points has ``k`` of."""
+    """``(N, k)``: all ``k`` values of each of ``N`` points in a row."""
     return values.reshape(len(values), -1)
 
 

@@ -1,4 +1,4 @@
-"""Adversarial attacks on any model in any domain: torchattacks behind an adapter; without it, those built in."""
+"""Adversarial attacks on any model in any domain: by torchattacks, or without it by those that are built in."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from lc_callback.suggestions import did_you_mean
 
 __all__ = ["Attack", "Box", "Victim", "check_attack", "lowered_confidence"]
 
-# Norm of the budget, where it is not the maximum: attacks that take `eps`, and attacks that look for the smallest step.
+# Norm of the budget, where it is not the maximum norm. Some of these take `eps`, others look for the smallest step.
 _NORMS = {"PGDL2": 2.0, "PGDRSL2": 2.0, "CW": 2.0, "DeepFool": 2.0, "SparseFool": 1.0, "EADL1": 1.0, "EADEN": 1.0}
 _NORMS |= dict.fromkeys(("JSMA", "OnePixel", "Pixle"), 0.0)
 _NORM_NAMES = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0}
-# No attack in themselves (VANILA, GN), or built from more than a model.
+# These are no attacks by themselves (VANILA, GN), or they need more than a model.
 _NOT_ATTACKS = ("VANILA", "GN", "LGV", "MultiAttack")
 _FLOAT32_ONLY = ("AutoAttack", "FAB", "TIFGSM", "PIFGSM", "PIFGSMPP", "EADL1", "EADEN", "Jitter")
-# With filters of three channels.
+# Attacks with filters of three channels.
 _OF_COLOUR = ("TIFGSM", "PIFGSM", "PIFGSMPP")
-# Directions from ratios of logit differences and their gradients: nothing to correct, and a bent margin misleads them.
+# They find directions from ratios of logit differences to their gradients. The logit scale does not matter to them, and
+# a margin that is made shorter misleads them.
 _SCALE_FREE = ("FAB", "SparseFool", "JSMA", "EADL1", "EADEN")
-# With a loss that is a mean over the decisions of a point, if there are several.
+# Attacks whose loss is a mean over the decisions of a point, if it has several.
 _OF_SEVERAL = {"BIM", "DIFGSM", "EOTPGD", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "PGDL2", "PIFGSM", "PIFGSMPP"}
 _OF_SEVERAL |= {"RFGSM", "SINIFGSM", "TIFGSM", "TPGD", "UPGD", "VMIFGSM", "VNIFGSM"}
-_NO_CLASS = -100  # what the cross entropy of torch leaves out
+_NO_CLASS = -100  # the class that the cross entropy of torch ignores
 _FEWEST_CLASSES = {"APGD": 3, "APGDT": 4, "AutoAttack": 4}  # that their losses index
 # Sharpness of the softmax over the wrong classes, in units of the typical margin.
 _SHARPNESS = 10.0
@@ -68,10 +69,11 @@ def check_attack(attack: Any, arguments: Mapping[str, Any]) -> None:
 
 
 class Box:
-    """The domain ``low <= x <= high`` seen as a part of the unit box, with one scale for all directions.
+    """The domain ``low <= x <= high`` as a part of the unit box, with one scale for all directions.
 
-    ``u = (x - low) / scale`` with ``scale = max(high - low)``: a ball of radius eps is a ball of radius eps / scale in
-    every norm. Features of a smaller range reach only to ``top`` < 1. The unit box itself is left alone, bit for bit.
+    ``u = (x - low) / scale`` with ``scale = max(high - low)``: in every norm a ball of radius eps becomes a ball of
+    radius eps / scale. A feature with a smaller range ends at ``top`` < 1. If the domain is the unit box, points stay
+    as they are, bit for bit.
     """
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
@@ -89,7 +91,7 @@ class Box:
         return u if self._top is None else torch.minimum(u, self._top)
 
     def leave(self, u: Tensor) -> Tensor:
-        """Back from the unit box. Beyond ``top`` the value is that at ``top``, but the gradient passes."""
+        """Back from the unit box. Beyond ``top`` the value is that at ``top``, but gradients still flow."""
         if self.is_unit:
             return u
         if self._top is not None:
@@ -97,14 +99,14 @@ class Box:
         return self.low + self.scale * u
 
     def inside(self, u: Tensor) -> Tensor:
-        """As :meth:`leave`, but no rounding leads out of the domain. Without a gradient."""
+        """As :meth:`leave`, but rounding never leads out of the domain. It has no gradient."""
         return u if self.is_unit else torch.clamp(self.leave(u), self.low, self.high)
 
 
 class Victim(nn.Module):
-    """A model as an attack wants it: from points to logits, always in eval mode.
+    """A model as an attack needs it: from points to logits, always in eval mode.
 
-    It owns no parameter of the model, so nothing of it can be changed or get a gradient, and has no mode to change.
+    It owns no parameter of the model, so an attack can change nothing of the model and gives it no gradient.
     """
 
     def __init__(self, logits: Callable[[Tensor], Tensor], device: torch.device) -> None:
@@ -118,7 +120,7 @@ class Victim(nn.Module):
         return self._logits(x)
 
     def train(self, mode: bool = True) -> Victim:
-        """There is no mode to change."""
+        """Does nothing: there is no mode to change."""
         return self
 
 
@@ -131,7 +133,7 @@ class Attack:
         alpha: step size in these units; ``None`` is ``2.5 eps / steps``.
         steps: iterations.
         arguments: further arguments of the attack of torchattacks.
-        seed: seed of all it draws.
+        seed: seed of all random numbers of the attack.
     """
 
     def __init__(
@@ -145,7 +147,7 @@ class Attack:
 
     @property
     def has_budget(self) -> bool:
-        """Whether it takes ``eps``; else it looks for the smallest change."""
+        """Whether it takes ``eps``. If not, it looks for the smallest change."""
         if not isinstance(self.attack, str) or _is_built_in(self.attack):
             return True
         return bool({"eps", "max_epsilon"} & {*_parameters(getattr(_torchattacks(self.attack), self.attack))})
@@ -157,15 +159,16 @@ class Attack:
 
     @property
     def is_by_point(self) -> bool:
-        """Whether it does the same to some points as to all, but for rounding, if it goes on with its random numbers.
+        """Whether it does the same to a part of the points as to all, but for rounding.
 
-        Uniform ones come one by one, however many are drawn at once.
+        Its random numbers then have to go on from one part to the next. Uniform numbers come one by one, so it does not
+        matter how many are drawn at once.
         """
         return self.attack == "PGD"
 
     @property
     def stops(self) -> bool:
-        """Whether a point can be let go of at the step at which it falls: PGD that is built in."""
+        """Whether the attack on a point can stop at the step at which its decision falls: our own PGD."""
         return self.attack == "PGD" and not {*self.arguments} - {"random_start"}
 
     def noise(self, x: Tensor, box: Box) -> Tensor | None:
@@ -177,16 +180,16 @@ class Attack:
 
     @contextmanager
     def seeded(self, device: torch.device) -> Iterator[None]:
-        """Draw from the seed on, and the same on each device."""
+        """Inside, random numbers begin at the seed and are the same on each device."""
         with fixed_rng(self.seed), nullcontext() if device.type == "cpu" else _NoiseOfTheCPU():
             yield
 
     def noise_of(self, rows: Tensor) -> AbstractContextManager[object]:
-        """Inside, as many points as there are up to the last of these rows draw, and these have what is theirs."""
+        """Inside, these rows get the noise that they would get if all points up to the last of them drew together."""
         return nullcontext() if len(rows) == int(rows[-1]) + 1 else _NoiseOfSome(rows)
 
     def check_decisions(self, is_single: bool) -> None:
-        """Refuse an attack whose loss is of one decision for each point where there are several."""
+        """Refuse an attack whose loss takes one decision for each point, if there are several."""
         if not is_single and isinstance(self.attack, str) and self.attack not in _OF_SEVERAL:
             raise ValueError(
                 f"`attack={self.attack!r}` is for one decision at each point, but there are several (pixels or "
@@ -232,7 +235,7 @@ class Attack:
         settings |= {"n_classes": max(n_classes, fewest)}
         known = _parameters(kind)
         settings = {name: value for name, value in settings.items() if name in known}
-        if not {"eps", "max_epsilon"} & {*known}:  # looks for the smallest step, and knows how long that takes
+        if not {"eps", "max_epsilon"} & {*known}:  # it looks for the smallest step, with its own number of steps
             settings = {name: value for name, value in settings.items() if name not in ("alpha", "steps")}
         if "alpha" in known and "steps" not in known:  # FFGSM, one step: the factor its authors recommend
             settings["alpha"] = 1.25 * eps
@@ -252,7 +255,7 @@ class Attack:
         return box.leave(found.detach().to(x.dtype).reshape(x.shape))
 
     def _check_shape(self, shape: torch.Size) -> None:
-        """Refuse points that are not the images which some attacks filter or tile."""
+        """Refuse points that are no images, for attacks that filter or tile images."""
         tiles = self.attack == "Square" or (self.attack == "AutoAttack" and self.arguments.get("version") != "rand")
         if tiles and self.norm == 2:
             fits, images = len(shape) == 4 and min(shape[2:]) >= 5, "in L2 is for images (N, C, H, W) from 5 x 5"
@@ -265,11 +268,11 @@ class Attack:
 
 
 def lowered_confidence(logits: Tensor, margin: float) -> Tensor:
-    """The same decisions with logits in which no loss of gradient occurs, whatever their scale.
+    """Logits with the same decisions, whose gradient does not vanish, whatever their scale.
 
-    With ``z`` in units of the typical margin, times the sharpness, and ``m`` the lead of the top logit over the
-    logarithm of the summed exponentials of the others, a positive lead is shortened to ``log(1 + m)``. The gradient of
-    cross-entropy keeps its direction, that of the lead, but its length falls as ``1 / m`` instead of ``exp(-m)``.
+    Let ``z`` be the logits in units of the typical margin, times the sharpness. Let ``m`` be the lead of the top logit
+    over the logarithm of the summed exponentials of the others. A positive lead becomes ``log(1 + m)``. The gradient of
+    the cross-entropy keeps its direction, that of the lead. Its length falls as ``1 / m`` instead of ``exp(-m)``.
 
     Args:
         logits: ``(N, C)`` with ``C >= 2``.
@@ -279,7 +282,7 @@ def lowered_confidence(logits: Tensor, margin: float) -> Tensor:
 
 
 class _Lowered(torch.autograd.Function):
-    """``lowered_confidence`` with its derivative written out, for it is called at every step of an attack."""
+    """``lowered_confidence`` with its derivative written out, because every step of an attack calls it."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, factor: float) -> Tensor:
@@ -305,7 +308,7 @@ class _Lowered(torch.autograd.Function):
 
 
 def _padded(logits: Tensor, fewest: int) -> Tensor:
-    """With classes so unlikely that no loss feels them, where there are fewer than the attack can index."""
+    """Adds classes if there are fewer than the attack indexes, so unlikely that they change no loss."""
     missing = fewest - logits.shape[1]
     if missing <= 0:
         return logits
@@ -314,7 +317,7 @@ def _padded(logits: Tensor, fewest: int) -> Tensor:
 
 
 class _NoiseOfTheCPU(TorchFunctionMode):
-    """Random numbers for other devices are drawn on the CPU: the same seed, the same noise everywhere."""
+    """Draws random numbers for other devices on the CPU, so that a seed gives the same noise everywhere."""
 
     _IN_PLACE = (Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.bernoulli_)
     _NEW = (torch.rand, torch.randn, torch.randint, torch.rand_like, torch.randn_like, torch.randperm)
@@ -333,7 +336,7 @@ class _NoiseOfTheCPU(TorchFunctionMode):
 
 
 class _NoiseOfSome(TorchFunctionMode):
-    """Uniform random numbers ``(n, ...)`` are these ``n`` rows of more."""
+    """Gives ``n`` points the rows of uniform random numbers that they have when more points draw."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -344,7 +347,7 @@ class _NoiseOfSome(TorchFunctionMode):
             return func(*args, **kwargs or {})
         some, *rest = args
         shape = int(self._rows[-1]) + 1, *some.shape[1:]
-        # As the numbers of all points would lie: they are drawn in this order.
+        # Numbers are drawn in the order of the memory, which has to be that of all points.
         all_of_them = some.new_empty_strided(shape, (some[0].numel(), *some.stride()[1:]))
         return some.copy_(func(all_of_them, *rest, **kwargs or {})[self._rows])
 
@@ -359,7 +362,7 @@ def _parameters(function: Any) -> dict[str, Any]:
 
 
 def _is_built_in(attack: str) -> bool:
-    """Whether it runs without torchattacks, which is not there."""
+    """Whether the attack is our own, because torchattacks is not installed."""
     if attack not in ARGUMENTS:
         return False
     try:

@@ -1,7 +1,7 @@
-"""The attacks that need no other package. They compute what torchattacks computes, in its order: the same bits.
+"""The attacks that need no other package. They compute the same as torchattacks, bit for bit.
 
-All are in the unit box, on cross-entropy. FGSM: Goodfellow et al., 2015. PGD and PGDL2, the same
-in the Euclidean norm: Madry et al., 2018.
+All work in the unit box, on cross-entropy. FGSM: Goodfellow et al., 2015. PGD, and PGDL2 in the Euclidean norm: Madry
+et al., 2018.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _gradient(model: Callable[[Tensor], Tensor], at: Tensor, y: Tensor) -> Tenso
 
 
 def _in_ball(x: Tensor, eps: float) -> Tensor:
-    """A direction, and a length that is uniform up to ``eps``, for each point."""
+    """For each point a random vector: any direction, a length that is uniform up to ``eps``."""
     directions = torch.empty_like(x).normal_()
     lengths = _lengths(directions)
     return directions * (torch.zeros_like(lengths).uniform_(0, 1) / lengths * eps)

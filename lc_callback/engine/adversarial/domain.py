@@ -1,4 +1,4 @@
-"""The domain that attacked points stay in, and the unit of the budget."""
+"""The domain in which attacked points stay, and the unit of the budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lc_callback.engine.adversarial.attacks import Box
 
 __all__ = ["bounds_in_words", "box_of", "find_bounds", "not_below", "spread_of", "usable_spread"]
 
-# How many times as wide as all that can be reached the domain may be: in its units a point is rounded by as much more.
+# The domain may be so many times as wide as all that can be reached. In its units rounding grows with its width.
 _WIDE = 16
 
 
@@ -19,10 +19,10 @@ def box_of(x: Tensor, bounds: tuple[Any, Any], eps: float) -> tuple[Box, tuple[T
     """The domain of points ``x (N, ...)`` for budgets up to ``eps``: as a box, and ``(low, high)`` on the CPU.
 
     Raises:
-        ValueError: if the bounds are of another shape, exchanged, or do not hold the points.
+        ValueError: if the bounds have another shape, are exchanged, or do not hold the points.
     """
     low, high = (_bound(x, bound, bounds) for bound in bounds)
-    if not bool((low <= high).all()):  # those of a feature that is constant may be equal
+    if not bool((low <= high).all()):  # the bounds of a constant feature may be equal
         raise ValueError(not_below(bounds))
     below, above = x.amin(0), x.amax(0)
     slack = 1e-5 * float((above - below).max())
@@ -53,9 +53,9 @@ def _bound(x: Tensor, bound: Any, bounds: Any) -> Tensor:
 
 
 def find_bounds(x: Tensor) -> tuple[Tensor, Tensor, str]:
-    """The domain of points ``(N, ...)`` as they show it, and in words.
+    """The domain of points ``(N, ...)``, found from the points, and in words.
 
-    (0, 1) for points that fill exactly that, else the range of each feature.
+    It is (0, 1) if the points range exactly from 0 to 1, else the range of each feature.
     """
     low, high = x.amin(0), x.amax(0)
     if float(low.min()) == 0 and float(high.max()) == 1:
@@ -65,7 +65,7 @@ def find_bounds(x: Tensor) -> tuple[Tensor, Tensor, str]:
 
 
 def usable_spread(spread: float) -> float:
-    """A spread that is the unit of eps.
+    """The spread as a unit of eps.
 
     Raises:
         ValueError: if it is 0.
@@ -84,10 +84,10 @@ def spread_of(x: Tensor) -> float:
 
 
 def not_below(bounds: Any) -> str:
-    """What is wrong with bounds that are exchanged."""
+    """The error text for bounds that are exchanged."""
     return f"`bounds={bounds_in_words(bounds)}` must be a pair (low, high) with low below high."
 
 
 def bounds_in_words(bounds: Any) -> str:
-    """Bounds with the shapes of tensors in place of their values."""
+    """The bounds as text, with the shapes of tensors in place of their values."""
     return repr(tuple(f"tensor {tuple(b.shape)}" if isinstance(b, Tensor) else b for b in bounds))

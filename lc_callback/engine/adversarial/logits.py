@@ -1,4 +1,4 @@
-"""A classifier as an attack sees it: a differentiable function from points to logits, in as much memory as there is."""
+"""A classifier as an attack sees it: a differentiable function from points to logits, within the memory there is."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from lc_callback.engine.network.space import Space, compute_dtype
 __all__ = ["PointLogits", "gradients_explained", "normal"]
 
 
-# Bytes kept for one backward pass with which PGD is fastest on a CPU, and points that are worth a pass in any case.
+# PGD is fastest on a CPU if one backward pass keeps so many bytes; a pass has so many points in any case.
 _FAST, _WORTHWHILE = 64 * 2**20, 32
 _CHUNK = 256  # points of one pass without a gradient
-# What torch says where no gradient gets through: at a `no_grad`, at a `detach`, in a reentrant checkpoint, at NumPy.
+# Errors of torch where no gradient gets through: at a `no_grad`, at a `detach`, in a reentrant checkpoint, at NumPy.
 _WITHOUT_GRADIENT = ("does not require grad", "have been used in the graph", "use_reentrant", "Can't call numpy()")
 
 
 class PointLogits:
-    """The logits of a classifier at labelled points and near them. To be made and used in measuring conditions.
+    """The logits of a classifier at labelled points and near them. Make it and use it in measuring conditions.
 
     Args:
         space: the model and its points, not located yet.
-        label: from the outputs ``(N, *shape)`` at the points, to what is right there.
-        chunk_size: points in one pass; ``None`` is what fits the budget.
-        needs_gradient: whether it is an error that no gradient reaches the points.
+        label: called with the outputs ``(N, *shape)`` at the points, returns the labels there.
+        chunk_size: points in one pass; ``None`` is as many as fit the budget.
+        needs_gradient: whether it is an error if no gradient reaches the points.
 
     Attributes:
         x: ``(N, ...)``, the points.
-        labels: what is right there.
+        labels: the right decisions there.
         clean: ``(N, C, *E)``, the logits there.
         behind: the module whose output is attacked; ``None`` for inputs.
         chunk: points in one pass with a gradient.
-        fast: points with which such a pass is fastest.
-        holds: whether there are inputs that belong to the points and are not attacked.
+        fast: how many points make such a pass fastest.
+        holds: whether other inputs belong to the points, which are not attacked.
         largest: the largest absolute value of what is attacked.
-        note: what was done about a model that returns probabilities; empty for logits.
+        note: how the logits of a model that returns probabilities were found; empty if it returns logits.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class PointLogits:
         return self.labels.logits(self._outputs(points, x))
 
     def of_two(self, points: Tensor, x: Tensor) -> Tensor:
-        """The same. A point alone is computed twice, for some models take the batch axis of one for none."""
+        """The same. A single point is computed twice, because some models drop a batch axis of size 1."""
         if len(x) > 1 or len(self) == 1 or self.chunk == 1:
             return self(points, x)
         return self(points.expand(2), torch.cat([x, x]))[:1]
 
     def in_chunks(self, points: Tensor, x: Tensor) -> Tensor:
-        """The same, in no more memory than there is."""
+        """The same, in chunks if memory needs it."""
         if len(x) <= self.chunk:
             return self(points, x)
         return _InChunks.apply(x, points, self, self.chunk)
@@ -126,7 +126,7 @@ class PointLogits:
             return torch.cat([function(points, part) for points, part in parts])
 
     def _outputs(self, points: Tensor, x: Tensor) -> Tensor:
-        """What the model returns, as logits."""
+        """The output of the model, as logits."""
         if self._behind is None:
             output = main_output(self._space.output(points, x))
             return output if self._squashed is None else logits_from(output, self._squashed)
@@ -136,7 +136,7 @@ class PointLogits:
         return logits_from(output, self._behind) if logits is None else logits
 
     def _without_squashing(self, outputs: Tensor) -> Tensor:
-        """Logits for what the model returns, and a note if these are others."""
+        """The outputs as logits. Writes a note if they are probabilities."""
         hint = "Pass `forward_fn=`, a function (module, inputs) -> logits (N, C)."
         if self._behind is not None:
             self.note = f"the model returns probabilities: the logits that they are computed from are attacked. {hint}"
@@ -153,7 +153,7 @@ class PointLogits:
         return logits_from(outputs, self._squashed)
 
     def _bytes_per_point(self, needs_gradient: bool) -> int:
-        """Bytes that one point keeps for the backward pass, which is tried.
+        """Bytes that one point keeps for the backward pass, found by trying it.
 
         Raises:
             ValueError: if no gradient reaches the points though one is needed.
@@ -185,7 +185,7 @@ class PointLogits:
 
 
 class _InChunks(torch.autograd.Function):
-    """Logits in parts, whose intermediate values are computed once more for the backward pass instead of kept."""
+    """Logits in parts. The backward pass computes intermediate values again, instead of keeping them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, points: Tensor, logits: Callable[[Tensor, Tensor], Tensor], chunk: int) -> Tensor:
@@ -224,5 +224,5 @@ def gradients_explained() -> Iterator[None]:
 
 
 def normal(tensor: Tensor) -> Tensor:
-    """The tensor, which a backward pass can keep, also if it was made in inference mode."""
+    """The tensor, or a copy that a backward pass can keep if it was made in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor

@@ -1,4 +1,4 @@
-"""Projected gradient descent that lets go of a point as soon as the point is misclassified."""
+"""Projected gradient descent that stops at a point as soon as the point is misclassified."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ __all__ = ["Descent", "pgd_step", "pgd_until_fallen"]
 class Descent:
     """What PGD with one budget did to ``n`` points.
 
+    A decision falls when it is wrong for the first time; until then it stands.
+
     Attributes:
-        found: ``(n, ...)``, the iterate at which the last decision of a point has fallen; the last one if some stand.
-        fallen: ``(n, *E)``, whether a decision is wrong at an iterate.
-        broken: ``(n,)``, whether an iterate has logits that are not finite; the point stays there.
-        logits: ``(n, C, *E)``, those at the first iterate at which a decision is wrong, else the last ones; ``None`` if
-            they are not kept.
+        found: ``(n, ...)``, the iterate at which the last decision of a point fell; the last iterate if some stand.
+        fallen: ``(n, *E)``, whether a decision was wrong at any iterate.
+        broken: ``(n,)``, whether an iterate had logits that are not finite; the point stays there.
+        logits: ``(n, C, *E)``, those at the first iterate at which a decision was wrong, else those of the last
+            iterate; ``None`` if they are not kept.
     """
 
     found: Tensor
@@ -52,27 +54,27 @@ def pgd_until_fallen(
     to_the_end: Tensor | None = None,
     keeps_logits: bool = False,
 ) -> Descent:
-    """Attack points, each until all its decisions were wrong: at the start, or at any of ``steps`` steps.
+    """Attack each point until all its decisions were wrong: at the start, or at one of ``steps`` steps.
 
-    What a point gets does not depend on the others, but for rounding: its noise is its own, and so is its loss, the
-    cross entropy summed over its decisions that stand. A point of which all have fallen leaves its batch, so that a
-    step costs what the standing points cost.
+    But for rounding, a point does not depend on the others: it has its own noise and its own loss, the cross entropy
+    summed over its decisions that stand. When all its decisions have fallen, it leaves the batch. So a step costs only
+    as much as the points that stand.
 
     Args:
-        logits: ``(rows, points) -> (k, C, *E)``; ``rows (k,)`` on the CPU say to which of the ``n`` points they belong.
-        seen: logits as the attack sees them, with the same decisions.
+        logits: ``(rows, points) -> (k, C, *E)``; ``rows (k,)`` on the CPU says which of the ``n`` points these are.
+        seen: makes of logits those that the attack sees, with the same decisions.
         enter: from points to the unit box.
         leave: from the unit box to points within their bounds.
         x: ``(n, ...)`` points.
         y: ``(n, *E)`` classes.
-        noise: ``(n, ...)`` that is added to the points at the start, in the unit box; ``None`` to start at them.
+        noise: ``(n, ...)``, added to the points at the start, in the unit box; ``None`` starts at the points.
         eps: budget in the unit box.
         alpha: step size in the unit box.
         steps: number of steps.
         size: points in one pass.
         standing: ``(n, *E)``, the decisions that may fall.
-        to_the_end: ``(n,)``, points whose decisions stay in the loss though they are wrong: they end with the last
-            iterate, and whether they fell says nothing.
+        to_the_end: ``(n,)``, points whose decisions stay in the loss even if they are wrong. They end at the last
+            iterate, and their ``fallen`` has no meaning.
         keeps_logits: whether to return logits.
     """
     origin = enter(x)
@@ -104,7 +106,7 @@ def pgd_until_fallen(
             if not moves or not n_on:
                 continue
             loss = _loss(seen(z), y, left)
-            # The box has one positive scale for all directions: the sign is that of the gradient inside it.
+            # The box has one positive scale for all directions, so the gradient has the same signs inside it.
             (gradient,) = torch.autograd.grad(loss, here)
             if n_on < len(rows):
                 rows, at, origin, y, left, gradient = rows[on.cpu()], at[on], origin[on], y[on], left[on], gradient[on]
@@ -117,13 +119,13 @@ def pgd_until_fallen(
 
 def _loss(logits: Tensor, y: Tensor, stands: Tensor) -> Tensor:
     """Cross entropy, summed over the decisions that stand."""
-    if y.ndim == 1:  # a point whose decision does not stand leaves: its loss does not matter
+    if y.ndim == 1:  # a point whose only decision has fallen leaves, so its loss does not matter
         return nn.functional.cross_entropy(logits, y, reduction="sum")
     return (nn.functional.cross_entropy(logits, y, reduction="none") * stands).sum()
 
 
 def _each(values: Tensor) -> Tensor:
-    """``(n, k)`` for what each of ``n`` points has ``k`` of."""
+    """``(n, k)``: all ``k`` values of each of ``n`` points in a row."""
     return values.reshape(len(values), -1)
 
 
@@ -133,7 +135,7 @@ def _of(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def _in_parts(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors ``(n, ...)`` in parts of even size, no more than ``size``: none is a rest of one point."""
+    """Tensors ``(n, ...)`` in parts of nearly equal size, at most ``size``, so that no point is left alone."""
     n = len(tensors[0])
     if n:
         yield from zip(*(tensor.tensor_split(-(-n // size)) for tensor in tensors), strict=True)

@@ -1,4 +1,4 @@
-"""Models that return probabilities: the logits that they come from."""
+"""Models that return probabilities: finds the logits behind them."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["BeforeSquashing", "kind_of_probabilities", "kind_of_squashing", "logits_from", "share_rounded"]
 
-# How far rows of probabilities may be from a sum of 1, or from those of a softmax that is computed again.
+# Rows of probabilities may differ by so much from a sum of 1, or from a softmax that is computed again.
 _SLACK = 1e-3
-# Outputs between 0 and 1 that come so near to both ends are squashed.
+# Outputs between 0 and 1 count as squashed if they come so near to both ends.
 _NEAR = 0.01
 
 _functional: Any = nn.functional
 _SQUASHING = {torch.softmax, Tensor.softmax, _functional.softmax, torch.special.softmax, torch.exp, Tensor.exp}
 _SQUASHING |= {torch.sigmoid, Tensor.sigmoid, _functional.sigmoid, torch.special.expit}
-# What a model may do to probabilities before it returns them, and what is then done to the logits, too.
+# What a model may do to probabilities before it returns them. The same is then done to the logits.
 _RESHAPING = {torch.squeeze, torch.flatten, torch.reshape, torch.clone, Tensor.clone, Tensor.contiguous, Tensor.to}
 _RESHAPING |= {Tensor.squeeze, Tensor.flatten, Tensor.reshape, Tensor.view, Tensor.float, Tensor.double}
 _RESHAPING |= {Tensor.__getitem__, torch.select, Tensor.select, Tensor.type, Tensor.type_as}
-# These change no decision, and the logits are left as they are.
+# These change no decision, so the logits stay as they are.
 _CUTTING = {torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, Tensor.clamp_min, Tensor.clamp_max}
-# ``exp(z) / sum(exp(z))``: what all classes are divided by is the same.
+# ``exp(z) / sum(exp(z))``: all classes are divided by the same number.
 _SCALING = {torch.div, Tensor.div, Tensor.__truediv__, torch.true_divide}
 
 
 class BeforeSquashing(TorchFunctionMode):
-    """Inside, what goes into each softmax, sigmoid and exponential of a forward is remembered.
+    """Remembers, inside, the input of each softmax, sigmoid and exponential of a forward pass.
 
-    The logits that a softmax gets tell all that its output has lost in rounding: in float32 a probability is 1 from a
-    margin of about 17, and 0 from one of about 100.
+    These logits still hold what the probabilities lose by rounding. In float32 a probability is 1 from a margin of
+    about 17 on, and 0 from a margin of about 100 on.
     """
 
     def __init__(self) -> None:
@@ -65,13 +65,13 @@ class BeforeSquashing(TorchFunctionMode):
         return logits if func in _CUTTING else None
 
     def logits_of(self, output: Tensor) -> Tensor | None:
-        """What the ``output`` of the model was computed from; ``None`` if no softmax or sigmoid comes last."""
+        """The logits from which the ``output`` was computed; ``None`` if no softmax or sigmoid comes last."""
         found = self._behind.get(id(output))
         return None if found is None else found[1]
 
 
 def kind_of_squashing(logits: Tensor, output: Tensor) -> str | None:
-    """``"softmax"`` or ``"sigmoid"`` if that of ``logits (N, ...)`` is the ``output``, else ``None``."""
+    """Which function gives the ``output`` from ``logits (N, ...)``: ``"softmax"``, ``"sigmoid"`` or ``None``."""
     if logits.shape != output.shape or not _in_unit_interval(output):
         return None
     squashings: dict[str, Callable[[Tensor], Tensor]] = {"softmax": lambda z: z.softmax(1), "sigmoid": torch.sigmoid}
@@ -83,10 +83,10 @@ def kind_of_squashing(logits: Tensor, output: Tensor) -> str | None:
 
 
 def kind_of_probabilities(outputs: Tensor, of_classes: bool) -> str | None:
-    """``"softmax"`` if ``outputs (N, ...)`` look like its results, ``"sigmoid"`` likewise, ``None`` for logits.
+    """``"softmax"`` or ``"sigmoid"`` if ``outputs (N, ...)`` look like its results, ``None`` for logits.
 
-    The classes of a softmax, along the second axis, sum to 1. Values between 0 and 1 may be logits, too, unless they
-    come near both ends.
+    The classes of a softmax, along the second axis, sum to 1. Values between 0 and 1 may also be logits, unless they
+    come near to both ends.
 
     Args:
         outputs: what a model returns.
@@ -101,14 +101,14 @@ def kind_of_probabilities(outputs: Tensor, of_classes: bool) -> str | None:
 
 
 def logits_from(outputs: Tensor, kind: str) -> Tensor:
-    """Logits that give these probabilities, as far as rounding has left any: the same decisions."""
+    """Logits that give these probabilities, as far as rounding allows, with the same decisions."""
     limits = torch.finfo(outputs.dtype)
     low = outputs.clamp_min(limits.tiny).log()
     return low if kind == "softmax" else low - torch.log1p(-outputs.clamp_max(1 - limits.eps / 2))
 
 
 def share_rounded(outputs: Tensor) -> float:
-    """The share of points ``(N, ...)`` of which each value has been rounded to 0 or 1: no gradient passes them."""
+    """The share of points ``(N, ...)`` whose values are all rounded to 0 or 1: no gradient passes there."""
     limits = torch.finfo(outputs.dtype)
     rounded = (outputs <= limits.tiny) | (outputs >= 1 - limits.eps)
     return float(rounded.reshape(len(outputs), -1).all(1).double().mean())

@@ -30,13 +30,11 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 
 def memory_of(tensor: Tensor) -> int:
     """Which memory a tensor is in, as long as that is alive; of a sparse one, that of its values."""
-    return _dense(tensor).untyped_storage()._cdata
+    return (tensor if tensor.layout is torch.strided else _dense(tensor)).untyped_storage()._cdata
 
 
 def _dense(tensor: Tensor) -> Tensor:
     """What holds the values of a tensor: of a sparse one its values."""
-    if tensor.layout is torch.strided:
-        return tensor
     if tensor.layout is torch.sparse_coo:
         return tensor._values()
     return tensor.values() if tensor.layout in _COMPRESSED else tensor
@@ -44,6 +42,9 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def memories_of(tree: Any) -> set[int]:
     """Of all tensors in it."""
+    if isinstance(tree, Tensor):
+        memory = memory_or_none(tree)
+        return set() if memory is None else {memory}
     found: set[int] = set()
     rest = [tree]
     while rest:  # arguments of operations are lists and tuples, of which pytree is slow to find the leaves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,7 +56,8 @@ class Space:
         if at is not None:
             self.at_module, self.at_call = _module_and_call(model, at)
         self._writes: bool | None = None  # whether the forward writes to what it gets
-        tensors = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
+        first = next(itertools.chain(model.parameters(), model.buffers()), None)
+        tensors = tree_leaves(inputs) if first is None else [first]
         self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
 
     def locate(self, dtype: torch.dtype, *, perturbed: bool = True) -> None:

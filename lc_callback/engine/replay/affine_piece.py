@@ -1,4 +1,4 @@
-"""The affine piece of a network at some points, followed instead of the network itself."""
+"""The affine piece of a network at some points, which is followed instead of the network itself."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ __all__ = [
 
 
 class AffinePieces(Execution):
-    """Continues each kink beyond itself, on the side on which the first sample of a point is.
+    """Continues each non-linearity with a kink as the affine function that it is at the first sample of a point.
 
-    So the samples of a point see one affine map, that of the network at the point. A smooth non-linearity stays as it
+    So all samples of a point see one affine map, that of the network at the point. A smooth non-linearity stays as it
     is: for small steps it is near to its derivative.
 
     Attributes:
-        here: where the samples are in the operand of the non-linearity that comes next; ``None`` leaves it as it is.
-        block: the number of samples of each point, of which the first is the point itself, and of points.
+        here: where the samples are in the operand of the next non-linearity; ``None`` leaves that one as it is.
+        block: how many samples a point has, of which the first is the point itself; and how many points there are.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class AffinePieces(Execution):
 
 
 class AffineRecorder(Recorder):
-    """A recorder that executes operations as :class:`AffinePieces` says."""
+    """A recorder that executes operations as :class:`AffinePieces` does."""
 
     def __init__(self, pieces: AffinePieces, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -59,11 +59,11 @@ class AffineRecorder(Recorder):
         return execute_affine(self._pieces, op, func, args, kwargs)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
-        self._pieces.here = None  # until something is emitted, what comes next is no non-linearity
+        self._pieces.here = None  # no non-linearity comes next, until something is emitted
 
 
 def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """Execute an operation, with the kink that it may have continued."""
+    """Execute an operation. If it has a kink, it is continued as :class:`AffinePieces` says."""
     here, block = pieces.here, pieces.block
     if is_a(op, Kind.MAX_POOLING) and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
         values, winners = func(*args, **kwargs)
@@ -94,7 +94,7 @@ def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: 
     if is_a(op, Kind.BINARY_MIN_MAX):
         y = by_point(args[1])
         new = slope * z + (1 - slope) * y
-        beyond = torch.where(slope == 1, y - z, z - y)  # how far the operand that lost is beyond the kink
+        beyond = torch.where(slope == 1, y - z, z - y)  # how far the operand that did not win is beyond the kink
         new += beyond * faint(beyond[:1], 2).where(at_point == 0, 0)
     else:
         at_point, slope = past_kink(op, args, kwargs, at_point, slope, by_point)
@@ -105,10 +105,10 @@ def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: 
 
 
 def relu_slope(z: Tensor, hidden: Tensor | None) -> Tensor:
-    """The slope of ReLU at ``z``, where ``hidden`` says which units are 0 because of others, see :func:`is_hidden`.
+    """The slope of ReLU at ``z``. ``hidden`` says which units are 0 because of other units, see :func:`is_hidden`.
 
-    An inactive unit gets a tiny slope instead of 0, see :func:`faint`. So a later unit, which is 0 only because this
-    one is inactive, switches where this one does. A hidden unit that is above 0 by rounding gets slope 0: it is 0, and
+    An inactive unit gets a tiny slope instead of 0, see :func:`faint`. So a later unit that is 0 only because this one
+    is inactive switches where this one does. A hidden unit that is above 0 by rounding gets slope 0: it is 0, and it
     does not switch.
     """
     slope = torch.ge(z, 0, out=torch.empty_like(z)).clamp_(min=_faint(z.dtype))
@@ -116,11 +116,11 @@ def relu_slope(z: Tensor, hidden: Tensor | None) -> Tensor:
 
 
 def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) -> Tensor | None:
-    """Which units are 0, and stay there, because units before them are inactive; ``None`` for none.
+    """Which units are 0, and stay 0, because units before them are inactive; ``None`` if none is.
 
     Args:
         z: the values.
-        reach: how far each gets along the directions, or a function that finds it.
+        reach: how far each unit moves along the directions, or a function that returns this.
         axes: how many of the first axes belong to the points.
     """
     if not callable(reach):  # if every unit moves by more than rounding, none is hidden
@@ -139,7 +139,7 @@ def is_hidden(z: Tensor, reach: Callable[[], Tensor] | Tensor, axes: int = 1) ->
 def past_kink(
     op: str, args: Any, kwargs: Any, at_point: Tensor, slope: Tensor, view: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Result and slope of an operation at the points; where both are 0, the slope is tiny, as of :func:`relu_slope`."""
+    """Result and slope of an operation at the points. Where both are 0, the slope is tiny, see :func:`relu_slope`."""
     if not is_zero_below(op):
         return at_point, slope
     z, kink = kinks_of(op, args, kwargs)[0]
@@ -155,7 +155,7 @@ def faint(beyond: Tensor, axes: int) -> Tensor:
 
 
 def negligible(z: Tensor, axes: int) -> Tensor:
-    """Below which size values are rounding beside the largest one of their point, ``(*points, 1, ...)``."""
+    """``(*points, 1, ...)``: smaller values are only rounding, compared with the largest value of their point."""
     size = z.abs().flatten(axes).amax(-1) if z.ndim > axes else z.abs()
     size = (8 * torch.finfo(z.dtype).eps * size).nan_to_num(0.0, 0.0, 0.0)
     return size.view(*size.shape, *[1] * (z.ndim - axes))

@@ -1,6 +1,6 @@
-"""Convolutions by oneDNN as compiled models call it: weights laid out once.
+"""Convolutions by oneDNN, as compiled models call it: the layout of the weights is made once.
 
-These operations are not a documented interface: where they are missing, what the model executes is executed.
+These operations of torch are not documented. If they are missing, the operation of the model itself runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["convolution", "is_used", "packed"]
 
 
 def is_used(weight: Any) -> bool:
-    """Whether convolutions with this weight are worth it, and possible."""
+    """Whether convolutions with this weight can use oneDNN."""
     if not isinstance(weight, Tensor) or weight.device.type != "cpu" or weight.dtype is not torch.float32:
         return False
     if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
@@ -24,7 +24,7 @@ def is_used(weight: Any) -> bool:
 
 
 def packed(weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-    """The weights ``(O, I, H, W)`` of a convolution in a layout of oneDNN's choice."""
+    """The weights ``(O, I, H, W)`` of a convolution, in a layout that oneDNN chooses."""
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
     found: Tensor = reorder(weight.to_mkldnn(), padding, stride, dilation, groups, None)
     return found

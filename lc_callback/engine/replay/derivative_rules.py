@@ -1,7 +1,7 @@
 """The rules by which operations act on dual numbers.
 
-A rule is called with the step, its arguments, the same at the points, its keywords, and all values that are known by
-now; it returns what the operation returns. An operation without a rule is executed on steps along each direction.
+A rule is called with the step, its arguments, the same arguments at the points, its keywords, and all values known so
+far. It returns the result of the operation. If an operation has no rule, the whole model is followed by small steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["RULES", "rule_of"]
 
 
 def _mapped(dual: Dual, values: DualValues, function: Callable[[Tensor], Tensor], bias: Tensor | None = None) -> Dual:
-    """By a linear map, the point itself and all directions at once; ``bias`` is added to the point."""
+    """Applies a linear map to the point and all directions at once. ``bias`` is added to the point only."""
     whole = values.together(dual, values.room)
     result = Dual.of(function(whole.flatten(0, 1)).unflatten(0, whole.shape[:2]))
     if bias is not None:
@@ -32,7 +32,7 @@ def _mapped(dual: Dual, values: DualValues, function: Callable[[Tensor], Tensor]
 
 
 def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """An operation that is linear in its first operand, and may return a view of it."""
+    """An operation that is linear in its first operand. It may return a view."""
     _only_first(step, args)
     if step.func._schema.is_mutable:
         raise _no_rule(step)
@@ -55,7 +55,7 @@ def _addmm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values
 
 
 def _thin_product(z: Tensor, weight: Tensor) -> Tensor:
-    """Of many rows with few columns: in half the time the other way round."""
+    """A product of many rows that has few columns: the transposed product takes half the time."""
     return torch.mm(weight.T, z.T).T
 
 
@@ -65,7 +65,7 @@ def _product(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, valu
 
 
 def _batch_norm(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Any:
-    """With the statistics that it has: one factor for each channel."""
+    """With fixed statistics it is one factor for each channel."""
     x, weight, _bias, _mean, variance, training, _momentum, eps = args
     if training or any(isinstance(arg, Dual) for arg in args[1:]):
         raise _no_rule(step)
@@ -83,7 +83,7 @@ def _diagonal(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, val
         slope = relu_slope(z, args[0].hidden)
         lost = None if surely_finite(z) else z == -math.inf
         result = torch.mul(z, slope, out=z if step.func._schema.is_mutable else torch.empty_like(z))
-        if lost is not None:  # whose ReLU is finite
+        if lost is not None:  # the ReLU of -inf is 0
             result.masked_fill_(lost, 0.0)
         return args[0].scaled(result, slope)
     slope = slope_of(step.op, at_points, kwargs).to(z.dtype)  # before it is overwritten
@@ -117,7 +117,7 @@ def _sum(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
 
 
 def _taken_from(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """What does not move, less what does."""
+    """A fixed tensor minus one that moves."""
     _only_first(step, args)
     result = step.func(*at_points, **kwargs)
     if len(args) > 2 or kwargs or result.shape != args[0].value.shape:
@@ -126,14 +126,14 @@ def _taken_from(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, v
 
 
 def _multiple(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """A product with what does not move, or a quotient by it."""
+    """A product with a fixed tensor, or a quotient by it."""
     one, other = args[:2]
     if step.op == "mul" and isinstance(other, Dual):
         one, other = other, one
     if len(args) > 2 or kwargs or not isinstance(one, Dual) or isinstance(other, Dual):
         raise _no_rule(step)
     shape = one.value.shape
-    own = isinstance(other, Tensor)  # which may be overwritten next
+    own = isinstance(other, Tensor)  # the next step may overwrite it
     slope = other.to(one.value, copy=True) if own else one.value.new_full((), other)
     result = step.func(*at_points)
     if result.shape != shape:
@@ -149,14 +149,14 @@ def _view(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values:
 
 
 def _pad(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """With zeros."""
+    """Padding with zeros."""
     if kwargs or any(args[2:]):
         raise _no_rule(step)
     return _linear(step, args, at_points, kwargs, values)
 
 
 def _cat(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """Side by side, also with what does not move."""
+    """Puts tensors side by side, also with fixed ones."""
     parts, dim = args[0], args[1] if len(args) > 1 else 0
     first = next(part for part in parts if isinstance(part, Dual))
     if len(args) > 2 or kwargs or dim % first.value.ndim == 0:
@@ -171,7 +171,7 @@ def _cat(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
 
 
 def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Any:
-    """What wins at the points."""
+    """Max-pooling: takes the values of those that win at the points."""
     _only_first(step, args)
     whole = values.together(args[0], values.room)
     if whole.ndim != (6 if "3d" in step.op else 5):

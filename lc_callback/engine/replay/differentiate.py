@@ -22,8 +22,8 @@ __all__ = ["OutputNotFollowed", "differentiate"]
 Receive = Callable[[int, list[Kink], Dual], None]
 
 
-class OutputNotFollowed(Exception):  # noqa: N818 (no error: the units can be followed without it)
-    """An operation behind the last pre-activation of which the derivative is not known here."""
+class OutputNotFollowed(Exception):  # noqa: N818 (no error: the units can be followed without the output)
+    """An operation behind the last pre-activation has no known derivative."""
 
 
 def differentiate(
@@ -36,21 +36,21 @@ def differentiate(
     *,
     with_output: bool = False,
 ) -> None:
-    """Execute what leads to pre-activations and output, at points ``(n,)``, with derivatives along ``k`` directions.
+    """Execute the steps to pre-activations and output at ``n`` points, with derivatives along ``k`` directions.
 
     Args:
         program: what is executed.
-        inputs: what the model would be called with; what moves is a :class:`Dual`.
+        inputs: the inputs of the model; those that move are a :class:`Dual`.
         samples: ``n``.
-        move: called with the output of the module where the samples are moved.
-        receive: called with the number of each pre-activation, its kinks at the points, and what they are of. It has to
-            copy what it keeps, for it may be overwritten. Likewise with the output.
-        room: memory for what is not needed for long.
-        with_output: whether the output is wanted too.
+        move: called with the output of the module at which the samples are moved.
+        receive: called for each pre-activation with its number, its kinks at the points, and its :class:`Dual`; and for
+            the output. It has to copy what it keeps, because the tensors may be overwritten.
+        room: memory for what is needed only for a short time.
+        with_output: whether the output is needed too.
 
     Raises:
-        NoRule: if there is an operation of which the derivative is not known here.
-        OutputNotFollowed: likewise, where it only leads to the output.
+        NoRule: if the derivative of an operation is not known.
+        OutputNotFollowed: likewise, if that operation only leads to the output.
     """
     values = program.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, (Tensor, Dual))])
     known = DualValues(values, room)
@@ -72,7 +72,7 @@ def differentiate(
             raise _several_move(step)
         if step.position >= 0 and step.op not in MAX_POOLS:
             kinks = kinks_of(step.op, at_points, kwargs)
-            if step.position > 0:  # nothing is inactive before the first
+            if step.position > 0:  # before the first there are no inactive units
                 args[0].hidden = is_hidden(relative(*kinks[0]), args[0].steepest())
             receive(step.position, kinks, args[0])
         if step.unused:
@@ -91,7 +91,7 @@ def differentiate(
 
 
 def _result(step: Step, args: list[Any], at_points: list[Any], kwargs: Any, known: DualValues) -> Any:
-    """What a step returns."""
+    """The result of a step."""
     if any(map(moves, kwargs.values())):
         raise _several_move(step)
     if not any(map(moves, args)):

@@ -1,4 +1,4 @@
-"""Dual numbers: a tensor at some points, and what it changes by along each direction."""
+"""Dual numbers: a tensor at some points, and its change along each direction."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from lc_callback.engine.network.layout import memory_of, memory_order, reduced, 
 
 __all__ = ["Dual", "DualValues", "NoRule", "Room", "at_point", "moves"]
 
-#: Memory for so many values like those of a tensor.
+#: Called with a tensor and a number: returns memory for so many values of the tensor's type.
 Room = Callable[[Tensor, int], Tensor]
 
 
 class NoRule(Exception):  # noqa: N818 (no error: there is another method)
-    """An operation of which the derivative is not known here."""
+    """An operation has no known derivative."""
 
 
 @dataclass
 class Dual:
-    """A tensor at some points, and what it changes by along each direction.
+    """A tensor at some points, and its change along each direction.
 
     Attributes:
         value: ``(n, ...)``.
         tangent: ``(k, n, ...)``, or ``(k, 1, ...)`` if it is the same at all points.
-        factor: what ``tangent`` still has to be multiplied by, of a shape that fits ``value``; ``None`` is 1.
-        whole: ``(1 + k, n, ...)``: memory of its own, of which all but the first is ``tangent``.
-        hidden: ``(n, ...)``: which units of a pre-activation are 0 because of others; ``None`` for none.
+        factor: ``tangent`` still has to be multiplied by it; its shape fits ``value``; ``None`` is 1.
+        whole: ``(1 + k, n, ...)``: memory of its own; ``tangent`` is all of it but the first.
+        hidden: ``(n, ...)``: which units of a pre-activation are 0 because of other units; ``None`` if none is.
     """
 
     value: Tensor
@@ -51,7 +51,7 @@ class Dual:
         return Dual(whole[0], whole[1:], whole=whole)
 
     def scaled(self, result: Tensor, slope: Tensor) -> Dual:
-        """Behind an operation that acts on each unit by itself."""
+        """The result of an operation that acts on each unit by itself."""
         return Dual(result, self.tangent, slope if self.factor is None else self.factor * slope, self.whole)
 
     def shares(self, other: Dual) -> bool:
@@ -63,11 +63,11 @@ class Dual:
         return self.tangent if self.factor is None else self.tangent * self.factor
 
     def together(self, room: Room | None = None, *, overwrite: bool = False) -> Tensor:
-        """``(1 + k, n, ...)``: both, ``factor`` done.
+        """``(1 + k, n, ...)``: the value, and behind it the tangent times ``factor``.
 
         Args:
-            room: memory to be used, by default new.
-            overwrite: whether ``whole`` may be used.
+            room: the memory to use, by default new memory.
+            overwrite: whether ``whole`` may be overwritten.
         """
         if self.whole is not None and self.factor is None and _is_same(self.value, self.whole[0]):
             return self.whole
@@ -90,7 +90,7 @@ class Dual:
     def steepest(self) -> Tensor:
         """``(n, ...)``: the largest absolute value of the ``k`` derivatives; NaN if one is."""
         if self._steepest is None:
-            # In half the time of their absolute values.
+            # It takes half the time of absolute values.
             size = reduced(self.tangent, lambda slopes: torch.maximum(slopes.amax(0), -slopes.amin(0)))
             scaled = size if self.factor is None else size * self.factor.abs()
             self._steepest = scaled.expand_as(self.value)
@@ -103,22 +103,22 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 @dataclass
 class DualValues:
-    """What is known by now, and memory for what is not needed for long."""
+    """The values known so far, and memory for what is needed only for a short time."""
 
     known: list[Any]
     room: Room
 
     def alone(self, dual: Dual) -> bool:
-        """Whether a tensor, which is not needed after this step, may be overwritten."""
+        """Whether a tensor may be overwritten that is not needed after this step."""
         return dual.whole is not None and not any(type(other) is Dual and dual.shares(other) for other in self.known)
 
     def together(self, dual: Dual, room: Room | None = None) -> Tensor:
-        """Of a tensor that is the only one its step reads: in its own memory, if nothing else needs that."""
+        """:meth:`Dual.together` for the only tensor that a step reads: in its own memory if nothing else needs that."""
         return dual.together(room, overwrite=self.alone(dual))
 
 
 def at_point(value: Any) -> Any:
-    """An argument of an operation with what it is at the points in place of each :class:`Dual`."""
+    """An argument of an operation, with the value at the points in place of each :class:`Dual`."""
     return [*map(at_point, value)] if isinstance(value, list) else value.value if isinstance(value, Dual) else value
 
 

@@ -16,11 +16,11 @@ from lc_callback.engine.replay.recording import EMIT, MOVE, OUTPUT, Recording, S
 
 __all__ = ["folded", "mark_dead", "needed", "specialise_kernels", "with_steps_to_output"]
 
-_PAIRS = {"add", "sub", "mul", "div"}  # a pre-activation may be made of these
+_PAIRS = {"add", "sub", "mul", "div"}  # operations of two tensors that may give a pre-activation
 
 
 def needed(steps: list[Step], recording: Recording, given: int | None) -> list[Step]:
-    """The steps that lead to something that is emitted; ``given`` is the memory of what is not computed but given."""
+    """The steps that lead to an emitted tensor; ``given`` is the memory of a tensor that is given, not computed."""
     wanted: set[int] = set()
     kept = []
     for step in reversed(steps):
@@ -39,7 +39,7 @@ def needed(steps: list[Step], recording: Recording, given: int | None) -> list[S
 def with_steps_to_output(
     steps: list[Step], to_units: list[Step], recording: Recording, given: int | None
 ) -> list[Step]:
-    """The steps that lead to something that is emitted, which are ``to_units``, and those that lead to the output."""
+    """The steps to emitted tensors, which are ``to_units``, and those to the output."""
     before = {id(step): step.unused for step in to_units}
     end = Step(OUTPUT, None, [Slot(recording.output)], {}, position=OUTPUT_PLACE)
     longer = needed([*steps, end], recording, given)
@@ -49,7 +49,7 @@ def with_steps_to_output(
 
 
 def folded(steps: list[Step], recording: Recording) -> list[Step]:
-    """The steps, where a batch normalisation that alone reads a convolution has become a part of it."""
+    """The steps, with each batch normalisation made a part of its convolution, if nothing else reads that one."""
     readers = Counter(recording.memory[number] for step in steps for number in step.operands)
     made_by = {step.outputs[0]: step for step in steps if step.op == "convolution"}
     kept = []
@@ -64,7 +64,7 @@ def folded(steps: list[Step], recording: Recording) -> list[Step]:
 
 
 def _fold_into(convolution: Step, norm: Step, recording: Recording) -> bool:
-    """Make a convolution do its normalisation too, if weights and statistics are known. Returns whether they are."""
+    """Fold a normalisation into its convolution if weights and statistics are known. Returns whether they are."""
     constants = [_constant(spec, recording) for spec in (*convolution.args[1:3], *norm.args[1:5])]
     if Slot in map(type, constants) or convolution.args[6]:
         return False
@@ -78,7 +78,8 @@ def _fold_into(convolution: Step, norm: Step, recording: Recording) -> bool:
 def specialise_kernels(step: Step, recording: Recording, views: bool) -> None:
     """Replace a product with known weights by a faster kernel, if there is one.
 
-    Its result may have another layout. So views may become copies, if ``views`` says that nothing is written to them.
+    The result of the faster kernel may have another layout, in which a view may need a copy. ``views`` says that
+    nothing writes to views, so that they may become copies.
     """
     if views and step.op == "view" and step.func is torch.ops.aten.view.default:
         step.func = torch.ops.aten.reshape.default
@@ -95,16 +96,16 @@ def specialise_kernels(step: Step, recording: Recording, views: bool) -> None:
 
 
 def _biased_product(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return torch.mm(x, weight).add_(bias)  # addmm copies the bias first
+    return torch.mm(x, weight).add_(bias)  # faster: addmm copies the bias first
 
 
 def _constant(spec: Any, recording: Recording) -> Any:
-    """An argument that is the same in every pass; its slot if it is not."""
+    """The value of an argument that is the same in every pass, else its slot."""
     return recording.known.get(spec.index, spec) if isinstance(spec, Slot) else spec
 
 
 def mark_dead(steps: list[Step], recording: Recording) -> None:
-    """Note the step after which each tensor is dead, and the steps that may overwrite their operand."""
+    """Note for each step which tensors are dead after it, and whether it may overwrite its operand."""
     in_memory: dict[int, list[int]] = {}
     for number, memory in enumerate(recording.memory):
         in_memory.setdefault(memory, []).append(number)

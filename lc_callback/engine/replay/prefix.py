@@ -1,4 +1,4 @@
-"""The affine part of a model before its first non-linearity: it runs once for each point, not for each vertex."""
+"""The affine part of a model before its first non-linearity. It runs once for each point, not for each vertex."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Prefix", "modules_before_kinks", "prefix_behind"]
 
 @dataclass
 class _Moves:
-    """What an output changes by, ``(k, 1, *shape)``, for each of ``(k, B)`` parts of the frame."""
+    """The changes ``(k, 1, *shape)`` of an output, one for each row of coefficients ``(k, B)`` of the frame."""
 
     coefficients: Tensor
     changes: Tensor
@@ -34,12 +34,12 @@ class _Moves:
 
 @dataclass
 class Prefix:
-    """Where points that move along a frame can enter a model, since what comes before is affine.
+    """A place where points that move along a frame can enter a model, because everything before it is affine.
 
     Attributes:
         space: of the points.
-        module: what runs there; its output takes the place of the points.
-        steps: ``(B, *shape)``: what that output changes by along each direction of the frame.
+        module: the module at that place; its output replaces the points.
+        steps: ``(B, *shape)``: the change of that output along each direction of the frame.
     """
 
     space: Space
@@ -51,7 +51,7 @@ class Prefix:
     entered: tuple[Tensor, int, Tensor, _Moves] | None = None
 
     def values(self, points: Tensor, coefficients: Tensor) -> Tensor:
-        """``(k * n, *shape)``: what enters for the points ``(n,)``, moved by each of ``(k, B)`` parts of the frame."""
+        """``(k * n, *shape)``: the values that enter for the points ``(n,)``, moved by each row of ``(k, B)``."""
         base = self.at(points)
         moves = self._moves(base, coefficients)
         values = (base + moves.changes).flatten(0, 1)
@@ -59,9 +59,10 @@ class Prefix:
         return values
 
     def outermost(self, z: Tensor, shape: tuple[int, int]) -> Tensor | None:
-        """``(2, n, ...)``: the largest and smallest of ``(k * n, ...)`` over ``k``, if this is what entered last.
+        """``(2, n, ...)``: the largest and smallest of ``z (k * n, ...)`` over ``k``, if ``z`` is what entered last.
 
-        The values are not read: rounded sums of one number and others keep the order of the others.
+        The values need not be read: each is a sum of the same base and a change, and rounding keeps the order of the
+        changes.
         """
         if self.entered is None:
             return None
@@ -71,7 +72,7 @@ class Prefix:
         return torch.stack([base + end for end in moves.ends])
 
     def moved(self, base: Tensor, coefficients: Tensor) -> Tensor:
-        """``(k, 1, *shape)``: by how much these moves change the output ``base``."""
+        """``(k, 1, *shape)``: the changes of the output ``base`` by these moves."""
         return self._moves(base, coefficients).changes
 
     def _moves(self, base: Tensor, coefficients: Tensor) -> _Moves:
@@ -83,13 +84,13 @@ class Prefix:
         return self.moves
 
     def hold(self, points: Tensor, most: int) -> None:
-        """Compute and keep the outputs at these points, of at most ``most`` points at once."""
+        """Compute and keep the outputs at these points, at most ``most`` points in one pass."""
         self.held = None
         parts = [self.at(some) for some in points.split(most)]
         self.held = points, torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def at(self, points: Tensor) -> Tensor:
-        """The outputs at these points. They are computed, unless the points are a part of those that are held."""
+        """The outputs at these points. They are computed, unless they are kept from :meth:`hold`."""
         if self.held is not None and memory_of(self.held[0]) == memory_of(points):
             start = points.storage_offset() - self.held[0].storage_offset()
             if 0 <= start <= len(self.held[0]) - len(points):
@@ -98,12 +99,12 @@ class Prefix:
 
 
 def prefix_behind(module: nn.Module, space: Space, frame: Tensor, most: int) -> Prefix:
-    """Where points enter behind a module, if it computes an affine map; with at most ``most`` samples in one pass.
+    """The :class:`Prefix` behind a module that computes an affine map; at most ``most`` samples in one pass.
 
     Raises:
         Exception: of any kind, if the module does not return one tensor of the same shape for each point.
     """
-    scale = (space.largest or 1.0) * space.dim**0.5  # as large as the points: then the least is lost by rounding
+    scale = (space.largest or 1.0) * space.dim**0.5  # as large as the points, so that rounding loses least
     first = torch.zeros(1, dtype=torch.long)
     offsets = torch.cat([torch.zeros_like(frame[:1]), scale * frame])
     batches = (space.points.batch(first, part) for part in offsets.split(most))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -23,11 +24,11 @@ class ReplayProgram:
     Args:
         recording: what the model executes.
         entry: the number of a tensor that is given instead of computed, and how many steps come before it.
-        with_output: also those that lead to the output, if that is no larger than what else is computed.
+        with_output: also take the steps that lead to the output, if they compute no larger tensor than the others.
 
     Attributes:
         steps: what is executed.
-        with_output: whether these lead to the output.
+        with_output: whether the steps lead to the output.
 
     Raises:
         NotRepeatable: if other steps read the inputs.
@@ -70,17 +71,17 @@ class ReplayProgram:
         self.bytes_per_sample, self.mean_bytes = max(sizes), sum(sizes) / len(sizes)
 
     def steps_to(self, output: bool) -> list[Step]:
-        """What is executed, to the output or to the last pre-activation only."""
+        """What is executed: all steps to the output, or only those to pre-activations."""
         return self.steps if output and self.with_output else self._steps_to_units
 
     def start(self, inputs: list[Any]) -> list[Any]:
-        """What is known before the first step, by number; ``inputs`` are the model's."""
+        """The values known before the first step, by number; ``inputs`` are those of the model."""
         values = self._values.copy()
         values[: len(inputs)] = inputs
         return values
 
     def arguments(self, step: Step, values: list[Any], samples: int) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments of a step, given what the steps before returned, by number."""
+        """The arguments of a step; ``values`` are the results of the steps before, by number."""
         if step.reads is not None:
             args = step.args.copy()
             for place, number in step.reads:
@@ -108,16 +109,17 @@ class ReplayProgram:
         *,
         with_output: bool = False,
     ) -> None:
-        """Execute what leads to a pre-activation, and to the output.
+        """Execute the steps to pre-activations, and to the output.
 
         Args:
-            inputs: what the model would be called with.
+            inputs: the inputs of the model.
             samples: their number.
-            move: called with the output of the module where the samples are moved; ``None`` if it is not needed.
+            move: called with the output of the module at which the samples are moved, or with ``None`` if the program
+                does not compute that output.
             receive: called with the number of each pre-activation, and its kinks.
             execute: called for each operation that may have a kink.
             max_pool: as for :class:`Recorder`.
-            with_output: whether the output is wanted too.
+            with_output: whether the output is needed too.
         """
         values = self.start([leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
         for step in self.steps_to(with_output):
@@ -150,17 +152,15 @@ class ReplayProgram:
 
 
 def _sizes(steps: list[Step], recording: Recording) -> list[int]:
-    """Bytes, for each sample, of the tensors that are computed; of none, 1."""
+    """Bytes for a sample of each tensor that is computed; a single 1 if none is."""
     computed = {number for step in steps if not step.unused for number in step.tensors}
     return [recording.growth[number] for number in computed] or [1]
 
 
 def _to_units(steps: list[Step]) -> list[Step]:
-    """The steps without those that only lead to the output."""
-    units = [copy.copy(step) for step in steps if step.position >= 0 or not step.for_output]
-    for step in units:
-        step.unused = step.unused or step.for_output
-    return units
+    """The steps that lead to pre-activations."""
+    units = [step for step in steps if step.position >= 0 or not step.for_output]
+    return [replace(step, unused=True) if step.for_output else step for step in units]
 
 
 def _reads_inputs(steps: list[Step], recording: Recording) -> bool:
@@ -173,7 +173,7 @@ def _writes_to_views(steps: list[Step], recording: Recording) -> bool:
 
 
 def _reads(step: Step) -> list[tuple[int, int]] | None:
-    """Which arguments are tensors to fill in: place and number; ``None`` if a list or keyword holds some too."""
+    """Place and number of each argument that is a tensor; ``None`` if a list or a keyword holds tensors too."""
     others = [argument for argument in step.args if type(argument) is not Slot]
     if any(type(leaf) in (Slot, Size) for leaf in leaves([others, step.kwargs])):
         return None

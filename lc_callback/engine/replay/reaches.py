@@ -1,4 +1,4 @@
-"""How far units get along directions: by the rules of derivatives, or by steps on the affine piece of a network."""
+"""How far units move along directions: by derivative rules, or by steps on the affine piece of a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lc_callback.engine.replay.way import Way
 
 __all__ = ["Reach", "ReachConsumer", "Reaches"]
 
-#: For each unit of ``(n, ...)`` points, its value, a kink, and how far it gets along the directions.
+#: For each unit of ``(n, ...)`` points: its value, a kink, and how far it moves at most along the directions.
 Reach = tuple[Tensor, float | None, Tensor]
 ReachConsumer = Callable[[int, list[Reach]], None]
 
@@ -28,18 +28,18 @@ class Reaches:
     """Follows points along directions.
 
     Attributes:
-        pieces: how operations are executed where steps are taken.
+        pieces: how operations are executed if steps are taken.
     """
 
     def __init__(self) -> None:
         self.pieces = AffinePieces()
         self._scratch = torch.empty(0)
-        self._samples = torch.empty(0), torch.empty(0)  # directions, and what they are together with the point itself
+        self._samples = torch.empty(0), torch.empty(0)  # directions; the same behind a row of zeros, the point itself
 
     def follow(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
-        """Call ``consumer`` with what is reached along ``(k, B)`` directions from the points ``(n,)``.
+        """Call ``consumer`` with how far units move along ``(k, B)`` directions from the points ``(n,)``.
 
-        Of the output, which is :data:`OUTPUT_PLACE`, this is one number for each point: the norm of all changes.
+        For the output, at :data:`OUTPUT_PLACE`, it gets one number for each point: the norm of all changes.
         """
         (self._from_rules if way.uses_derivative_rules else self._from_steps)(way, points, directions, consumer)
 
@@ -86,7 +86,7 @@ class Reaches:
         differentiate(way.program, *_duals(way, points, directions), receive, self._room, with_output=way.with_output)
 
     def _largest_step(self, z: Tensor) -> Tensor:
-        """How far ``(k, n, ...)`` are from the first of ``k`` at most; NaN where one is."""
+        """The largest distance of ``(k, n, ...)`` from the first of ``k``; NaN if one value is NaN."""
 
         def largest(z: Tensor) -> Tensor:
             return torch.sub(z, z[:1], out=self._room(z, z.numel()).view(z.shape)).abs_().amax(0)
@@ -94,17 +94,17 @@ class Reaches:
         return reduced(z, largest)
 
     def _room(self, like: Tensor, size: int) -> Tensor:
-        """Memory for so many values, which is kept, for new memory is slow."""
+        """Memory for ``size`` values. It is kept, because new memory is slow."""
         if self._scratch.numel() < size or self._scratch.dtype != like.dtype:
             self._scratch = like.new_empty(size)
         return self._scratch[:size]
 
 
 def _duals(way: Way, points: Tensor, directions: Tensor) -> tuple[Any, int, Callable[[Any], Dual]]:
-    """What moves: the inputs, how many points these are, and what takes the place of a module's output."""
+    """The inputs that move, the number of points, and a function that replaces the output of a module."""
     if way.prefix is not None:
         base = way.prefix.at(points)
-        dual = Dual(base.clone(), way.prefix.moved(base, directions))  # what comes next may work in place
+        dual = Dual(base.clone(), way.prefix.moved(base, directions))  # the next operation may work in place
         return None, len(points), lambda output: dual
     offsets, space = directions @ way.frame, way.layers.space
     inputs = tree_leaves(space.points.batch(points, None))
@@ -121,10 +121,10 @@ def _duals(way: Way, points: Tensor, directions: Tensor) -> tuple[Any, int, Call
 
 
 def _norm(changes: Tensor) -> Tensor:
-    """``(n,)``: the norm of changes ``(k, n, ...)`` over all but the points."""
+    """``(n,)``: the norm of changes ``(k, n, ...)`` over all axes but that of the points."""
     return torch.linalg.vector_norm(changes, dim=[axis for axis in range(changes.ndim) if axis != 1])
 
 
 def _settled(z: Tensor, kink: float | None, reach: Tensor, hidden: Tensor | None) -> Tensor:
-    """How far units get: nowhere, if they are 0 because of others and above by rounding; see ``relu_slope``."""
+    """How far units move: not at all if they are 0 because of others, and above 0 by rounding. See ``relu_slope``."""
     return reach if hidden is None else reach.masked_fill(hidden & (z > (kink or 0.0)), 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class NotRepeatable(Exception):  # noqa: N818 (no error: the model runs as it is)
-    """The operations cannot be repeated: they depend on more than the samples. The text says why."""
+    """The operations cannot be replayed: they depend on more than the samples. The text says why."""
 
 
 class _DiffersError(Exception):
@@ -61,7 +61,7 @@ class Size:
 
 @dataclass
 class Step:
-    """An operation; without one, a tensor that is emitted, the output, or the place where the samples are moved."""
+    """An operation. Without one: an emitted tensor, the output, or the place where the samples are moved."""
 
     op: str
     func: Any
@@ -69,11 +69,11 @@ class Step:
     kwargs: Any
     path: str = ""  # of the module that executed it
     outputs: list[int] = field(default_factory=list)  # -1: no tensor
-    position: int = -1  # of what is emitted
+    position: int = -1  # of the tensor that is emitted
     dead_after: list[int] = field(default_factory=list)  # numbers of the tensors that no later step reads
     overwrites: Any = None  # the operation's in-place form, where nothing reads its operand later
-    unused: bool = False  # its operand is emitted, but nothing wanted comes of its result
-    for_output: bool = False  # only the model's output comes of its result
+    unused: bool = False  # its operand is emitted, but its result is not needed
+    for_output: bool = False  # only the output of the model needs its result
     reads: list[tuple[int, int]] | None = (
         None  # place and number of each tensor among the arguments, if no list or keyword holds one
     )
@@ -90,13 +90,13 @@ class Step:
 
 
 MOVE, EMIT, OUTPUT = "(move)", "(emit)", "(output)"
-# What users call, where it is executed as an operation of another name.
+# What users call, if torch executes it as an operation of another name.
 _CALLERS = {"bmm": ("einsum", "matmul"), "_local_scalar_dense": ("item", "float", "if"), "equal": ("torch.equal",)}
 _PLAIN = {int, float, bool, type(None)}
 
 
 def in_words(step: Step) -> str:
-    """An operation and where it runs."""
+    """The name of an operation, and the module in which it runs."""
     return _in_words(step.op, step.path)
 
 
@@ -109,16 +109,16 @@ class OperationLog:
     """The operations of one forward pass, and the tensors that they read and return, by number.
 
     Attributes:
-        steps: the operations; ``None`` if the model does more than they show, and
-        why_not: the reason.
-        tensors: by number; kept alive until they are cleared, so that no memory is used twice.
-        sizes: of the tensors, in bytes.
-        inputs: how many of them are the model's inputs.
-        returned: what each module returned at its first call, by its number, and how many steps there were before; as
-            far as there was no non-linearity.
+        steps: the operations; ``None`` if the model does more than they show.
+        why_not: the reason, if ``steps`` is ``None``.
+        tensors: by number. They are kept alive until they are cleared, so that no memory is used twice.
+        sizes: bytes of each tensor.
+        inputs: how many of the tensors are inputs of the model.
+        returned: for each module, the number of the tensor that its first call returned, and how many steps came before
+            that; only modules before the first non-linearity.
         output: the number of the model's output; -1 if it is no tensor.
-        emitted: the position of what was emitted last, until its operation is recorded; else -1.
-        is_affine: whether there was no non-linearity yet.
+        emitted: the position of the tensor that was emitted last, until its operation is recorded; else -1.
+        is_affine: whether there was no non-linearity so far.
     """
 
     def __init__(self, inputs: Any) -> None:
@@ -136,7 +136,7 @@ class OperationLog:
         self.inputs = len(self.tensors)
 
     def number(self, tensor: Tensor) -> int:
-        """The number of a tensor, which gets one if it has none."""
+        """The number of a tensor. A new tensor gets a new number."""
         key = place(tensor)
         if key not in self._numbers:
             self._numbers[key] = len(self.tensors)
@@ -160,11 +160,11 @@ class OperationRecorder(Tracer):
     """A tracer that also records each operation.
 
     Args:
-        inputs: what the model is going to be called with.
+        inputs: the inputs with which the model is going to be called.
         arguments: as for :class:`Tracer`, and so are ``options``.
 
     Attributes:
-        log: what is recorded.
+        log: the operations so far.
     """
 
     def __init__(self, inputs: Any, *arguments: Any, **options: Any) -> None:
@@ -182,7 +182,7 @@ class OperationRecorder(Tracer):
         return super().unused(output)
 
     def let_go(self) -> None:
-        """Release the tensors. What was recorded can still be compared with another pass."""
+        """Release the tensors. The log can still be compared with that of another pass."""
         self.log.tensors.clear()
 
     def _moved(self, move: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def _why_unrepeatable(func: Any) -> str:
 
 
 class TwoPasses:
-    """Makes what observes the two passes by which a model is traced, and records its operations."""
+    """Makes the recorders of the two passes by which a model is traced."""
 
     def __init__(self) -> None:
         self._passes: list[OperationRecorder] = []
@@ -249,7 +249,7 @@ class TwoPasses:
         return self._passes[-1]
 
     def recording(self) -> Recording:
-        """What was executed.
+        """The recording of both passes.
 
         Raises:
             NotRepeatable: as of :class:`Recording`.
@@ -258,24 +258,24 @@ class TwoPasses:
 
 
 class Recording:
-    """What a model was seen to execute with two samples, and then with three, for any number of samples.
+    """What a model executes for any number of samples, found from a pass with two samples and one with three.
 
     Args:
         two: the log of the pass with two samples.
-        three: of the pass with three.
+        three: of the pass with three, whose steps become those of the recording.
 
     Attributes:
         steps: the operations; ``None`` in place of those that depend on the weights alone.
         known: the results of these, by number.
-        memory: in which each tensor is.
-        tensors: of the pass with three samples, of which the first ``inputs`` are the model's.
-        growth: bytes of each tensor for a sample.
+        memory: the memory of each tensor.
+        tensors: those of the pass with three samples; the first ``inputs`` of them are inputs of the model.
+        growth: bytes of each tensor for one sample.
         output: the number of the model's output; -1 if it is no tensor.
         returned: as of :class:`OperationLog`.
 
     Raises:
-        NotRepeatable: if the passes differ in more than the number of samples, if values reached the model's Python
-            code, or if it writes to what outlasts the pass.
+        NotRepeatable: if the passes differ in more than the number of samples, if values reached the Python code of the
+            model, or if it writes to a tensor that outlasts the pass.
     """
 
     def __init__(self, two: OperationLog, three: OperationLog) -> None:
@@ -294,11 +294,10 @@ class Recording:
             if (one.op, one.func, one.outputs, one.position) != (other.op, other.func, other.outputs, other.position):
                 raise NotRepeatable(f"it executes {in_words(one)} for two samples, {in_words(other)} for three")
             try:
-                args, kwargs = _merged(one.args, other.args), _merged(one.kwargs, other.kwargs)
+                other.args, other.kwargs = _merged(one.args, other.args), _merged(one.kwargs, other.kwargs)
             except _DiffersError:
                 raise NotRepeatable(f"what {in_words(one)} gets depends on more than the samples") from None
-            step = replace(other, args=args, kwargs=kwargs)
-            self.steps.append(None if self._fold(step, written) else step)
+            self.steps.append(None if self._fold(other, written) else other)
 
     def writes(self, step: Step) -> list[int]:
         """The memories that a step writes to."""
@@ -316,7 +315,7 @@ class Recording:
         return found
 
     def _fold(self, step: Step, written: set[int]) -> bool:
-        """Whether a step is the same in each pass. Then its results are kept as known."""
+        """Whether a step gives the same in every pass. If it does, its results are kept as known."""
         if step.func is None or step.position >= 0 or not all(number in self.known for number in step.operands):
             return False
         if torch.Tag.nondeterministic_seeded in step.func.tags:
@@ -350,7 +349,7 @@ def _merged(two: Any, three: Any) -> Any:
 
 
 def leaves(spec: Any) -> list[Any]:
-    """All that is in nested lists and dicts, in any order."""
+    """All items of nested lists and dicts, in any order."""
     found, rest = [], [spec]
     while rest:
         item = rest.pop()
@@ -365,7 +364,7 @@ def leaves(spec: Any) -> list[Any]:
 
 
 def place(tensor: Tensor) -> Any:
-    """Memory, offset, shape, strides and type: what two names of the same tensor have in common."""
+    """Memory, offset, shape, strides and type: two names of the same tensor have all of them in common."""
     if tensor.layout is not torch.strided:
         return memory_of(tensor), tensor.layout, tuple(tensor.shape), (), tensor.dtype
     return memory_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype

@@ -1,4 +1,4 @@
-"""Which way points are followed: the fastest that gives what the model itself does, and why no faster one."""
+"""Which way points are followed: the fastest that gives the same as the model, and why no faster one."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _TRIED = 3  # modules
 
 
 class Observer(Protocol):
-    """What has to stay the same, by whichever way.
+    """What has to be the same on every way.
 
     Attributes:
         execution: how operations are executed.
-        has_rules: whether derivatives may be taken operation by operation.
-        follows_output: whether the output is followed too, where that makes no other way necessary.
+        has_rules: whether derivatives may come from a rule for each operation.
+        follows_output: whether the output is followed too, if that makes no other way necessary.
     """
 
     execution: Execution
@@ -37,9 +37,9 @@ class Observer(Protocol):
     follows_output: bool
 
     def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:
-        """What is seen at these points, moved by ``moves (2, B)``, with at most so many samples in a forward pass.
+        """What is seen at these points, moved by ``moves (2, B)``, with at most ``most`` samples in a forward pass.
 
-        What has to be the same, and what is seen of the output that is followed.
+        Returns what has to be the same, and what is seen of the output, if it is followed.
         """
         ...
 
@@ -47,18 +47,18 @@ class Observer(Protocol):
 class Route:
     """The way by which points are followed along a frame, chosen when it is made.
 
-    The model itself can always run. Faster, each where it gives the same at a few points: its recorded operations are
-    replayed without its Python code; points enter behind its first affine modules; derivatives come from a rule for
-    each operation. Points that integers or masks belong to, that are moved inside the model, at the values of which it
-    looks, or by which it decides, go through all of it.
+    The model itself can always run. Three ways are faster, and each is taken if it gives the same at a few points: the
+    recorded operations are replayed without the Python code of the model; points enter behind its first affine modules;
+    derivatives come from a rule for each operation. The points enter at the inputs if integers or masks belong to them,
+    if they are moved inside the model, or if the model reads their values or decides by them.
 
     Args:
-        layers: what is followed.
+        layers: the layers whose pre-activations are followed.
         frame: ``(B, D)`` directions.
         most: samples in one forward pass.
         observer: what is compared.
         verified: the points at which it is compared.
-        recording: what the model executes, or why that is not known.
+        recording: the operations of the model, or why they are not known.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Route:
 
     @property
     def prefix(self) -> Prefix | None:
-        """Behind which module the points enter; ``None``: at the inputs."""
+        """The module behind which the points enter; ``None``: they enter at the inputs."""
         return self.way.prefix
 
     @property
     def uses_derivative_rules(self) -> bool:
-        """Whether derivatives are taken operation by operation."""
+        """Whether derivatives come from a rule for each operation."""
         return self.way.uses_derivative_rules
 
     @property
@@ -105,7 +105,7 @@ class Route:
         return self.way.follow(points, coefficients, consumer)
 
     def hold(self, points: Tensor, most: int) -> None:
-        """Compute what enters for these points, of which parts are followed next; at most so many at once."""
+        """Compute what enters for these points before parts of them are followed; at most ``most`` points at once."""
         if self.prefix is not None:
             self.prefix.hold(points, most)
 
@@ -131,7 +131,7 @@ def _explained(way: Way, has_rules: bool, reasons: Mapping[str, str]) -> str:
 
 
 class _Search:
-    """Tries ways, and notes why those that are not taken are not."""
+    """Tries ways, and notes why each of the others is not taken."""
 
     def __init__(
         self,
@@ -159,16 +159,16 @@ class _Search:
             self.reasons["prefix"] = whole
 
     def best(self) -> Way:
-        """The fastest way that gives what the model itself does."""
+        """The fastest way that gives the same as the model."""
         self._space.points.channels_last = False
         if self._whole and self._recording is None:
             return self._plain
         self._expected, self._output = self._observe(self._plain)
-        # What is likely, with one pass to confirm it, and else one by one.
+        # First all that is likely, with one pass to confirm it. If that fails, one by one.
         return self._likely() or self._each()
 
     def _likely(self) -> Way | None:
-        """All that is faster together, if that gives the same."""
+        """All faster ways together, if they give the same."""
         if self._recording is None:
             return None
         way = replace(self._plain, uses_derivative_rules=self._observer.has_rules)
@@ -180,7 +180,7 @@ class _Search:
         return way if way.program is not None and not self._fault(way) else None
 
     def _each(self) -> Way:
-        """As far as each of the shorter ways gives the same."""
+        """One faster way after another, as far as each gives the same."""
         way = self._with("replay", replace(self._plain, program=self._program(None)), self._plain)
         if not self._whole:
             if has_images(self._space):
@@ -196,7 +196,7 @@ class _Search:
         return way
 
     def _with(self, name: str, faster: Way, way: Way) -> Way:
-        """The faster way, if it gives the same; else the other."""
+        """The faster way if it gives the same, else the other."""
         if name == "replay" and faster.program is None:
             return way
         fault = self._fault(faster)
@@ -207,8 +207,8 @@ class _Search:
     def _behind_modules(self, way: Way, replays: bool) -> Iterator[Way]:
         """Ways that enter behind a module, the latest first.
 
-        A model may use its input again later on, or compute something else before its first non-linearity: whether it
-        does is tried out.
+        A model may use its input again later, or compute something else before its first non-linearity. So each way is
+        tried.
         """
         self._space.points.channels_last = way.channels_last
         modules = self._returned() if replays else modules_before_kinks(self._space)
@@ -226,11 +226,11 @@ class _Search:
             yield replace(way, program=program, prefix=prefix)
 
     def _returned(self) -> list[nn.Module]:
-        """The modules that were seen to return something before the first non-linearity, the latest first."""
+        """The modules that returned a tensor before the first non-linearity, the latest first."""
         return [] if self._recording is None else [*reversed(self._recording.returned)]
 
     def _program(self, module: nn.Module | None) -> ReplayProgram | None:
-        """What the model was seen to execute, behind what ``module`` returns; ``None`` if it cannot be repeated."""
+        """The recorded operations behind the output of ``module``; ``None`` if they cannot be replayed."""
         if self._recording is None:
             return None
         try:
@@ -244,10 +244,10 @@ class _Search:
             return None
 
     def _fault(self, way: Way) -> str:
-        """Why a way cannot be taken; empty if it gives what the model itself does."""
+        """Why a way cannot be taken; empty if it gives the same as the model."""
         try:
             found, output = self._observe(way)
-        except Exception as error:  # what comes later does not take it, and says so in its own way
+        except Exception as error:  # then the way is not taken, and the reason is noted
             if way.with_output and not isinstance(error, NoRule):  # it may be the output alone that cannot be followed
                 return self._fault(replace(way, with_output=False))
             return _in_words(error)
@@ -269,7 +269,7 @@ class _Search:
 
 
 def _why_whole(layers: TracedLayers) -> str:
-    """Why points have to go through all of the model; empty if they may enter later."""
+    """Why points have to enter at the inputs; empty if they may enter later."""
     if layers.space.at_module is not None:
         return f"the output of {layers.space.at!r} is perturbed"
     if not layers.space.points.alone:
@@ -280,7 +280,7 @@ def _why_whole(layers: TracedLayers) -> str:
 
 
 def has_images(space: Space) -> bool:
-    """Whether there may be images, and convolutions that are faster if the channels of these come last."""
+    """Whether there may be images, whose convolutions are faster if the channels come last in memory."""
     cpu = space.device.type == "cpu" and space.dtype is torch.float32
     return cpu and any(isinstance(module, nn.Conv2d) for module in space.model.modules())
 

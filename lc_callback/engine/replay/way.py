@@ -1,4 +1,4 @@
-"""One way to follow points along a frame: by running the model, or by what gives the same faster."""
+"""One way to follow points along a frame: by running the model, or faster with the same result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lc_callback.engine.replay.program import ReplayProgram
 
 __all__ = ["Way", "pre_activations", "same", "some_moves"]
 
-_AT_ONCE = 3  # points that are compared in one forward pass: as many as a trace has, so memory suffices
-_ROUNDING = 2**12  # units in the last place of a layer's largest value
+_AT_ONCE = 3  # points that are compared in one forward pass: as many as in a trace, so memory suffices
+_ROUNDING = 2**12  # units in the last place of a layer's largest value: equal within these
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Way:
     """How points are followed along a frame.
 
     Attributes:
-        layers: what is followed.
+        layers: the layers whose pre-activations are followed.
         frame: ``(B, D)`` directions.
         execution: how the operations are executed.
         program: recorded operations that run in place of the model; ``None`` runs the model.
-        prefix: behind which module the points enter; ``None`` is at the inputs.
-        uses_derivative_rules: whether derivatives are taken operation by operation, not from steps.
+        prefix: the module behind which the points enter; ``None``: they enter at the inputs.
+        uses_derivative_rules: whether derivatives come from a rule for each operation, not from steps.
         channels_last: how batches of images are laid out in memory.
         with_output: whether the consumer also gets the output, as the place :data:`OUTPUT_PLACE`.
     """
@@ -47,9 +47,9 @@ class Way:
     def follow(self, points: Tensor, coefficients: Tensor, consumer: Consumer) -> Any:
         """Call ``consumer`` at the points ``(n,)``, moved by ``coefficients (k, B)`` of the directions of the frame.
 
-        As :meth:`TracedLayers.follow`. Returns the output of the model, ``None`` if operations are replayed.
+        As :meth:`TracedLayers.follow`. Returns the output of the model, or ``None`` if operations are replayed.
         """
-        # One sample alone is laid out in several ways at once, so it can take another way than two and three did.
+        # The model runs for a single sample: its layout is ambiguous, so it may take another way than two or three.
         replays = self.program is not None and len(points) * len(coefficients) > 1
         samples = self._samples(points, coefficients, replays)
         if not replays:
@@ -77,13 +77,13 @@ def some_moves(layers: TracedLayers, frame: Tensor) -> Tensor:
 
 
 def pre_activations(way: Way, points: Tensor, moves: Tensor, most: int, *, with_output: bool) -> list[Tensor]:
-    """Of all places at these points, and the output if it is needed; at most so many samples in one forward pass."""
+    """All pre-activations at these points, and the output if needed; at most ``most`` samples in a forward pass."""
     seen: list[Tensor] = []
 
     def keep(position: int, kinks: list[Kink]) -> None:
         seen.append(kinks[0][0].clone())
 
-    # Two samples, if ever there are several: a model may ask its input for their number.
+    # Two samples at least, if there are several: a model may ask its input for their number.
     moves = moves[: min(most, max(1, 3 - len(points)))]
     for some in points.tensor_split(-(-len(points) // min(most, _AT_ONCE))):
         returned = way.follow(some, moves, keep)
@@ -93,7 +93,7 @@ def pre_activations(way: Way, points: Tensor, moves: Tensor, most: int, *, with_
 
 
 def same(expected: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether these are equal, but for rounding."""
+    """Whether both lists of tensors are equal, but for rounding."""
     return len(expected) == len(found) and all(map(_same, expected, found))
 
 

@@ -19,12 +19,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _CHECKED = 256  # regions
-_AFFINE = 1e-6  # of the output's largest value: what float32 inside the model may be off
-_ROUNDING = 1e-11  # of it: what float64 may be
-# In regions 4 times smaller a smooth network is 16 times nearer to affine. Rounding is not: less than 8 times is taken
-# for it.
+_AFFINE = 1e-6  # of the output's largest value: errors of a model that computes in float32
+_ROUNDING = 1e-11  # of the output's largest value: errors of float64
+# In a region 4 times smaller a smooth network is 16 times nearer to affine, but rounding errors are as large as before.
+# A difference that falls to less than an eighth comes of a smooth network.
 _SMALLER, _SMOOTH = 4, 8.0
-_ENOUGH = 2  # values to see that
+_ENOUGH = 2  # values: fewer do not show it
 
 
 class Sliced(Protocol):
@@ -37,28 +37,30 @@ class Sliced(Protocol):
         ...
 
     def run_whole(self, coordinates: Floats) -> Tensor:
-        """Likewise, by one forward pass of the model as it is."""
+        """The same, from one forward pass of the model itself."""
         ...
 
 
 def check_affine(sliced: Sliced, cells: Subdivision, outputs: Floats, offsets: Ints, loop: Ints) -> None:
-    """Raise an error that names the first module that is not affine, if the network is not inside the largest regions.
+    """Check that the network is affine in each of the largest regions.
 
-    A difference is no rounding if it is large or, in small windows, if it shrinks with the square of a region.
+    A difference from affine is more than rounding if it is large or, in small windows, if it falls with the square of
+    the region's size.
 
     Args:
         sliced: the network.
         cells: the regions.
         outputs: ``(V, C)``, of the network at the vertices.
-        offsets: ``(R + 1,)``, where each region begins in
-        loop: the vertices of each region.
+        offsets: ``(R + 1,)``, where each region begins in ``loop``.
+        loop: the vertices of each region, one region after another.
 
     Raises:
-        ValueError: if it is not affine, or if its output is not finite.
+        ValueError: if the network is not affine there, naming the first module that is not; or if its output is not
+            finite.
     """
     if not np.isfinite(outputs).all():
         raise ValueError("the network's output is not finite everywhere in the window: look at its weights.")
-    weights = 1 + np.arange(len(loop)) * 0.618 % 1  # not the centre: there a product can look affine
+    weights = 1 + np.arange(len(loop)) * 0.618 % 1  # uneven, because at the centre a product can look affine
     weights = (weights / np.repeat(np.add.reduceat(weights, offsets[:-1]), np.diff(offsets)))[:, None]
     corners = cells.vertices[loop]
     mean = np.add.reduceat(weights * outputs[loop], offsets[:-1])
@@ -89,7 +91,7 @@ def check_affine(sliced: Sliced, cells: Subdivision, outputs: Floats, offsets: I
 
 
 def _first_not_affine(sliced: Sliced, corners: Floats, weights: Floats, centre: Floats) -> str:
-    """The first module to return what is not affine in a region, as the end of a sentence."""
+    """The first module whose output is not affine in a region, as the end of a sentence."""
     seen: list[tuple[nn.Module, float]] = []
     share = torch.as_tensor(weights[:, 0])
 

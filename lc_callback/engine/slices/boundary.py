@@ -1,4 +1,4 @@
-"""The decision boundary: where it cuts a slice, and a point of it near to another."""
+"""The decision boundary: its segments in a slice, and a point on it that is near to a given point."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _STEPS, _BEYOND, _HALVINGS = 50, 1.02, 60  # on the way to the decision boundary
 
 
 def boundary_segments(cells: Subdivision, outputs: Floats, new_layer: int) -> Floats:
-    """``(S, 2, 2)``: segments on which the largest output changes; for a single output, its sign.
+    """``(S, 2, 2)``: segments on which the largest output changes. For a single output: on which its sign changes.
 
     Args:
         cells: the regions, on which the output is affine.
-        outputs: ``(V, C)``, at their vertices.
-        new_layer: a number that no layer has, by which the edges of the boundary are known.
+        outputs: ``(V, C)``, the output at their vertices.
+        new_layer: a number that no layer has; it marks the edges of the boundary.
     """
     cells, table = cells.copy(), Table(outputs)
     if outputs.shape[1] == 1:
@@ -40,16 +40,16 @@ def boundary_segments(cells: Subdivision, outputs: Floats, new_layer: int) -> Fl
     mean = mean if mean.shape[1] > 1 else np.concatenate([np.zeros_like(mean), mean, -mean], axis=1)
     top = (mean >= mean.max(1, keepdims=True) - 1e-12 * np.abs(outputs).max()).argmax(1)
     left, right = cells.edges[2:]
-    kinks = (right >= 0) & (top[left] != top[right])  # the class may change on an edge that was there before
+    kinks = (right >= 0) & (top[left] != top[right])  # the class may change on an older edge
     start, end = cells.edges[:2, (cells.made_by[0] == new_layer) | kinks]
     return np.stack([cells.vertices[start], cells.vertices[end]], axis=1)
 
 
 def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any] | None = None) -> Tensor | None:
-    """A point of the decision boundary near to a point.
+    """A point of the decision boundary that is near to a given point.
 
-    Found by steps a little beyond where the affine map of the region has another class, until there is one, and by
-    halving the last of them.
+    Each step goes a little beyond the place where the affine map of the region changes its class. When the class of the
+    network has changed, the last step is halved until both ends meet.
 
     Args:
         model: a classifier with logits ``(N, C)``, or ``(N, 1)`` for two classes.
@@ -94,7 +94,7 @@ def toward_boundary(model: nn.Module, inputs: Any, forward_fn: Callable[..., Any
 
 
 def _logits(output: Any) -> Tensor | None:
-    """``(C,)`` of one point; a single one is the first of two, the other being 0. ``None`` if these are no logits."""
+    """``(C,)`` logits of one point. A single logit becomes two, of which the second is 0. ``None`` if it has none."""
     logits = main_output(output)
     if logits.ndim > 2:
         return None
@@ -102,5 +102,5 @@ def _logits(output: Any) -> Tensor | None:
 
 
 def _margin(logits: Tensor, own: int) -> Tensor:
-    """By how much a class leads."""
+    """By how much the logit of a class exceeds the largest of the others."""
     return logits[own] - torch.cat([logits[:own], logits[own + 1 :]]).max()

@@ -1,4 +1,4 @@
-"""A plane in input space, and the window of it that is asked for."""
+"""A plane in input space, and the window on it that the user asks for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Plane", "extent_text"]
 Floats = NDArray[np.float64]
 
 _MARGIN = 0.2  # of the bounding square of the points, on each side
-_FLAT = 1e-6  # points are on one line if they are but for this: the rounding of float32
+_FLAT = 1e-6  # points that are as near to one line as this are on it: the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,17 @@ class Plane:
         rest = rest - (rest @ along) * along
         second = rest.norm()
         if not first > 0 or not second > _FLAT * sides[1].norm():
-            raise ValueError("`points` must be three points that are not on one line, for they span the plane.")
+            raise ValueError("`points` must be three points that are not on one line: they span the plane.")
         directions = torch.stack([along, rest / second])
         coordinates = (sides @ directions.T).cpu().numpy()
         shape = points.shape[1:]
         return cls(points[0].double(), directions.view(2, *shape), np.concatenate([np.zeros((1, 2)), coordinates]))
 
     def window(self, extent: Sequence[float] | float | None) -> Extent:
-        """The window that is asked for: the bounding square of the points with a margin, that in parts, or as it is.
+        """The window that the user asks for.
+
+        ``None`` is the bounding square of the points, with a margin. A number is the factor by which that square is
+        enlarged. ``(u0, u1, v0, v1)`` is the window itself.
 
         Raises:
             ValueError: if ``extent`` is neither a positive number nor ``(u0, u1, v0, v1)``.
@@ -98,5 +101,5 @@ class Plane:
 
 
 def extent_text(extent: Extent) -> str:
-    """The window in plane coordinates, for people."""
+    """The window in plane coordinates, as a text."""
     return f"extent=({', '.join(f'{side:.4g}' for side in extent)})"

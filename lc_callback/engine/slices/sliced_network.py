@@ -1,4 +1,4 @@
-"""A network on the plane that is sliced: its places, and its output."""
+"""A network on the plane that is sliced: its pre-activations and its output there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 class _Vertices:
-    """What a faster way must not change: the values at all places, and the output."""
+    """What a faster way must not change: the values of all pre-activations, and the output."""
 
     has_rules = follows_output = False
 
@@ -42,16 +42,16 @@ class _Vertices:
 class SlicedNetwork:
     """A piecewise affine network as a function of plane coordinates.
 
-    To be made in measuring conditions, in float64, and used in them.
+    Make it and use it in measuring conditions, in float64.
 
     Args:
         space: of the points that span the plane.
-        chunk_size: points in one forward pass; ``None``: what fits a memory budget.
+        chunk_size: points in one forward pass; ``None`` is as many as fit a memory budget.
 
     Attributes:
         space: of the points that span the plane.
-        layers: along which windows are cut.
-        plane: through the points.
+        layers: those along which a window is cut.
+        plane: the plane through the points.
 
     Raises:
         ValueError: for points that span no plane, or a network that is not piecewise affine.
@@ -75,19 +75,19 @@ class SlicedNetwork:
         self._route = Route(layers, frame, self._chunk, _Vertices(), verified, not_repeatable)
 
     def n_outputs(self) -> int:
-        """Numbers in the output for one point."""
+        """How many numbers the output has for one point."""
         return self.follow(np.zeros((1, 2)), _ignore).shape[1]
 
     def n_passes(self, n: int) -> int:
-        """How many forward passes so many points take."""
+        """How many forward passes ``n`` points take."""
         return -(-n // self._chunk)
 
     def chunks(self, rows: NDArray[Any]) -> list[NDArray[Any]]:
-        """Parts of these rows, of which each is one forward pass."""
+        """The rows in parts; each part is one forward pass."""
         return np.array_split(rows, self.n_passes(len(rows)))
 
     def follow(self, coordinates: Floats, consumer: Consumer) -> Tensor:
-        """The output ``(k, C)`` at coordinates; ``consumer`` gets what its places have there."""
+        """The output ``(k, C)`` at coordinates; ``consumer`` gets the pre-activations there."""
         coefficients = torch.as_tensor(coordinates).to(self._route.frame)
         return _rows(self._route.follow(torch.zeros(1, dtype=torch.long), coefficients, consumer)).detach()
 
@@ -96,7 +96,7 @@ class SlicedNetwork:
         return torch.cat([self.follow(part, _ignore).cpu() for part in self.chunks(coordinates)]).numpy()
 
     def run_whole(self, coordinates: Floats) -> Tensor:
-        """The output ``(k, C)`` at coordinates, from the model as it is, unobserved."""
+        """The output ``(k, C)`` at coordinates, from the model itself, with nothing recorded."""
         return self._run(self.plane.to_input(coordinates).to(self.space.device))
 
     def slope_norms(self, centres: Floats, progress: Callable[[int, int], None]) -> Floats:

@@ -21,15 +21,15 @@ __all__ = ["Slicer"]
 
 Floats = NDArray[np.float64]
 
-_HELD = 2**28  # bytes of the units' values at the vertices that may be kept ahead
-_STAGES = 1000  # of the cutting, as progress
+_HELD = 2**28  # bytes: the values of units at the vertices that may be kept for later cuts
+_STAGES = 1000  # steps in which the progress is reported
 
 
 class Slicer:
     """Cuts a window along the zero lines of the layers of a network, one after another.
 
     Args:
-        network: that is cut.
+        network: the network whose regions are found.
         extent: the window, ``(u0, u1, v0, v1)``.
         most: how many regions there may be; ``None`` sets no limit.
         progress: called as ``progress(done, total)``.
@@ -37,7 +37,7 @@ class Slicer:
     Attributes:
         extent: the window.
         cells: its regions.
-        counts: ``(L,)``: units of each layer that cut it.
+        counts: ``(L,)``: how many units of each layer cut it.
 
     Raises:
         TooManyRegions: as soon as there are more than ``most``.
@@ -78,7 +78,7 @@ class Slicer:
         return self._network.layers.sites[position].op in MAX_POOLS
 
     def _evaluate(self, start: int) -> None:
-        """Run the model at the vertices from this one on, and keep what the places ahead and the output have there."""
+        """Run the model at the vertices from ``start`` on. Keep the output, and the values of layers not cut yet."""
         n = len(self.cells.vertices)
         parts = self._network.n_passes(n - start)
         for part in (np.arange(start + i, n, parts) for i in range(parts)):  # each from all over the window
@@ -91,7 +91,7 @@ class Slicer:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Keep less where it is too much: first what will not be needed, then what is needed last."""
+        """Free memory where too much is kept: first what will not be needed, then what is needed last."""
         if sum(values.n_bytes for values in self._ahead.values()) <= _HELD:
             return
         for values in self._ahead.values():
@@ -103,16 +103,16 @@ class Slicer:
                 values.drop()
 
     def _cut_along(self, position: int, values: UnitValues, part: tuple[float, float]) -> None:
-        """Cut along the units of one place, which is from ``part[0]`` on so large a part of the whole work."""
+        """Cut along the units of one place. ``part`` says where in the whole work this begins, and its share of it."""
         units = values.units()
         if not units:
             return
-        self._limit(0 if self._is_pool(position) else len(set(units)))  # each cuts some region
+        self._limit(0 if self._is_pool(position) else len(set(units)))  # each unit cuts at least one region
         columns = values.table() if values.complete() else self._again(position, values)
         layer = self._network.layers.layer_of[position]
         if columns.ndim == 3:
             several, inside = columns.shape[-1], columns[columns > -math.inf]
-            lowest = float(inside.min()) if len(inside) else 0.0  # with this, nothing wins beyond the border
+            lowest = float(inside.min()) if len(inside) else 0.0  # so that nothing beyond the border wins
             table = Table(columns.reshape(len(columns), -1).clip(min=lowest))
             cut = partial(self._cut_winner, table, several, layer)
         else:
@@ -132,7 +132,7 @@ class Slicer:
         return self.cells.cut(table.values[:, i].copy(), table, i + 1, (layer, unit))
 
     def _again(self, position: int, values: UnitValues) -> Floats:
-        """Run the model once more at all vertices, as far as this place."""
+        """Run the model again at all vertices, up to this place."""
         rows = VertexRows()
         n = len(self.cells.vertices)
         for part in self._network.chunks(np.arange(n)):

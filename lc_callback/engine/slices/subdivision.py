@@ -1,4 +1,4 @@
-"""Convex subdivisions of a rectangle: a table of shared vertices, directed edges, and the faces on either side."""
+"""Convex subdivisions of a rectangle: shared vertices, directed edges, and the face on each side of an edge."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _TOLERANCE = 1e-13  # of a function's largest absolute value: a vertex this near to its zero line is on it
-_CANDIDATE = -2  # the unit of edges that may be taken away again
+_CANDIDATE = -2  # the unit of edges that may be removed again
 
 
 class Table:
     """Values of functions at the vertices, which are affine on each face.
 
     Args:
-        values: ``(V, M)``: a new vertex takes rows, which lie together.
+        values: ``(V, M)``: a vertex is a row, whose values lie together in memory.
     """
 
     def __init__(self, values: Floats) -> None:
@@ -26,11 +26,11 @@ class Table:
 
     @property
     def values(self) -> Floats:
-        """``(V, M)``, as it is now."""
+        """``(V, M)``, at the vertices so far."""
         return self._values[: self._n]
 
     def extend(self, low: Ints, high: Ints, share: Floats, first: int) -> None:
-        """Add vertices between the vertices ``low`` and ``high``; columns before ``first`` are not needed any more."""
+        """Add vertices between the vertices ``low`` and ``high``. Columns before ``first`` are no longer needed."""
         n = self._n + len(low)
         if n > len(self._values):
             larger = np.zeros((max(n, 2 * len(self._values)), self._values.shape[1]))
@@ -43,14 +43,14 @@ class Table:
 
 
 class Subdivision:
-    """A rectangle cut into convex faces by the zero lines of functions that are affine on each of them.
+    """A rectangle cut into convex faces by the zero lines of functions that are affine on each face.
 
-    Every edge is stored once, with the face on its left and on its right, so neighbours agree bit for bit on what they
-    share. A new vertex is computed from its edge's two ends in the order of their numbers.
+    Every edge is stored once, with the face on its left and on its right. So neighbours agree bit for bit on what they
+    share. A new vertex is computed from the two ends of its edge, in the order of their numbers.
 
-    Ties: a vertex within ``1e-13`` of a function's largest absolute value is on its zero line. A line through a vertex
-    makes no second one, so concurrent, duplicate and opposite lines, and lines on an edge, cut nothing twice. A face
-    that the line, for rounding, enters or leaves more than once is left whole.
+    Ties: a vertex is on the zero line of a function if the function is within ``1e-13`` of its largest absolute value
+    there. A line through a vertex makes no second vertex. So concurrent, duplicate and opposite lines, and lines on an
+    edge, cut nothing twice. A face stays whole if, by rounding, the line enters or leaves it more than once.
 
     Args:
         extent: ``(u0, u1, v0, v1)``.
@@ -79,7 +79,7 @@ class Subdivision:
 
     @property
     def made_by(self) -> Ints:
-        """``(2, E)``: which cut made each edge, two numbers of the caller's; -1 for the frame."""
+        """``(2, E)``: two numbers of the caller that say which cut made each edge; -1 for the frame."""
         return self._made_by[:, : self._n_edges]
 
     @property
@@ -97,13 +97,13 @@ class Subdivision:
     # Cutting
 
     def cut(self, function: Floats, table: Table, first: int, made_by: tuple[int, int]) -> bool:
-        """Cut all faces along the zero line of a function. Returns whether it is positive and negative somewhere.
+        """Cut all faces along the zero line of a function. Returns whether the function takes both signs.
 
         Args:
             function: ``(V,)``, its values at the vertices.
-            table: the other functions, whose values at new vertices are wanted,
-            first: from this column on.
-            made_by: noted with the new edges.
+            table: other functions, whose values at new vertices are needed.
+            first: the first column of the table that is still needed.
+            made_by: kept with the new edges.
         """
         tolerance = _TOLERANCE * float(np.abs(function).max())
         sign = (function > tolerance).astype(np.int8) - (function < -tolerance)
@@ -118,7 +118,7 @@ class Subdivision:
     def _split_edges(
         self, crossing: Ints, function: Floats, sign: NDArray[np.int8], table: Table, first: int
     ) -> NDArray[np.int8]:
-        """A vertex on each of these edges, where the function is zero. Returns the signs, with theirs."""
+        """Add a vertex on each of these edges, where the function is zero. Returns the signs at all vertices."""
         start, end = self.edges[:2, crossing]
         low, high = np.minimum(start, end), np.maximum(start, end)
         share = function[low] / (function[low] - function[high])
@@ -182,16 +182,16 @@ class Subdivision:
                 setattr(self, name, larger_ints)
 
     def cut_maximum(self, table: Table, columns: range, made_by: int, unit: int) -> bool:
-        """Cut all faces along the edges of the upper envelope of some functions: where the largest changes.
+        """Cut all faces along the edges of the upper envelope of some functions: where the largest one changes.
 
-        One function after the other joins the envelope; what it cuts off of older edges is taken away again. Returns
-        whether no function is the largest everywhere.
+        The functions join the envelope one after another. Parts of older edges that are then below it are removed.
+        Returns whether no single function is the largest everywhere.
 
         Args:
-            table: the functions, and others that are still wanted.
-            columns: those of the envelope, followed only by columns that are wanted.
-            made_by: noted with the new edges, with
-            unit: the number of this envelope.
+            table: the functions, and others that are still needed.
+            columns: the functions of the envelope; all columns behind them are still needed.
+            made_by: kept with the new edges.
+            unit: the number of this envelope, kept with them too.
         """
         for column in columns[1:]:
             envelope = table.values[:, columns.start : column].max(1)
@@ -203,7 +203,7 @@ class Subdivision:
         return not largest.all(0).any()
 
     def _without_change(self, table: Table, columns: range) -> Ints:
-        """New edges on both sides of which the same function is the largest."""
+        """New edges that have the same largest function on both sides."""
         candidates = np.flatnonzero(self.made_by[1] == _CANDIDATE)
         start, end, left, right = self.edges
         beside = np.zeros(self.n_faces, bool)
@@ -222,7 +222,7 @@ class Subdivision:
         return candidates[same > -10 * _TOLERANCE * float(np.abs(values).max())]
 
     def _remove(self, edges: Ints) -> None:
-        """Take edges away and make one face of the faces on their sides."""
+        """Remove edges, and make one face of the faces on their sides."""
         if not len(edges):
             return
         name = np.arange(self.n_faces)

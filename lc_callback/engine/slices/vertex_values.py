@@ -1,4 +1,4 @@
-"""What the units of one layer have at the vertices of a subdivision, as far as it is worth keeping."""
+"""Values of the units of one layer at the vertices of a subdivision, as far as they are worth keeping."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NEAR = 0.25  # of its range: units whose zero line is this near to the vertices
 
 
 class VertexRows:
-    """Rows of a table ``(V, M)``, which come in parts and in any order."""
+    """A table ``(V, M)`` whose rows come in parts, in any order."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Ints, Tensor]] = []
 
     @property
     def n_bytes(self) -> int:
-        """What it takes."""
+        """Bytes of memory that it takes."""
         return sum(rows.numel() * rows.element_size() for _, rows in self._parts)
 
     def add(self, vertices: Ints, rows: Tensor) -> None:
@@ -37,7 +37,7 @@ class VertexRows:
         self._parts = [(vertices, rows[:, columns.cpu()]) for vertices, rows in self._parts]
 
     def table(self) -> Floats:
-        """``(V, M)``. Rows that came twice are taken as they came last."""
+        """``(V, M)``. If a row came twice, the later one counts."""
         n = 1 + max(int(vertices.max()) for vertices, _ in self._parts)
         found = np.empty((n, *self._parts[0][1].shape[1:]))
         for vertices, rows in self._parts:
@@ -48,8 +48,8 @@ class VertexRows:
 class UnitValues:
     """Values of the units of one layer, minus their kinks, at the vertices.
 
-    Once memory is short, only units that change sign on the vertices so far, or nearly do, are kept. The extremes of
-    all others are followed, so it is known when one of them turns out to be needed after all.
+    When memory runs short, only units stay that change sign on the vertices so far, or nearly do. Of all others the
+    smallest and the largest value are kept, which show when such a unit is needed after all.
     """
 
     def __init__(self) -> None:
@@ -59,11 +59,11 @@ class UnitValues:
 
     @property
     def n_bytes(self) -> int:
-        """What is kept."""
+        """Bytes of what is kept."""
         return self._rows.n_bytes
 
     def add(self, vertices: Ints, kinks: list[Kink]) -> None:
-        """Add vertices, for which the model gave ``(k, ...)`` here."""
+        """Add vertices with the values ``(k, ...)`` that the model has there."""
         z = self._columns(kinks)
         if not len(self._kept):
             self._n_units = z.shape[1] // len(kinks)
@@ -72,11 +72,11 @@ class UnitValues:
         self._rows.add(vertices, z if self._kept.all() else z[:, self._kept])
 
     def active(self) -> Tensor:
-        """Which columns are zero somewhere between the vertices."""
+        """The columns that are zero somewhere between the vertices."""
         return (self._low < 0) & (self._high > 0)
 
     def narrow(self) -> None:
-        """Keep only what will be needed, as it looks now."""
+        """Keep only what is likely to be needed."""
         self._keep(self._kept & (self.active() | self._near()))
 
     def drop(self) -> None:
@@ -88,15 +88,15 @@ class UnitValues:
         return bool((self._kept | ~self.active()).all())
 
     def units(self) -> list[int]:
-        """Numbers of the active units, one for each of their kinks."""
+        """Numbers of the active units; a unit comes once for each of its active kinks."""
         return (self.active().nonzero().flatten() % self._n_units).tolist()
 
     def select(self, kinks: list[Kink]) -> Tensor:
-        """The active columns at these vertices."""
+        """The active columns of these values."""
         return self._columns(kinks)[:, self.active()]
 
     def table(self) -> Floats:
-        """``(V, M)``, the active columns, if they were kept."""
+        """``(V, M)``, the active columns, provided that all were kept."""
         self._keep(self.active())
         return self._rows.table()
 
@@ -119,7 +119,7 @@ class UnitValues:
 
 
 class WinnerValues(UnitValues):
-    """What competes in the windows of one max-pooling layer, at the vertices ``(V, M, K)``."""
+    """The values ``(V, M, K)`` that compete in the windows of one max-pooling layer, at the vertices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class WinnerValues(UnitValues):
         self._changed = torch.empty(0, dtype=torch.bool)
 
     def active(self) -> Tensor:
-        """Which windows have several winners."""
+        """The windows that have several winners."""
         return self._changed
 
     def _columns(self, kinks: list[Kink]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which part of a plane is sliced: the window that is asked for, or a smaller one that holds few enough regions."""
+"""Which part of a plane is sliced: the window that the user asks for, or a smaller one with few enough regions."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ __all__ = ["SHARES", "Extent", "TooManyRegions", "affordable_regions", "expected
 
 Extent = tuple[float, float, float, float]
 
-#: Sides of the windows that are tried, in parts of the one that is asked for.
+#: Sides of the windows that are tried, relative to the one that the user asks for.
 SHARES = (1.0, *(float(f"{digit}e-{power}") for power in range(1, 7) for digit in (5, 2, 1)))
 
 _SMALL = 200  # regions: enough to see how their number grows with the window
-_OFF = 2.0  # times what is expected, a window is still tried
-_WORK = 10**9  # values of units, once forward and once backward for each output
+_OFF = 2.0  # a window is tried if no more than so many times the allowed regions are expected
+_WORK = 10**9  # values of units that are computed, in one forward pass and a backward pass for each output
 _FEWEST, _MOST = 200, 200_000
 
 
 class TooManyRegions(ValueError):  # noqa: N818 (no failure: a smaller window is tried)
-    """A window holds more regions than it may."""
+    """A window holds more regions than allowed."""
 
 
 def shrunk(whole: Extent, share: float, centre: NDArray[np.float64] | None, side: float | None = None) -> Extent:
-    """The window whose sides are a share of those of the whole, round a centre.
+    """A window around a centre, whose sides are a share of the sides of the whole.
 
     Args:
         whole: ``(u0, u1, v0, v1)``.
-        share: of its sides; 1 is the whole as it is.
+        share: of its sides; 1 returns the whole itself.
         centre: ``(2,)``; ``None`` is the middle of the whole.
-        side: in place of the sides of the whole, where the share is below 1.
+        side: replaces the sides of the whole if the share is below 1.
     """
     if share == 1:
         return whole
@@ -50,26 +50,26 @@ def affordable_regions(n_units: int, n_outputs: int) -> int:
 
 
 def expected_regions(n_regions: int, n_lines: int, times: float) -> float:
-    """Regions in a window so many times as wide: lines grow with its side, their crossings with its square."""
+    """Regions in a window ``times`` as wide: lines grow with its side, their crossings with the square of it."""
     return 1 + n_lines * times + max(0, n_regions - 1 - n_lines) * times**2
 
 
 def fitting_share(
     cut: Callable[[float, int], tuple[int, int]], shares: Sequence[float], most: Callable[[float], int]
 ) -> float:
-    """Cut the largest of some windows that holds few enough regions. No clock has a say in it.
+    """Cut the largest window that holds few enough regions. The result does not depend on time.
 
     Args:
-        cut: cuts the window of a share and returns the numbers of its regions and of the lines that cut it. Raises
-            :class:`TooManyRegions` as soon as there are more than a number.
-        shares: in falling order.
-        most: regions that are allowed in the window of a share.
+        cut: called with a share and a limit, cuts that window, and returns the numbers of its regions and of the lines
+            that cut it. Raises :class:`TooManyRegions` as soon as there are more regions than the limit.
+        shares: the windows that are tried, the largest first.
+        most: how many regions the window of a share may have.
 
     Returns:
-        The share that was cut last.
+        The share of the window that was cut last.
 
     Raises:
-        TooManyRegions: if none holds few enough.
+        TooManyRegions: if no window holds few enough regions.
     """
 
     def fits(share: float, n: int) -> tuple[int, int] | None:
