@@ -85,7 +85,8 @@ class RobustAccuracy(MeasureMetric):
         if self._judge is not None:  # one metric object serves every eps; its states for each are kept here
             for index in range(n):
                 for name, default in self._judge._defaults.items():
-                    self.add_state(f"{name}_{index}", default, dist_reduce_fx=self._judge._reductions[name])
+                    own = copy.deepcopy(default)  # which a metric may add to in place
+                    self.add_state(f"{name}_{index}", own, dist_reduce_fx=self._judge._reductions[name])
 
     def update(self, model: nn.Module, inputs: Any, targets: Any, *, share: tuple[int, int] = (0, 1)) -> None:
         """Attack a batch of points.

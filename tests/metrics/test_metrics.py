@@ -141,6 +141,25 @@ def test_forward_gives_the_value_of_the_batch_and_keeps_all(name: str) -> None:
     assert_close(metric.compute(), expected()[name])
 
 
+class InPlaceF1(MulticlassF1Score):
+    """Adds to its states in place, as metrics of torchmetrics 1.4 and of its manual do."""
+
+    def _update_state(self, *counts: Tensor) -> None:
+        for name, count in zip(("tp", "fp", "tn", "fn"), counts, strict=True):
+            getattr(self, name).add_(count)
+
+
+def test_a_metric_may_add_to_its_states_in_place() -> None:
+    metric, model, (x, y) = (
+        RobustAccuracy([0.1, 0.3], bounds=(-9, 9), attack="FGSM", metric=InPlaceF1(N_CLASSES)),
+        net(),
+        data(),
+    )
+    metric.update(model, x[:20], y[:20])
+    metric.update(model, x[20:], y[20:])
+    assert_close(metric.compute(), expected()["robust, a metric"])
+
+
 @pytest.mark.parametrize("name", metrics())
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda metric: pickle.loads(pickle.dumps(metric)), Metric.clone])
 def test_copies_go_on(name: str, copied: Any) -> None:
