@@ -200,8 +200,8 @@ def cost(name: str, results: Results) -> str:
     minutes = " to ".join(dict.fromkeys(f"{some / 60:.1f}" for some in (min(seconds), max(seconds))))
     each = " each" if len(seconds) > 1 else ""
     return (
-        f"`python examples/sweep.py {name}`: {n} of {EXPERIMENTS[name].steps:,} steps or more, {minutes} minutes{each}, "
-        "two at a time on two cores."
+        f"`python examples/sweep.py {name}`: {n} of {EXPERIMENTS[name].steps:,} steps or more, "
+        f"{minutes} minutes{each}, two at a time on two cores."
     )
 
 

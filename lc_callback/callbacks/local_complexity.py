@@ -53,7 +53,7 @@ class LocalComplexityCallback(ProbeCallback):
     - ``lc_density/train``, ...: units that switch per unit of radius as the radius goes to 0, with the linear method.
     - ``lc_boundary/train``, ...: area of the boundaries where units switch per unit of volume, likewise; see
       :attr:`lc_callback.functional.LocalComplexity.boundary_density`.
-    - ``lc_tv/train``, ...: total variation: mean Frobenius norm of the Jacobian of the output at the first 64 points,
+    - ``lc_tv/train``: total variation: mean Frobenius norm of the Jacobian of the output at the first 64 points,
       likewise; see :attr:`lc_callback.functional.LocalComplexity.total_variation`.
     - ``lc_radius``: the radius in use, if it is one.
     - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.

@@ -56,7 +56,7 @@ def local_complexity_of_sets(
             all points.
 
     Returns:
-        The local complexity of each set, in the order of ``sets``.
+        The local complexity of each set, in the order of ``sets``; ``jacobian_norm`` of the first set only.
     """
     found: dict[str, LocalComplexity] = {}
 
@@ -77,7 +77,8 @@ def local_complexity_of_sets(
             for index, name in enumerate(names):
                 points = share_of(counter.sets[index].n, *share)
                 report = None if progress is None else progress(name)
-                found[name] = wrapped(counter.count_set(index, radius, report, points))
+                counts = counter.count_set(index, radius, report, points, with_output=name == next(iter(sets)))
+                found[name] = wrapped(counts)
 
     for names in _alike(sets):
         try:

@@ -19,8 +19,9 @@ from lc_callback.functional import local_complexity
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("no_timeline")]
 
-CURVES = ("lc", "lc_ci99", "lc_density", "lc_boundary", "lc_tv")
+CURVES = ("lc", "lc_ci99", "lc_density", "lc_boundary")
 KEYS = [f"{key}/{split}" for split in ("train", "test", "random") for key in CURVES]
+KEYS.insert(len(CURVES), "lc_tv/train")
 KEYS += ["lc_radius", "lc_layer/train/net.1", "lc_layer/train/net.3", "lc/seconds", "lc/phase"]
 LOG_TO_TEN = [0, 1, 2, 3, 4, 5, 6, 8, 10]
 

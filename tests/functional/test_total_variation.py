@@ -159,10 +159,9 @@ def test_only_the_first_points_have_one_and_shares_are_joined() -> None:
     network, sets = mlp().double(), {"a": torch.randn(100, 6).double(), "b": torch.randn(11, 6).double()}
     whole = local_complexity_of_sets("linear", network, sets, 0.1, 3)
     parts = [local_complexity_of_sets("linear", network, sets, 0.1, 3, share=(i, 3)) for i in range(3)]
-    for name, n in (("a", 64), ("b", 11)):
-        assert len(whole[name].jacobian_norm) == n
-        together = joined([part[name] for part in parts])
-        torch.testing.assert_close(together.jacobian_norm, whole[name].jacobian_norm)
+    assert len(whole["a"].jacobian_norm) == 64
+    torch.testing.assert_close(joined([part["a"] for part in parts]).jacobian_norm, whole["a"].jacobian_norm)
+    assert whole["b"].jacobian_norm is joined([part["b"] for part in parts]).jacobian_norm is None  # of the first set
 
 
 def test_what_is_not_finite_is_reported() -> None:

@@ -77,12 +77,17 @@ class SwitchCounter:
         radius: float | Sequence[float],
         progress: Progress | None = None,
         points: Tensor | None = None,
+        with_output: bool = True,
     ) -> SwitchCounts:
-        """Count at one of the sets of points; with ``points`` at those of these indices only."""
+        """Count at one of the sets of points; with ``points`` at those of these indices only.
+
+        ``with_output``: also take the Jacobian of the output at the first points, where it can be followed.
+        """
         several = isinstance(radius, Sequence)
         radii = [float(r) for r in (radius if isinstance(radius, Sequence) else [radius])]
         self._enter(self.sets[index])
-        counts, histogram, norms = self._count(radii, torch.arange(self.n) if points is None else points, progress)
+        points = torch.arange(self.n) if points is None else points
+        counts, histogram, norms = self._count(radii, points, progress, with_output)
         layers = self.layers
         return SwitchCounts(
             counts=counts if several else counts[0],
@@ -113,7 +118,7 @@ class SwitchCounter:
         return min(most, max(2 * self.n_directions, _WORTHWHILE, fit))
 
     def _count(
-        self, radii: list[float], points: Tensor, progress: Progress | None
+        self, radii: list[float], points: Tensor, progress: Progress | None, with_output: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``(R, n, L)`` counts for these points, on the CPU.
 
@@ -121,7 +126,7 @@ class SwitchCounter:
         """
         shape = self.n, len(radii), len(self.layers.names)
         counts = torch.zeros(shape, dtype=torch.int64, device=self.layers.space.device)
-        sweeps = self.strategy.sweeps(self.route, radii, self.n_directions)
+        sweeps = self.strategy.sweeps(self.route, radii, self.n_directions, with_output)
         chunk, total = self.chunk, len(sweeps) * len(points)
         for number, sweep in enumerate(sweeps):
             before = number * len(points)

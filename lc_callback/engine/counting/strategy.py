@@ -104,8 +104,11 @@ class Strategy(ABC):
         """What is compared before a faster way is taken; as of :class:`Observer`."""
 
     @abstractmethod
-    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
-        """The ways through all points by which units that switch within these radii are counted."""
+    def sweeps(self, route: Route, radii: list[float], n_directions: int, with_output: bool) -> list[Sweep]:
+        """The ways through all points by which units that switch within these radii are counted.
+
+        ``with_output``: also follow the output, where the route can.
+        """
 
 
 #: Makes a strategy for traced layers.

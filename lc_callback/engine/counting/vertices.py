@@ -33,8 +33,8 @@ class Vertices(Strategy):
         """All pre-activations."""
         return pre_activations(way, points, moves, most, with_output=False), []
 
-    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
-        """One for each radius."""
+    def sweeps(self, route: Route, radii: list[float], n_directions: int, with_output: bool) -> list[Sweep]:
+        """One for each radius; the output is not followed."""
         collector = functools.partial(_Tallies, self, route)
         return [
             Sweep(self.vertices(steps_along(n_directions, radius, route.frame)), slice(row, row + 1), collector)
