@@ -78,8 +78,8 @@ def find_radius(
     It is read off the critical radii of the linear method, or found by bisection with the vertices of at most 64 points
     where ``layers`` is given or the model jumps. Winners of max-pooling do not count here: ties in a blank patch switch
     at any radius. At the radius that was found, both methods count at most 64 points once. They differ for networks
-    that are smooth and far from affine within the radius. They also differ if units see very few others, such as those of a
-    depthwise convolution behind ReLU. Arguments as of :func:`lc_callback.functional.local_complexity`.
+    that are smooth and far from affine within the radius. They also differ if units see very few others, such as those
+    of a depthwise convolution behind ReLU. Arguments as of :func:`lc_callback.functional.local_complexity`.
 
     Raises:
         ValueError: if the points do not differ.
