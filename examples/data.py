@@ -21,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 
@@ -145,6 +146,7 @@ class MNIST(InMemory):
         random_labels: draw all labels of the training samples at random.
         batch_size: samples in a batch.
         seed: of the choice and of the random labels.
+        pool: pixels in each direction that become one, their mean: images of ``28 // pool`` pixels in each direction.
     """
 
     name = "MNIST"
@@ -156,9 +158,13 @@ class MNIST(InMemory):
         random_labels: bool = False,
         batch_size: int = 200,
         seed: int = 0,
+        pool: int = 1,
     ) -> None:
         super().__init__(batch_size)
+        if not 1 <= pool <= 28:
+            raise ValueError(f"`pool` must be from 1 to 28, the pixels of an image in each direction, but got {pool}.")
         self.root, self.n_train, self.random_labels, self.seed = root, n_train, random_labels, seed
+        self.pool = pool
 
     def file(self, name: str) -> Path:
         """The file of that name, packed or not."""
@@ -175,7 +181,7 @@ class MNIST(InMemory):
     def load(self) -> tuple[TensorDataset, TensorDataset]:
         train, test = (
             (
-                read_idx(self.file(f"{split}-images-idx3")).unsqueeze(1) / 255,
+                F.avg_pool2d(read_idx(self.file(f"{split}-images-idx3")).unsqueeze(1) / 255, self.pool),
                 read_idx(self.file(f"{split}-labels-idx1")).long(),
             )
             for split in ("train", "t10k")

@@ -267,6 +267,21 @@ def test_mnist_subsets_are_nested_and_drawn_by_seed(root):
         loaded(data.MNIST(str(root), n_train=1001))
 
 
+@pytest.mark.parametrize("pool", [2, 4, 5, 28])
+def test_mnist_is_pooled_by_means(pool, root):
+    (whole, labels), (x, y) = (loaded(data.MNIST(str(root), pool=n))[0].tensors for n in (1, pool))
+    n = 28 // pool
+    blocks = whole[:, :, : n * pool, : n * pool].unflatten(3, (n, pool)).unflatten(2, (n, pool))
+    torch.testing.assert_close(x, blocks.mean((3, 5)))
+    assert torch.equal(y, labels)
+
+
+@pytest.mark.parametrize("pool", [0, 29])
+def test_pools_larger_than_an_image_are_refused(pool):
+    with pytest.raises(ValueError, match=f"`pool` must be from 1 to 28.*got {pool}"):
+        data.MNIST(pool=pool)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"<html>", "not a file of the MNIST format"), (idx(np.zeros((2, 3), np.uint8))[:-1], "6 values, but holds 5")],

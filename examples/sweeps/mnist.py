@@ -131,6 +131,7 @@ SGD = (
     "--model.optimizer.weight_decay 0.0001"
 )
 BATCH_NORM = "--model.network.batch_norm true"
+POOLED = "--data.pool 4 --model.network.inputs 49"
 AUTOATTACK = (
     "--trainer.callbacks+=lc_callback.PGDRobustnessCallback --trainer.callbacks.attack AutoAttack "
     "--trainer.callbacks.eps [0.1] --trainer.callbacks.n_probes 128 --trainer.callbacks.raw true "
@@ -227,6 +228,7 @@ REPORTED = {
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
     "mnist_width": short(of("model.network.width", "width {}", 100, 200, 1000, default=200), few={"width 1000": 1}),
     "mnist_batch": short(of("data.batch_size", "batch {}", 50, 200, 1000, default=200), few={"batch 1000": 1}),
+    "mnist_dimensions": short({"784 pixels": BASE, "49 pixels": POOLED}),
     "mnist_autoattack": short(
         {"1,000 images": AUTOATTACK},
         100_000,
