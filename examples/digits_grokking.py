@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)  # a step is too small to share
     train, test = digits()
     name = f"digits_scale{args.init_scale:g}_seed{args.seed}"
-    lc = LocalComplexityCallback(radius=0.05, n_probes=500, test_probes=test)
+    lc = LocalComplexityCallback(radius=0.05, per_layer=True, n_probes=500, test_probes=test)
     robust = PGDRobustnessCallback(eps=EPS, n_probes=700, test_probes=test)
     rank = FeatureRankCallback(test_probes=test)
     trainer = Trainer(
