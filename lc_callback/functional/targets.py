@@ -47,7 +47,8 @@ def check_classes(
         left_out: what a regression leaves out, for errors.
 
     Raises:
-        ValueError: if the targets are numbers, as of a regression, or other than classes from 0 up, or not one for each point; it says what was found.
+        ValueError: if the targets are numbers, as of a regression, or other than classes from 0 up, or not one for each
+            point; it says what was found.
     """
     _check_is_tensor(targets)
     if targets.ndim and len(targets) != n:
