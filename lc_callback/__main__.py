@@ -12,12 +12,13 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 from lc_callback import __version__
 from lc_callback.callbacks import MEASURES
 from lc_callback.callbacks.checkpoints import allowing
 from lc_callback.callbacks.comparison import compare_runs
-from lc_callback.callbacks.offline import measure_checkpoints
+from lc_callback.callbacks.offline import LOADERS, measure_checkpoints
 from lc_callback.reporting.figure import WIDTH, save
 from lc_callback.reporting.run_dir import read_run
 from lc_callback.run.timeline import run_summary
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="measure the checkpoints of a run that never had the callbacks")
     measure.add_argument("--checkpoints", type=Path, required=True, help="folder with the *.ckpt of one run")
     measure.add_argument("--model", required=True, help="import path of the LightningModule")
-    measure.add_argument("--data", help="import path of the LightningDataModule, if the model has no dataloaders")
+    measure.add_argument("--data", help=f"import path of {LOADERS}, if the model has no loaders")
     for name in ("model", "data"):
         measure.add_argument(
             f"--{name}-args", nargs="+", default=[], metavar="NAME=VALUE", help=f"arguments of the {name}"
@@ -149,7 +150,7 @@ def _measure(args: argparse.Namespace) -> None:
     model = _imported(args.model, "--model")
     if args.seed is not None:
         seed_everything(args.seed)
-    data = _imported(args.data, "--data")(**_pairs(args.data_args, "--data-args")) if args.data else None
+    data = _data(args.data, _pairs(args.data_args, "--data-args")) if args.data else None
     model_args = _pairs(args.model_args, "--model-args")
     with allowing(_imported(path, "--allow") for path in args.allow):
         made = measure_checkpoints(
@@ -157,6 +158,27 @@ def _measure(args: argparse.Namespace) -> None:
         )
     print(f"\n{run_summary([callback.part() for callback in made])}\n")
     print(f"figure: {args.output / 'timeline.png'}\ncurves: tensorboard --logdir {args.output}")
+
+
+def _data(path: str, arguments: dict[str, Any]) -> Any:
+    """A datamodule, or a pair of loaders."""
+    source = _imported(path, "--data")
+    if not callable(source):
+        raise ValueError(f"--data {path!r} is {_in_words(source)}: give the import path of {LOADERS}.")
+    data = source(**arguments)
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(one, DataLoader) for one in data)
+    if not is_pair and not hasattr(data, "train_dataloader"):
+        raise ValueError(f"--data {path!r} returns {_in_words(data)}: give the import path of {LOADERS}.")
+    return data
+
+
+def _in_words(data: Any) -> str:
+    """Such as ``"a dict of DataLoader, DataLoader"``."""
+    text = "None" if data is None else f"a {type(data).__name__}"
+    if not isinstance(data, (tuple, list, dict)):
+        return text
+    kinds = [type(part).__name__ for part in (data.values() if isinstance(data, dict) else data)]
+    return f"{text} of {', '.join([*kinds[:4], *(['...'] if len(kinds) > 4 else [])]) or 'nothing'}"
 
 
 def _pairs(texts: Sequence[str], option: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ __all__ = [
     "DDP_STRATEGIES",
     "EARLY_STOPPING",
     "FSDP_STRATEGIES",
+    "MISCONFIGURATION",
     "MODEL_CHECKPOINT",
     "WEIGHT_AVERAGING_EPOCH",
     "Callback",
@@ -17,6 +18,10 @@ __all__ = [
 DDP_STRATEGIES = (lightning.pytorch.strategies.DDPStrategy, pytorch_lightning.strategies.DDPStrategy)
 FSDP_STRATEGIES = (lightning.pytorch.strategies.FSDPStrategy, pytorch_lightning.strategies.FSDPStrategy)
 EARLY_STOPPING = (lightning.pytorch.callbacks.EarlyStopping, pytorch_lightning.callbacks.EarlyStopping)
+MISCONFIGURATION = (
+    lightning.pytorch.utilities.exceptions.MisconfigurationException,
+    pytorch_lightning.utilities.exceptions.MisconfigurationException,
+)
 MODEL_CHECKPOINT = (lightning.pytorch.callbacks.ModelCheckpoint, pytorch_lightning.callbacks.ModelCheckpoint)
 # What takes one more epoch with averaged weights.
 WEIGHT_AVERAGING_EPOCH = (

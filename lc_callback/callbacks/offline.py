@@ -9,11 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lc_callback.callbacks._compat import MISCONFIGURATION
 from lc_callback.callbacks.base import ProbeCallback
 from lc_callback.callbacks.checkpoints import load_module, steps_of
 
-__all__ = ["measure_checkpoints"]
+__all__ = ["LOADERS", "measure_checkpoints"]
+
+#: What ``--data`` may be, for errors.
+LOADERS = "a LightningDataModule, or a function that returns one or a pair of DataLoaders (train, test)"
 
 
 class _Run:
@@ -69,7 +74,7 @@ def measure_checkpoints(
     Args:
         checkpoints: folder with the ``*.ckpt`` of one run. Of several at one step the first is taken.
         model: the LightningModule class.
-        data: a LightningDataModule, or ``None`` if the model has its own dataloaders.
+        data: a LightningDataModule, a pair of loaders (train, test), or ``None`` if the model has its own dataloaders.
         callbacks: arguments of each callback. The schedule is given by the checkpoints.
         output: where rows, events, the timeline and the TensorBoard files go.
         model_args: arguments of ``model`` that its checkpoints do not hold.
@@ -80,6 +85,7 @@ def measure_checkpoints(
 
     Raises:
         ValueError: if there are no checkpoints, or an argument of a callback makes no sense here.
+        MisconfigurationException: if there is no train loader.
     """
     steps = steps_of(checkpoints)
     made = []
@@ -96,14 +102,15 @@ def measure_checkpoints(
         if refused:
             raise ValueError(f"{kind.__name__}: {sorted(refused)} make no sense for checkpoints of a run that is over.")
         made.append(kind(**{"raise_on_error": True, **arguments, "schedule": [*steps]}))
-    run = _Run(made, data, output)
+    loaders = data if isinstance(data, (tuple, list)) else None
+    run = _Run(made, data if loaders is None else None, output)
     for number, (step, path) in enumerate(steps.items()):
         module = load_module(model, path, model_args or {}, device)
         run.load(module.to(device), step)
         if number:
             module.setup("fit")
         else:
-            _connect(run)
+            _connect(run, loaders)
         for callback in made:
             if not number:
                 callback.setup(run, module, "fit")
@@ -123,7 +130,7 @@ def measure_checkpoints(
     return made
 
 
-def _connect(run: _Run) -> None:
+def _connect(run: _Run, loaders: Sequence[Any] | None) -> None:
     """Set data and model up as ``Trainer.fit`` does."""
     sources = [source for source in (run.datamodule, run.lightning_module) if source is not None]
     for source in sources:
@@ -131,7 +138,15 @@ def _connect(run: _Run) -> None:
         source.prepare_data()
     for source in sources:
         source.setup("fit")
-    run.train_dataloader = sources[0].train_dataloader()
+    if loaders is not None:
+        run.train_dataloader, run.val_dataloaders = loaders
+        return
+    try:
+        run.train_dataloader = sources[0].train_dataloader()
+    except MISCONFIGURATION as error:
+        raise MisconfigurationException(
+            f"{type(sources[0]).__name__} has no `train_dataloader`: give with `--data` the import path of {LOADERS}."
+        ) from error
     try:
         run.val_dataloaders = sources[0].val_dataloader()
     except Exception:  # it has none: then the callbacks look for test data, and say so if there is none

@@ -86,7 +86,8 @@ def linear_probe(
 
 def _classes(inputs: Any, targets: Any) -> Tensor:
     sizes = [len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim]
-    return check_classes(targets, sizes[0] if sizes else len(targets)).cpu()
+    n = sizes[0] if sizes else len(targets)
+    return check_classes(targets, n, measure="a linear probe", left_out="`linear_probe`").cpu()
 
 
 class _Moments:

@@ -18,6 +18,8 @@ _HINT_OF_YES_AND_NO = (
     "pass `target_fn=` (here: `targets`), which gives 0 or 1 for each output, or `forward_fn=` that returns logits "
     "(N, C) of C >= 2 classes"
 )
+_CALLBACK = "this callback (or function)"
+_ROUNDING = 0.01  # of the sum of shares in half precision
 _IGNORED = -100  # by the cross entropy of torch, if nothing else is said
 
 
@@ -27,16 +29,26 @@ def check_task(task: Any) -> None:
         raise ValueError(f"`task` must be one of {TASKS}, but got {task!r}{did_you_mean(task, TASKS)}")
 
 
-def check_classes(targets: Any, n: int, n_logits: int | None = None) -> Tensor:
+def check_classes(
+    targets: Any,
+    n: int,
+    n_logits: int | None = None,
+    *,
+    measure: str = "neural collapse",
+    left_out: str = _CALLBACK,
+) -> Tensor:
     """``(n,)`` int64 classes of ``n`` points, for measures that compare whole points.
 
     Args:
         targets: integer classes ``(n,)`` or ``(n, 1)``, or one-hot rows ``(n, C)``.
         n: number of points.
         n_logits: how many logits there are for a point, if that is known. With one, 0 and 1 of any type are classes.
+        measure: what needs the classes, for errors.
+        left_out: what a regression leaves out, for errors.
 
     Raises:
-        ValueError: if the targets are no classes from 0 up, or not one for each point; it says what was found.
+        ValueError: if the targets are numbers, as of a regression, or other than classes from 0 up, or not one for each
+            point; it says what was found.
     """
     _check_is_tensor(targets)
     if targets.ndim and len(targets) != n:
@@ -44,6 +56,7 @@ def check_classes(targets: Any, n: int, n_logits: int | None = None) -> Tensor:
     classes, what = _from_one_hot(targets, (n, targets.shape[-1]) if targets.ndim else ()), _in_words(targets)
     if n_logits == 1 and classes.ndim == 1 and _is_binary(classes):
         return classes.long()
+    _refuse_numbers(targets, n_logits, measure, left_out)
     if classes.is_floating_point() or classes.is_complex() or classes.ndim != 1:
         raise ValueError(f"{what}, where accuracy needs {n} integer classes: {_HINT}.")
     if bool((classes < 0).any()):
@@ -69,10 +82,13 @@ def check_labels(targets: Any, outputs: Tensor, task: str = "auto", ignored: int
             as for the cross entropy of torch.
 
     Raises:
-        ValueError: if targets and outputs do not fit; it says what was found and what to pass.
+        ValueError: if targets and outputs do not fit, or the targets are numbers, as of a regression; it says what was
+            found and what to pass.
     """
     _check_is_tensor(targets)
     if task == "auto":
+        if outputs.ndim <= 2:
+            _refuse_numbers(targets, outputs[:1].numel(), "accuracy under attack", _CALLBACK)
         task = _task_of(targets, outputs)
     if task == "multiclass":
         return _multiclass(targets, outputs, ignored)
@@ -150,6 +166,28 @@ def _too_many(classes: Tensor, n_logits: int) -> str:
         f"the targets range from {int(classes.min())} to {int(classes.max())}, but the model returns {n_logits} "
         f"logits, for classes 0 to {max(2, n_logits) - 1}: {_HINT}."
     )
+
+
+def _refuse_numbers(targets: Tensor, n_outputs: int | None, measure: str, left_out: str) -> None:
+    """Raise a ValueError for the targets ``(N,)`` or ``(N, k)`` of a regression."""
+    if _are_numbers(targets, n_outputs):
+        raise ValueError(
+            f"{_in_words(targets)}, from {targets.min():.3g} to {targets.max():.3g}: these are numbers, not classes. "
+            f"{measure.capitalize()} is of classifiers: for a regression leave {left_out} out. If there are classes "
+            f"after all, {_HINT}."
+        )
+
+
+def _are_numbers(targets: Tensor, n_outputs: int | None) -> bool:
+    """Whether no classes can be meant: neither indices as floats, nor shares of classes, nor two values as -1 and 1."""
+    if not targets.is_floating_point() or targets.ndim not in (1, 2) or not bool(targets.isfinite().all()):
+        return False
+    values = targets.unique()
+    if len(values) <= 2:
+        return False
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        return bool((values < 0).any()) or bool(((targets.sum(1) - 1).abs() > _ROUNDING).any())
+    return n_outputs == 1 or not bool((values == values.round()).all())
 
 
 def _check_is_tensor(targets: Any) -> None:

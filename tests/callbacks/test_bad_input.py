@@ -400,14 +400,20 @@ def one_output() -> Classifier:
     return Regressor(mlp().append(nn.Linear(CLASSES, 1)))
 
 
+SAID_OF_NUMBERS = [
+    *("train probes", "torch.float32 of shape (24,)", "numbers, not classes"),
+    *("for a regression leave this callback", "`target_fn=`"),
+]
 OF_ROBUSTNESS: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
     "no_targets": ({"train_probes": torch.randn(5, DIM)}, Classifier, loader, ["no targets were found", "`target_fn="]),
     "float_targets": (
         {},
         Regressor,
         halves(torch.rand(24)),
-        ["train probes", "torch.float32 of shape (24,)", "24 integer classes", "`target_fn=`"],
+        SAID_OF_NUMBERS,
     ),
+    "regression": ({}, one_output, halves(torch.linspace(20, 90, 24)), SAID_OF_NUMBERS),
+    "regression_of_three": ({}, Regressor, halves(torch.randn(24, 3)), ["numbers, not classes", "this callback"]),
     "two_columns_of_targets": ({}, Regressor, halves(torch.ones(24, 2).long()), ["shape (24, 2)", "`target_fn=`"]),
     "a_class_too_many": (
         {},
@@ -537,8 +543,9 @@ OF_COLLAPSE: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         {},
         Regressor,
         halves(torch.rand(24)),
-        ["train probes", "torch.float32 of shape (24,)", "24 integer classes", "`target_fn=`"],
+        SAID_OF_NUMBERS,
     ),
+    "regression": ({}, one_output, halves(torch.linspace(20, 90, 24)), SAID_OF_NUMBERS),
     "one_class": ({}, Classifier, halves(torch.zeros(24).long()), ["points of two classes or more", "of 1"]),
     "layer_is_no_module": ({"layer": "head"}, Classifier, loader, ["`layer='head'`", "net.0, net.1"]),
     "layer_is_never_called": (

@@ -164,7 +164,7 @@ def test_features_that_are_not_finite_are_nan_never_an_accuracy(where):
 @pytest.mark.parametrize(
     ("targets", "text"),
     [
-        (torch.randn(40), r"the targets are torch.float32 of shape \(40,\), where accuracy needs .*`target_fn=`"),
+        (torch.randn(40), r"the targets are torch.float32 of shape \(40,\), from .*`linear_probe` out.*`target_fn=`"),
         (torch.zeros(40, 3, dtype=torch.long), r"the targets are torch.int64 of shape \(40, 3\)"),
         (torch.arange(40) - 1, "go down to -1, where classes count from 0"),
         (None, "no targets were found"),

@@ -387,7 +387,11 @@ def test_arguments_are_checked_in_words(arguments: dict[str, Any], text: str) ->
 
 
 SHAPES: list[tuple[Any, Any, str]] = [
-    ((8, 1), torch.rand(8), "torch.float32 .*range from 0.* where task='binary' needs 0 and 1.*target_fn="),
+    (
+        (8, 1),
+        torch.tensor([0.2, 0.7] * 4),
+        "torch.float32 .*range from 0.2.* where task='binary' needs 0 and 1.*target_fn=",
+    ),
     ((8, 1), torch.full((8,), math.nan), "are not finite"),
     ((8,), torch.arange(8), "range from 0 to 7, where task='binary'"),
     (
