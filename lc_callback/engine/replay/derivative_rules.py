@@ -37,7 +37,11 @@ def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, value
     if step.func._schema.is_mutable:
         raise _no_rule(step)
     whole = values.together(args[0])
-    return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
+    rows = whole.flatten(0, 1)
+    result = step.func(rows, *args[1:], **kwargs)
+    if len(result) != len(rows):
+        raise _no_rule(step)
+    return Dual.of(result.unflatten(0, whole.shape[:2]))
 
 
 def _along_axes(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
@@ -62,7 +66,7 @@ def _reads_first_axis(step: Any, args: list[Any], kwargs: Any) -> bool:
         return len(args[1]) >= 2 * ndim
     if step.op == "permute":
         return axes[0] % ndim != 0
-    return not axes or any(axis % ndim == 0 for axis in axes)  # without axes it acts on all
+    return any(axis % ndim == 0 for axis in axes) or (not axes and step.op in ("mean", "sum"))  # these act on all
 
 
 def _convolution(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
