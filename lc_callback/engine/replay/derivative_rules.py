@@ -32,12 +32,41 @@ def _mapped(dual: Dual, values: DualValues, function: Callable[[Tensor], Tensor]
 
 
 def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """An operation that is linear in its first operand. It may return a view."""
+    """An operation that is linear in its first operand, and acts on each row of it alone. It may return a view."""
     _only_first(step, args)
     if step.func._schema.is_mutable:
         raise _no_rule(step)
     whole = values.together(args[0])
-    return Dual.of(step.func(whole.flatten(0, 1), *args[1:], **kwargs).unflatten(0, whole.shape[:2]))
+    rows = whole.flatten(0, 1)
+    result = step.func(rows, *args[1:], **kwargs)
+    if len(result) != len(rows):
+        raise _no_rule(step)
+    return Dual.of(result.unflatten(0, whole.shape[:2]))
+
+
+def _along_axes(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
+    """A linear operation that is told its axes. Among them may be the first, on which the points need not be."""
+    if not isinstance(args[0], Dual) or not _reads_first_axis(step, args, kwargs):
+        return _linear(step, args, at_points, kwargs, values)
+    _only_first(step, args)
+    if step.func._schema.is_mutable:
+        raise _no_rule(step)
+    return Dual.of(torch.vmap(lambda z: step.func(z, *args[1:], **kwargs))(values.together(args[0])))
+
+
+def _reads_first_axis(step: Any, args: list[Any], kwargs: Any) -> bool:
+    """Whether an operation moves, reduces or takes part of the first axis of its operand."""
+    ndim = args[0].value.ndim + (step.op == "unsqueeze")
+    axes: list[int] = []
+    for place, argument in enumerate(step.func._schema.arguments):
+        if argument.name in ("dim", "dims", "dim0", "dim1"):
+            given = args[place] if place < len(args) else kwargs.get(argument.name, argument.default_value)
+            axes += given if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    if step.op == "constant_pad_nd":
+        return len(args[1]) >= 2 * ndim
+    if step.op == "permute":
+        return axes[0] % ndim != 0
+    return any(axis % ndim == 0 for axis in axes) or (not axes and step.op in ("mean", "sum"))  # these act on all
 
 
 def _convolution(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
@@ -152,22 +181,22 @@ def _pad(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: 
     """Padding with zeros."""
     if kwargs or any(args[2:]):
         raise _no_rule(step)
-    return _linear(step, args, at_points, kwargs, values)
+    return _along_axes(step, args, at_points, kwargs, values)
 
 
 def _cat(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
     """Puts tensors side by side, also with fixed ones."""
     parts, dim = args[0], args[1] if len(args) > 1 else 0
-    first = next(part for part in parts if isinstance(part, Dual))
-    if len(args) > 2 or kwargs or dim % first.value.ndim == 0:
+    if len(args) > 2 or kwargs:
         raise _no_rule(step)
-    shape = 1 + len(first.tangent), len(first.value)
+    first = next(part for part in parts if isinstance(part, Dual))
+    k, axis = len(first.tangent), dim % first.value.ndim
     together = []
     for part in parts:
         if not isinstance(part, Dual):
-            part = Dual(part, part.new_zeros(shape[0] - 1, 1, *part.shape[1:]))
-        together.append(part.together().flatten(0, 1))
-    return Dual.of(torch.cat(together, dim).unflatten(0, shape))
+            part = Dual(part, part.new_zeros(k, 1, *part.shape[1:]))
+        together.append(part.together())
+    return Dual.of(torch.cat(together, axis + 1))
 
 
 def _winners(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Any:
@@ -197,11 +226,10 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("add", "sub"), _sum),
     **dict.fromkeys(("mul", "div"), _multiple),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),
-    **dict.fromkeys(("mean", "sum", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"), _linear),
-    **dict.fromkeys(("select", "slice", "transpose", "permute", "unsqueeze", "squeeze", "neg", "clone"), _linear),
-    **dict.fromkeys(
-        ("upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "reflection_pad2d", "flip"), _linear
-    ),
+    **dict.fromkeys(("select", "slice", "transpose", "permute", "unsqueeze", "squeeze", "flip"), _along_axes),
+    **dict.fromkeys(("mean", "sum"), _along_axes),
+    **dict.fromkeys(("neg", "clone", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"), _linear),
+    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle", "reflection_pad2d"), _linear),
     "constant_pad_nd": _pad,
     "cat": _cat,
     "native_batch_norm": _batch_norm,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lc_callback.engine.network.batch_axis import BatchAxis
 from lc_callback.engine.network.layers import OUTPUT_PLACE
 from lc_callback.engine.network.max_pools import MAX_POOLS
-from lc_callback.engine.network.operations import Kink, kinks_of, relative
+from lc_callback.engine.network.operations import Kink, is_zero_below, kinks_of, relative
 from lc_callback.engine.replay.affine_piece import is_hidden
 from lc_callback.engine.replay.derivative_rules import rule_of
 from lc_callback.engine.replay.dual import Dual, DualValues, NoRule, Room, at_point, moves
@@ -32,6 +34,7 @@ def differentiate(
     samples: int,
     move: Callable[[Any], Dual],
     receive: Receive,
+    axis_of: Callable[[int], BatchAxis | None],
     room: Room,
     *,
     with_output: bool = False,
@@ -45,6 +48,7 @@ def differentiate(
         move: called with the output of the module at which the samples are moved.
         receive: called for each pre-activation with its number, its kinks at the points, and its :class:`Dual`; and for
             the output. It has to copy what it keeps, because the tensors may be overwritten.
+        axis_of: called with the number of a pre-activation: where its points are.
         room: memory for what is needed only for a short time.
         with_output: whether the output is needed too.
 
@@ -71,9 +75,12 @@ def differentiate(
         if step.op == EMIT or (step.position >= 0 and duals != [0]):
             raise _several_move(step)
         if step.position >= 0 and step.op not in MAX_POOLS:
-            kinks = kinks_of(step.op, at_points, kwargs)
+            kinks, axis = kinks_of(step.op, at_points, kwargs), axis_of(step.position)
+            if axis is not None and axis.axis != 0 and step.op != "relu" and is_zero_below(step.op):
+                # The rule compares what is in one row, as if it were of one point.
+                raise NoRule(f"{in_words(step)} has no derivative rule where the samples are not on the first axis")
             if step.position > 0:  # before the first there are no inactive units
-                args[0].hidden = is_hidden(relative(*kinks[0]), args[0].steepest())
+                args[0].hidden = _hidden(relative(*kinks[0]), args[0].steepest(), samples, axis)
             receive(step.position, kinks, args[0])
         if step.unused:
             continue
@@ -88,6 +95,18 @@ def differentiate(
             if number >= 0:
                 values[number] = tensor
         del args, at_points, result, results  # so that dead tensors are freed here
+
+
+def _hidden(z: Tensor, reach: Tensor, samples: int, axis: BatchAxis | None) -> Tensor | None:
+    """Which units are 0 because of others, as :func:`is_hidden`, wherever the points are."""
+    if axis is None or axis.axis == 0:
+        return is_hidden(z, reach)
+    found = is_hidden(axis.to_front(z, samples), axis.to_front(reach, samples))
+    if found is None:
+        return None
+    hidden = torch.empty_like(z, dtype=torch.bool)
+    axis.to_front(hidden, samples).copy_(found)
+    return hidden
 
 
 def _result(step: Step, args: list[Any], at_points: list[Any], kwargs: Any, known: DualValues) -> Any:

@@ -27,8 +27,8 @@ class Dual:
     """A tensor at some points, and its change along each direction.
 
     Attributes:
-        value: ``(n, ...)``.
-        tangent: ``(k, n, ...)``, or ``(k, 1, ...)`` if it is the same at all points.
+        value: ``(n, ...)``. Behind a transposition the ``n`` points may be on another axis, or be parts of one.
+        tangent: ``(k, n, ...)``, or ``(k, 1, ...)`` if it is the same along the first axis.
         factor: ``tangent`` still has to be multiplied by it; its shape fits ``value``; ``None`` is 1.
         whole: ``(1 + k, n, ...)``: memory of its own; ``tangent`` is all of it but the first.
         hidden: ``(n, ...)``: which units of a pre-activation are 0 because of other units; ``None`` if none is.
@@ -42,6 +42,8 @@ class Dual:
     _steepest: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not self.value.ndim:
+            raise NoRule("a single number is computed from all points together")
         if self.tangent.shape[1] not in (1, len(self.value)) or self.tangent.shape[2:] != self.value.shape[1:]:
             raise NoRule("the points are not on the first axis everywhere")
 

@@ -83,6 +83,8 @@ def specialise_kernels(step: Step, recording: Recording, views: bool) -> None:
     """
     if views and step.op == "view" and step.func is torch.ops.aten.view.default:
         step.func = torch.ops.aten.reshape.default
+    if step.op == "squeeze" and not step.kwargs and not step.func._schema.is_mutable:
+        _name_axes(step, recording)
     if step.op == "addmm" and len(step.args) == 3 and not step.kwargs:
         weight = _constant(step.args[2], recording)
         if isinstance(weight, Tensor) and weight.device.type == "cpu" and weight.dtype is torch.float32:
@@ -93,6 +95,15 @@ def specialise_kernels(step: Step, recording: Recording, views: bool) -> None:
             stride, padding, dilation, groups = (step.args[place] for place in (3, 4, 5, 8))
             layout = cpu_kernels.packed(weight, stride, padding, dilation, groups)
             step.func, step.args = cpu_kernels.convolution, [step.args[0], layout, *step.args[2:]]
+
+
+def _name_axes(step: Step, recording: Recording) -> None:
+    """Squeeze the axes that are squeezed for three samples, and not that of the samples if there is only one."""
+    operand = step.args[0]
+    shape = (recording.tensors[operand.index] if isinstance(operand, Slot) else operand).shape
+    given = step.args[1] if len(step.args) > 1 else [*range(len(shape))]
+    axes = [axis for axis in (given if isinstance(given, list) else [given]) if shape[axis] == 1]
+    step.func, step.args = torch.ops.aten.squeeze.dims, [operand, axes]
 
 
 def _biased_product(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:

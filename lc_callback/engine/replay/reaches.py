@@ -68,10 +68,10 @@ class Reaches:
     def _from_rules(self, way: Way, points: Tensor, directions: Tensor, consumer: ReachConsumer) -> None:
         def receive(position: int, kinks: list[Kink], dual: Dual) -> None:
             axis = way.layers.axis_of(position)
-            if position == OUTPUT_PLACE:
-                consumer(
-                    position, [(dual.value, None, _norm(dual.slopes().expand(-1, len(points), *dual.value.shape[1:])))]
-                )
+            if position == OUTPUT_PLACE and axis is not None:
+                slopes = dual.slopes().expand(-1, *dual.value.shape).movedim(0, -1)
+                norm = _norm(axis.to_front(slopes, len(points)).movedim(-1, 0))
+                consumer(position, [(axis.to_front(dual.value, len(points)), None, norm)])
             elif axis is not None:
                 at = viewed(kinks, lambda z: axis.to_front(z, len(points)))
                 reach = axis.to_front(dual.steepest(), len(points))
@@ -83,7 +83,8 @@ class Reaches:
             raise NoRule("no operations are replayed")
         if way.program.writes_to_views:
             raise NoRule("it writes in place to a tensor of which other views are read")
-        differentiate(way.program, *_duals(way, points, directions), receive, self._room, with_output=way.with_output)
+        duals, axis_of = _duals(way, points, directions), way.layers.axis_of
+        differentiate(way.program, *duals, receive, axis_of, self._room, with_output=way.with_output)
 
     def _largest_step(self, z: Tensor) -> Tensor:
         """The largest distance of ``(k, n, ...)`` from the first of ``k``; NaN if one value is NaN."""

@@ -92,6 +92,8 @@ class Step:
 MOVE, EMIT, OUTPUT = "(move)", "(emit)", "(output)"
 # What users call, if torch executes it as an operation of another name.
 _CALLERS = {"bmm": ("einsum", "matmul"), "_local_scalar_dense": ("item", "float", "if"), "equal": ("torch.equal",)}
+_ATTENTIONS = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+_CALLERS |= {f"_scaled_dot_product_{kernel}": ("scaled_dot_product_attention",) for kernel in _ATTENTIONS}
 _PLAIN = {int, float, bool, type(None)}
 
 

@@ -115,6 +115,7 @@ WITH_RULES = {
     ),
     "two kinks of one": (lambda: _TwoKinks(), draw(7, 6)),
     "reused": NETS["reused"],
+    "second axis": NETS["second_first"],
     "images": (images, PIXELS),
     "shortcuts": (Shortcuts, draw(7, 6)),
     "residual images": (Bottleneck, PIXELS),
@@ -147,11 +148,6 @@ class _TwoInputs(nn.Module):
 
     def forward(self, x, y):
         return F.relu(F.relu(self.of_x(x)) - self.of_y(y))
-
-
-def _doubled(x):
-    x = torch.cat([x, 2 * x])
-    return x.unflatten(0, (2, -1)).sum(0)
 
 
 def by_steps(monkeypatch):
@@ -203,14 +199,12 @@ WITHOUT = {
     "product": NETS["own_view"],
     "maxout": NETS["maxout"],
     "attention": NETS["attention"],
-    "second axis": NETS["second_first"],
     "padded with ones": (
         lambda: seq(
             nn.Linear(6, 8), nn.ReLU(), Call(lambda x: F.pad(x, (1, 0), value=1.0)), nn.Linear(9, 8), nn.ReLU()
         ),
         draw(7, 6),
     ),
-    "more samples": (lambda: seq(nn.Linear(6, 8), nn.ReLU(), Call(_doubled), nn.Linear(8, 8), nn.ReLU()), draw(7, 6)),
 }
 
 
