@@ -113,15 +113,6 @@ def test_the_output_moves_as_far_by_rules_as_by_steps(name, monkeypatch):
     assert found.jacobian_norm.min() > 0
 
 
-def test_a_point_counts_the_same_whatever_the_others_are():
-    """A unit is hidden by comparison with its own point, not with what lies in the same row as it."""
-    net, inputs = ELSEWHERE["there"]().double().eval(), SEQUENCES.clone()
-    alone, route = measured(net, inputs[:3], "linear")
-    assert route.uses_derivative_rules
-    inputs[3:] *= 1e18
-    assert torch.equal(measured(net, inputs, "linear")[0][:, :3], alone)
-
-
 def test_a_rule_that_compares_the_values_of_a_row_needs_the_points_there():
     net = Steps(lambda z: z, act=F.relu6).double().eval()
     found, route = measured(net, SEQUENCES, "linear")
