@@ -195,7 +195,10 @@ REPORTED = {
     ),
     "mnist_batchnorm": short({"without": BASE, "BatchNorm": BATCH_NORM}),
     "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "0.1", "1", default="0.01")),
-    "mnist_optimizer": short({"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD}),
+    "mnist_optimizer": short(
+        {"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD},
+        few={"SAM (AdamW)": 1},
+    ),
     "mnist_collapse": short(
         {
             "standard": BASE,
@@ -206,6 +209,7 @@ REPORTED = {
             "SAM (AdamW)": SAM,
             "SGD, momentum 0.9": SGD,
         },
+        few={"SAM (AdamW)": 1},
         keys=COLLAPSE_KEYS,
         columns=COLLAPSE_COLUMNS,
         note=agreement(COLLAPSED, MIGRATION, ("the fall of NC1 to 0.1", "the start of the migration")),
@@ -226,8 +230,8 @@ REPORTED = {
     "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
     "mnist_data_size": short(of("data.n_train", "{:,} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
-    "mnist_width": short(of("model.network.width", "width {}", 100, 200, 1000, default=200), few={"width 1000": 1}),
-    "mnist_batch": short(of("data.batch_size", "batch {}", 50, 200, 1000, default=200), few={"batch 1000": 1}),
+    "mnist_width": short(of("model.network.width", "width {}", 100, 200, default=200)),
+    "mnist_batch": short(of("data.batch_size", "batch {}", 50, 200, default=200)),
     "mnist_dimensions": short({"784 pixels": BASE, "49 pixels": POOLED}),
     "mnist_autoattack": short(
         {"1,000 images": AUTOATTACK},
@@ -237,10 +241,12 @@ REPORTED = {
         note=by_step(ATTACKS, AUTOATTACK_KEY),
         panels=PANELS | {"accuracy, AutoAttack(0.1)": AUTOATTACK_KEY},
     ),
-    "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
     "fashion_cnn": short({"CNN": "", "CNN, BatchNorm": BATCH_NORM}, 10_000, config="fashion_cnn", seeds=1),
 }
 DEFINED = {
+    "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
+    "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
+    "mnist_large_batch": short(of("data.batch_size", "batch {}", 200, 1000, default=200), seeds=1),
     "mnist_large_scales": short(of(SCALE, "scale {}", 2, 4, 8, default=1), 100_000, keys=KEYS | {"nc": [NC1]}),
     "mnist_deep_grokking": short(
         {f"depth {depth}, {n:,} images": DEEP.format(depth, n) for depth in (4, 8, 12) for n in (2000, 5000, 7000)},
