@@ -32,7 +32,7 @@ __all__ = ["grokking", "robustness"]
 _FALLEN = 0.05  # below its peak, from which accuracy under attack is said to have come down
 
 
-_LOST = 2 / 3  # of a peak that is left where accuracy under attack is said to have fallen before it rose
+_LEFT = 2 / 3  # of a peak, at most, where accuracy under attack is said to have fallen before it rose
 
 
 _MOST_EPS = 2  # that a sentence lists
@@ -243,7 +243,7 @@ class _Gain:
 
 def _fall_before(course: Course, step: int) -> Leg | None:
     """The fall from the highest peak before a step that took a good part of it."""
-    falls = [leg for leg in course.legs if not leg.rises and leg.ends <= step and leg.end <= _LOST * leg.start]
+    falls = [leg for leg in course.legs if not leg.rises and leg.ends <= step and leg.end <= _LEFT * leg.start]
     return max(falls, key=lambda leg: leg.start, default=None)
 
 

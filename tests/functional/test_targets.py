@@ -1,4 +1,4 @@
-"""Targets that are numbers, as those of a regression, are told from classes of any other form."""
+"""Targets that are numbers, as those of a regression, differ from classes of any other form."""
 
 from __future__ import annotations
 

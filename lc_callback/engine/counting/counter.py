@@ -139,7 +139,7 @@ class SwitchCounter:
         histogram = sweeps[0].histogram
         # The one time that a GPU is waited for.
         counts = counts.transpose(0, 1).cpu()[:, points]
-        squares = sweeps[0].squares if self.route.with_output else None
+        squares = sweeps[0].squares
         if squares is not None:  # of all directions of the space, of which the frame has some
             first = points < OUTPUT_POINTS
             squares = squares.cpu()[points[first]] * self.layers.space.dim / self.n_directions

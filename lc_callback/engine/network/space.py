@@ -56,8 +56,7 @@ class Space:
         if at is not None:
             self.at_module, self.at_call = _module_and_call(model, at)
         self._writes: bool | None = None  # whether the forward writes to what it gets
-        first = next(itertools.chain(model.parameters(), model.buffers()), None)
-        tensors = tree_leaves(inputs) if first is None else [first]
+        tensors = itertools.chain(model.parameters(), model.buffers(), tree_leaves(inputs))
         self.device = next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
 
     def locate(self, dtype: torch.dtype, *, perturbed: bool = True) -> None:

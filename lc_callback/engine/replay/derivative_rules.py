@@ -45,7 +45,7 @@ def _linear(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, value
 
 
 def _along_axes(step: Any, args: list[Any], at_points: list[Any], kwargs: Any, values: DualValues) -> Dual:
-    """A linear operation that is told its axes. Among them may be the first, on which the points need not be."""
+    """A linear operation on given axes. The first may be among them, and the points need not be on it."""
     if not isinstance(args[0], Dual) or not _reads_first_axis(step, args, kwargs):
         return _linear(step, args, at_points, kwargs, values)
     _only_first(step, args)

@@ -70,7 +70,7 @@ ELSEWHERE = {
     "a weight for each step": lambda: Steps(lambda z: z * torch.linspace(0.5, 2, 5, dtype=z.dtype)[:, None, None]),
     "folded": lambda: Steps(lambda z: z.reshape(-1, 8)),
     "kinks on both sides": lambda: Steps(lambda z: z, act=lambda z: F.leaky_relu(z, 0.1)),
-    "bends": lambda: Steps(lambda z: z, act=torch.abs),
+    "absolute values": lambda: Steps(lambda z: z, act=torch.abs),
     "heads": lambda: Heads(True),
     "heads, steps first": lambda: Heads(False),
     "each point twice": lambda: seq(nn.Linear(4, 8), nn.ReLU(), Call(twice), nn.Linear(8, 8), nn.ReLU()),
