@@ -28,7 +28,7 @@ from lc_callback.run.timeline import Panel
 __all__ = ["LocalComplexityCallback"]
 
 # With n_probes="auto": at least so many points, at most so many, and as many as keep units x points below a number.
-_FEWEST_PROBES, _MOST_PROBES, _MOST_UNITS = 64, 512, 4_000_000
+_FEWEST_PROBES, _MOST_PROBES, _MOST_UNITS = 64, 1024, 4_000_000
 # The papers' green, orange and blue for train, test and random points, in shades that the colour-blind tell apart.
 _COLOURS = ("#009E73", "#E69F00", "#0072B2")
 _SPLITS = ("train", "test", "random")
@@ -53,8 +53,8 @@ class LocalComplexityCallback(ProbeCallback):
     - ``lc_density/train``, ...: units that switch per unit of radius as the radius goes to 0, with the linear method.
     - ``lc_boundary/train``, ...: area of the boundaries where units switch per unit of volume, likewise; see
       :attr:`lc_callback.functional.LocalComplexity.boundary_density`.
-    - ``lc_tv/train``: total variation: mean Frobenius norm of the Jacobian of the output at the first 64 points,
-      likewise; see :attr:`lc_callback.functional.LocalComplexity.total_variation`.
+    - ``lc_tv/train``: total variation: mean Frobenius norm of the Jacobian of the output at the first quarter of the
+      points, at most 64, likewise; see :attr:`lc_callback.functional.LocalComplexity.total_variation`.
     - ``lc_radius``: the radius in use, if it is one.
     - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.
     - ``lc_layer/train/<layer>``: each layer's share at the first radius, with the linear method; see ``per_layer``.
@@ -81,8 +81,8 @@ class LocalComplexityCallback(ProbeCallback):
             row, since an embedding that shrinks while the next layer grows is the same function; a number stays as it
             is.
         n_directions: ``P``, directions of the frame. Inputs of fewer dimensions get as many as they have.
-        n_probes: points for each split, or ``"auto"``: from 64 to 512, as many as keep units x points below 4 million.
-            The paper has 1024, see :meth:`paper`.
+        n_probes: points for each split, or ``"auto"``: from 64 to 1,024 (the paper's), as many as keep units x points
+            below 4 million.
         layers: ``None`` counts the pre-activation of every non-linearity that is executed. A list of module names,
             patterns (``"blocks.*"``), class names (``"Linear"``) or types counts the outputs of these modules instead.
         at: name of the module whose output is perturbed instead of the input. Tokens: the embedding that reads them.

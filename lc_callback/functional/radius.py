@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,8 @@ __all__ = ["FoundRadius", "count_units", "find_radius", "nearest_distance", "rou
 
 #: Units that switch at all points together. With so many the 99 % half-width of their mean is about 5 %.
 ENOUGH = 2_500
+#: Points beyond which the radius gets no smaller: further ones make the band narrower.
+MANY = 500
 _LEAST = 0.9  # of these, that have to switch at a radius that was rounded down
 #: A radius is at most this part of the median distance between nearest points: beyond that it is not local.
 LOCAL = 1 / 20
@@ -70,10 +73,13 @@ def find_radius(
     """The smallest radius at which local complexity can be read with these points.
 
     At this radius 2,500 units switch at all points together, so that the 99 % half-width of the mean is about 5 % of
-    it. Units of a layer with one and the same pre-activation at a point count once, and those exactly on their kink
-    not at all: the blank border of an image makes hundreds of such copies, which switch together or not at all. The
-    radius is rounded to the nearest of 1, 2 and 5 times a power of ten, or to the next if less than nine tenths of the
-    units switch there, and is at most a twentieth of the median distance from a point to its nearest distinct other.
+    it. Units of a layer with one and the same pre-activation at a point count once, and those exactly on their kink not
+    at all: the blank border of an image makes hundreds of such copies, which switch together or not at all. The radius
+    is rounded to the nearest of 1, 2 and 5 times a power of ten, or to the next if less than nine tenths of the units
+    switch there, and is at most a twentieth of the median distance from a point to its nearest distinct other.
+
+    More than 500 points make the half-width smaller, not the radius: 5 units switch at each of them, and 500 of them
+    tell the distance.
 
     It is read off the critical radii of the linear method, or found by bisection with the vertices of at most 64 points
     where ``layers`` is given or the model jumps. Winners of max-pooling do not count here: ties in a blank patch switch
@@ -95,13 +101,14 @@ def find_radius(
     """
     where: dict[str, Any] = {"at": at, "forward_fn": forward_fn}
     points = _points_of(model, inputs, **where)
-    most, n = LOCAL * nearest_distance(points), len(points)
+    n = len(points)
+    most = LOCAL * nearest_distance(points[spread_over(n, MANY)])
     some = share_of(n, 0, -(-n // _POINTS))
     with warnings.catch_warnings():  # what there is to warn of, the rows will
         warnings.simplefilter("ignore")
         if layers is None:
             with suppress(HasJumps):
-                linear = _smallest_radii(model, inputs, most, n_directions, seed, chunk_size, **where)
+                linear = _smallest_radii(model, inputs, most, enough(n), n_directions, seed, chunk_size, **where)
                 chosen = _chosen(linear.found(), most, n, linear.switching)
                 totals = []
                 for method in ("linear", "vertices"):
@@ -115,25 +122,36 @@ def find_radius(
             found = vertices.measure(radius, n_directions, None, seed, chunk_size, None, points=some)
             return float(found.counts.clamp(min=0).sum()) * n / len(some)
 
-        return _chosen(_bisected(switching, most), most, n, switching)
+        return _chosen(_bisected(switching, most, enough(n)), most, n, switching)
+
+
+def enough(n: int) -> int:
+    """How many units have to switch at ``n`` points together."""
+    return max(ENOUGH, ENOUGH * n // MANY)
+
+
+def spread_over(n: int, most: int) -> Tensor:
+    """The indices of at most so many of ``n`` points, at equal distances."""
+    return torch.arange(n) if n <= most else torch.linspace(0, n - 1, most).round().long()
 
 
 def _chosen(found: float, most: float, n: int, switching: Callable[[float], float]) -> FoundRadius:
     """Round the radius that was found, given how many units switch at all points within a radius."""
     if found <= most:
         radius = rounded(found)
-        if radius < found and switching(radius) < _LEAST * ENOUGH:
+        if radius < found and switching(radius) < _LEAST * enough(n):
             radius = rounded(2.3 * radius)  # the next one: 2 or 2.5 times as large
         if radius <= most:
             return FoundRadius(
                 radius,
-                f"the smallest of 1, 2, 5 times a power of ten that can be read: about {ENOUGH:,} units or more switch "
-                f"at the {n:,} train points together (units of a layer with one value at a point count once here)",
+                f"the smallest of 1, 2, 5 times a power of ten that can be read: about {enough(n):,} units or more "
+                f"switch at the {n:,} train points together (units of a layer with one value at a point count once "
+                "here)",
             )
     return FoundRadius(
         rounded(most, down=True),
         "a twentieth of the median distance between nearest train points, beyond which it is not local; fewer than "
-        f"{ENOUGH:,} units switch at the {n:,} train points",
+        f"{enough(n):,} units switch at the {n:,} train points",
     )
 
 
@@ -204,14 +222,14 @@ def count_units(
         return sum(TracedLayers(space, outputs_of=outputs_of, max_pool=max_pool).sizes)
 
 
-def _bisected(switching: Callable[[float], float], most: float) -> float:
-    """The radius from which on enough units switch; infinite if that is above ``most``."""
-    if switching(most) < ENOUGH:
+def _bisected(switching: Callable[[float], float], most: float, wanted: int) -> float:
+    """The radius from which on so many units switch; infinite if that is above ``most``."""
+    if switching(most) < wanted:
         return math.inf
     low, high = math.log10(most) - _DECADES, math.log10(most)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if switching(10**middle) >= ENOUGH else (middle, high)
+        low, high = (low, middle) if switching(10**middle) >= wanted else (middle, high)
     return 10 ** ((low + high) / 2)
 
 
@@ -219,6 +237,7 @@ def _smallest_radii(
     model: nn.Module,
     inputs: Any,
     most: float,
+    wanted: int,
     n_directions: int | None,
     seed: int,
     chunk_size: int | None,
@@ -229,36 +248,37 @@ def _smallest_radii(
     Raises:
         HasJumps: if the model jumps.
     """
-    task = CountingTask(_SmallestRadii, model, inputs, **where)
+    task = CountingTask(partial(_SmallestRadii, wanted=wanted), model, inputs, **where)
     with task.ready(most, n_directions, None, seed, chunk_size) as counter:
         counter.count_set(0, most)
         return cast("_SmallestRadii", counter.strategy)
 
 
 class _SmallestRadii(CriticalRadii):
-    """Keeps the smallest critical radii of all points, as many as are enough."""
+    """Keeps the smallest critical radii of all points, as many as are wanted."""
 
-    def __init__(self, layers: TracedLayers) -> None:
+    def __init__(self, layers: TracedLayers, wanted: int) -> None:
         super().__init__(layers)
+        self._wanted = wanted
         self._smallest = torch.empty(0, dtype=torch.float64)
 
     def found(self) -> float:
-        """The radius at which enough units have switched; infinite if there are fewer."""
-        return float(self._smallest.max()) if len(self._smallest) == ENOUGH else math.inf
+        """The radius at which so many units have switched; infinite if there are fewer."""
+        return float(self._smallest.max()) if len(self._smallest) == self._wanted else math.inf
 
     def switching(self, radius: float) -> float:
-        """How many units switch at all points together within a radius, up to those that are enough."""
+        """How many units switch at all points together within a radius, up to those that are wanted."""
         return float((self._smallest <= radius).sum())
 
     def add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]], radii: list[float], step: float) -> Tensor:
         """Keep those of one place that are among the smallest."""
         value, reach = found[0][0].clone(), found[0][1]  # the next line overwrites the value
         critical = critical_radii(found, step)
-        limit = self._smallest.max().item() if len(self._smallest) == ENOUGH else math.inf
+        limit = self._smallest.max().item() if len(self._smallest) == self._wanted else math.inf
         point, unit = torch.nonzero((critical > 0) & (critical < limit) & ~_on_kink(value, reach), as_tuple=True)
         kept = _distinct(point, value[point, unit], critical[point, unit]).double().cpu()
         together = torch.cat([self._smallest, kept])
-        self._smallest = together.topk(min(ENOUGH, len(together)), largest=False).values
+        self._smallest = together.topk(min(self._wanted, len(together)), largest=False).values
         return counts.new_zeros(BINS)
 
 

@@ -25,6 +25,7 @@ from lc_callback.functional.radius import (
     find_radius,
     nearest_distance,
     rounded,
+    spread_over,
 )
 
 GRID = [float(f"{digit}e{exponent}") for exponent in range(-9, 9) for digit in (1, 2, 5)]
@@ -73,7 +74,7 @@ def by_vertices(net: nn.Module, points: Tensor, most: float) -> float:
     def switching(radius: float) -> float:
         return float(task.measure(radius, 25).counts.sum())
 
-    return _bisected(switching, most)
+    return _bisected(switching, most, ENOUGH)
 
 
 NETWORKS: dict[str, tuple[Any, Tensor]] = {
@@ -107,7 +108,7 @@ def test_five_seeds_get_one_radius_or_its_neighbour(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_enough_units_switch_at_the_radius_that_is_found(dtype: torch.dtype) -> None:
     net, points = made(lambda: mlp(64, 100, 100, 10)).to(dtype), normal(400, 64).to(dtype)
-    counter = _smallest_radii(net, points, 1.0, 25, 0, None)
+    counter = _smallest_radii(net, points, 1.0, ENOUGH, 25, 0, None)
     lc = local_complexity(net, points, radius=[counter.found(), counter.found() * 0.999], method="linear")
     assert int(lc.total[0].sum()) == ENOUGH  # no two units of an MLP have one value
     assert int(lc.total[1].sum()) < ENOUGH
@@ -115,7 +116,7 @@ def test_enough_units_switch_at_the_radius_that_is_found(dtype: torch.dtype) -> 
 
 def test_the_vertices_find_what_the_critical_radii_do() -> None:
     net, points = made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)
-    linear = _smallest_radii(net, points, 1.0, 25, 0, None)
+    linear = _smallest_radii(net, points, 1.0, ENOUGH, 25, 0, None)
     vertices = by_vertices(net, points, 1.0)
     assert vertices == pytest.approx(linear.found(), rel=0.15)
 
@@ -133,7 +134,7 @@ def test_units_of_one_value_count_once(method: str, copies: int) -> None:
 
     net, points = made(Copied), normal(60, 64)
     if method == "linear":
-        found = _smallest_radii(net, points, 1.0, 25, 0, None).found()
+        found = _smallest_radii(net, points, 1.0, ENOUGH, 25, 0, None).found()
     else:
         found = by_vertices(net, points, 10.0)
     single = local_complexity(net.first, points, layers=[nn.Linear], radius=found).total.sum()
@@ -154,7 +155,7 @@ def test_units_on_their_kink_do_not_count(method: str) -> None:
     net, points = made(Blank), normal(60, 64)
     points[:, 32:] = 0
     if method == "linear":
-        found = _smallest_radii(net, points, 1.0, 25, 0, None).found()
+        found = _smallest_radii(net, points, 1.0, ENOUGH, 25, 0, None).found()
     else:
         found = by_vertices(net, points, 10.0)
     counts = local_complexity(net, points, radius=found, method=method).counts.sum(0).tolist()
@@ -205,6 +206,31 @@ def test_the_reason_says_how_many_units_switch() -> None:
     reason = find_radius(made(lambda: mlp(64, 100, 100, 10)), normal(400, 64)).reason
     assert reason.startswith("the smallest of 1, 2, 5 times a power of ten that can be read: about 2,500 units or more")
     assert "switch at the 400 train points together" in reason
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: mlp(64, 100, 100, 10), lambda: nn.Sequential(nn.Linear(64, 300), nn.ReLU(), Sign())]
+)
+def test_more_than_500_points_make_the_radius_no_smaller(make: Any) -> None:
+    net, points = made(make), normal(2000, 64)
+    found = [find_radius(net, points[:n]) for n in (500, 1000, 2000)]
+    assert found[0].radius == found[1].radius == found[2].radius
+    assert ["2,500" in found[0].reason, "5,000" in found[1].reason, "10,000" in found[2].reason] == [True] * 3
+
+
+def test_nor_does_their_distance() -> None:
+    points = torch.rand(8000, 2, generator=torch.Generator().manual_seed(0))
+    points = points[points[:, 0].argsort()]  # as in a table that is sorted: the first 500 lie in a strip
+    radii = [find_radius(made(lambda: mlp(2, 8, 2)), points[:: 8000 // n]).radius for n in (500, 2000, 8000)]
+    assert radii[0] == radii[1] == radii[2]
+
+
+@pytest.mark.parametrize(("n", "most"), [(3, 5), (5, 5), (6, 5), (9, 5), (1000, 500), (1001, 500), (4, 1)])
+def test_points_are_spread_over_all(n: int, most: int) -> None:
+    chosen = spread_over(n, most).tolist()
+    assert len(set(chosen)) == min(n, most)
+    assert chosen[0] == 0
+    assert most == 1 or chosen[-1] == n - 1
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e5])
