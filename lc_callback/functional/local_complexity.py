@@ -53,7 +53,7 @@ class LocalComplexity:
         dtype: floating-point type of the computation.
         upper: as ``counts``, with ``bracket=True``: as many units at most switch anywhere in the hull of the frame.
         jacobian_norm: ``(M,)`` float64, with ``method="linear"``: the Frobenius norm of the Jacobian of the model's
-            output at the first 64 points, or all if there are fewer; ``None`` where the output was not followed, see
+            output at the first points, a quarter of all, at most 64; ``None`` where the output was not followed, see
             :attr:`total_variation`.
         dim: ``D``, of the space that was perturbed.
         n_directions: ``P``, of the frame; 0 if the directions were given.
@@ -159,7 +159,7 @@ class LocalComplexity:
 
     @property
     def total_variation(self) -> float | None:
-        r"""Mean over the first points, 64 at most, of the Frobenius norm of the Jacobian of the model's output.
+        r"""Mean over the first points, a quarter of all, at most 64, of the Frobenius norm of the Jacobian of the model's output.
 
         The norm is that of the derivatives along the ``P`` directions of the frame, times :math:`\sqrt{D/P}`: its
         square is unbiased over frames; the norm itself is low by a share of at most :math:`1/(4P)` in the mean, and

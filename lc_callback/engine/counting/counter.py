@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lc_callback.engine.chunks import default_chunk, fitting
 from lc_callback.engine.counting.result import SwitchCounts
-from lc_callback.engine.counting.strategy import OUTPUT_POINTS, Strategy, Sweep
+from lc_callback.engine.counting.strategy import Strategy, Sweep, output_points
 from lc_callback.engine.network.layers import TracedLayers
 from lc_callback.engine.network.points import Points
 from lc_callback.engine.replay.program import ReplayProgram
@@ -141,7 +141,7 @@ class SwitchCounter:
         counts = counts.transpose(0, 1).cpu()[:, points]
         squares = sweeps[0].squares
         if squares is not None:  # of all directions of the space, of which the frame has some
-            first = points < OUTPUT_POINTS
+            first = points < output_points(self.n)
             squares = squares.cpu()[points[first]] * self.layers.space.dim / self.n_directions
             squares[(counts[0, first] < 0).any(-1)] = torch.nan
         return counts, None if histogram is None else histogram.cpu(), None if squares is None else squares.sqrt()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lc_callback.engine.counting.histogram import BINS, INFINITE, bin_of, binned
-from lc_callback.engine.counting.strategy import FEWEST_ULP, OUTPUT_POINTS, HasJumps, Strategy, Sweep, steps_along
+from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, Strategy, Sweep, output_points, steps_along
 from lc_callback.engine.counting.vertices import number_of_ones
 from lc_callback.engine.network.layers import OUTPUT_PLACE, TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, surely_finite
@@ -107,7 +107,7 @@ class CriticalRadiiSweep(Sweep):
 
     def way_of(self, points: Tensor) -> Way:
         """How these points are followed."""
-        return self._ways[int(points[0]) < OUTPUT_POINTS]
+        return self._ways[int(points[0]) < output_points(self.strategy.layers.space.points.n)]
 
     def add_squares(self, points: Tensor, norms: Tensor, first: bool) -> None:
         """Add those of the derivatives at these points along some directions; ``first``: none was before."""

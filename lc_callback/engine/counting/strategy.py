@@ -14,13 +14,13 @@ from lc_callback.engine.network.layers import Execution, TracedLayers
 from lc_callback.engine.replay.route import Route
 from lc_callback.engine.replay.way import Way
 
-__all__ = ["FEWEST_ULP", "OUTPUT_POINTS", "Collector", "HasJumps", "MakeStrategy", "Strategy", "Sweep", "steps_along"]
+__all__ = ["FEWEST_ULP", "Collector", "HasJumps", "MakeStrategy", "Strategy", "Sweep", "output_points", "steps_along"]
 
 #: A coordinate's step r/sqrt(D) is lost in rounding where it is fewer units in the last place than this.
 FEWEST_ULP = 16
 
-#: The output is followed at the first so many points of a set, which is enough for a mean.
-OUTPUT_POINTS = 64
+_MOST_OUTPUTS = 64  # points at which the output is followed, which is enough for a mean
+_OUTPUTS = 4  # of so many points it is followed at one, as behind the last counted layer there may be much to compute
 
 
 class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
@@ -55,8 +55,8 @@ class Sweep:
         radii: which of the radii are counted.
         collector: makes what collects, for a number of points.
         histogram: of critical radii, where these are known; complete after the sweep.
-        squares: ``(N,)`` float64, of the derivatives of the output along the directions, summed, at the first
-            ``OUTPUT_POINTS`` points; likewise.
+        squares: ``(N,)`` float64, of the derivatives of the output along the directions, summed, at the first points,
+            so many as :func:`output_points` says; likewise.
     """
 
     coefficients: Tensor
@@ -113,6 +113,11 @@ class Strategy(ABC):
 
 #: Makes a strategy for traced layers.
 MakeStrategy = Callable[[TracedLayers], Strategy]
+
+
+def output_points(n: int) -> int:
+    """At how many of ``n`` points, the first, the output is followed."""
+    return min(_MOST_OUTPUTS, -(-n // _OUTPUTS))
 
 
 def steps_along(n_directions: int, length: float, like: Tensor) -> Tensor:
