@@ -159,7 +159,7 @@ class LocalComplexity:
 
     @property
     def total_variation(self) -> float | None:
-        r"""Mean over the first points, a quarter of all, at most 64, of the Frobenius norm of the Jacobian of the model's output.
+        r"""Mean Frobenius norm of the Jacobian of the model's output at the first points: a quarter of all, at most 64.
 
         The norm is that of the derivatives along the ``P`` directions of the frame, times :math:`\sqrt{D/P}`: its
         square is unbiased over frames; the norm itself is low by a share of at most :math:`1/(4P)` in the mean, and

@@ -143,26 +143,26 @@ def test_a_resumed_run_keeps_radius_and_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("widths", "expected"),
-    [((16,), 512), ((4000, 4000), 500), ((20_000,), 200), ((62_000,), 64), ((100_000,), 64)],
+    [((16,), 1024), ((4000, 4000), 500), ((20_000,), 200), ((62_000,), 64), ((100_000,), 64)],
 )
 def test_as_many_points_as_the_network_allows(widths: Any, expected: int, tmp_path: Path) -> None:
     callback = LocalComplexityCallback(schedule=[0], n_directions=1)
-    fit(tmp_path, callback, Classifier(wide(*widths)), max_steps=1)
+    fit(tmp_path, callback, Classifier(wide(*widths)), vectors(1100), max_steps=1)
     sizes = {split: f"{split}: {expected} points" in callback.describe() for split in ("train", "test", "random")}
     assert sizes == dict.fromkeys(sizes, True)
 
 
 def test_points_are_those_of_the_number(tmp_path: Path) -> None:
-    found, given = LocalComplexityCallback(0.1), LocalComplexityCallback(0.1, n_probes=512)
+    found, given = LocalComplexityCallback(0.1), LocalComplexityCallback(0.1, n_probes=1024)
     for callback in (found, given):
         torch.manual_seed(0)
-        fit(tmp_path, callback, Classifier())
+        fit(tmp_path, callback, Classifier(), vectors(1100))
     assert found.history["lc/train"] == given.history["lc/train"]
     assert found.state_dict()["fingerprints"] == given.state_dict()["fingerprints"]
 
 
 def test_points_that_are_given_are_taken_whole(tmp_path: Path) -> None:
-    callback = LocalComplexityCallback(0.1, train_probes=torch.randn(700, DIM), test_probes=torch.randn(30, DIM))
+    callback = LocalComplexityCallback(0.1, train_probes=torch.randn(1100, DIM), test_probes=torch.randn(30, DIM))
     fit(tmp_path, callback, Classifier())
-    assert "train: 700 points" in callback.describe()
+    assert "train: 1100 points" in callback.describe()
     assert "test: 30 points" in callback.describe()
