@@ -27,7 +27,7 @@ Curves = str | Mapping[str, str]
 STANDARD_KEYS = {
     "lc": [LC, "lc/test", "lc/random"],
     "robust_acc": [TRAIN, TEST, WEAK_PGD, PGD],
-    "rank": [r"rank/.*\d=last", "weight_norm/total"],
+    "rank": [r"rank/.*\d=last"],
 }
 LC_COLUMNS: dict[str, Measure] = {
     "first descent ends": phase("first_descent_end"),

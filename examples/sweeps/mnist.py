@@ -164,11 +164,7 @@ REPORTED = {
         {"1,000 images": BASE},
         100_000,
         seeds=5,
-        keys={
-            "lc": ["lc/(train|test|random)"],
-            "robust_acc": [TRAIN, TEST, "robust_acc/test_eps.*"],
-            "rank": [r"effective_rank/.*\d=last", "weight_norm/total"],
-        },
+        keys=KEYS | {"lc": ["lc/(train|test|random)"], "robust_acc": [TRAIN, TEST, "robust_acc/test_eps.*"]},
         panels=FIGURE2_PANELS,
         is_timeline=True,
     ),
