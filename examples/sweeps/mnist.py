@@ -13,6 +13,7 @@ from sweeps.columns import (
     RAW,
     TEST,
     TRAIN,
+    WEAK_PGD,
     Measure,
     agreement,
     at_start,
@@ -33,6 +34,7 @@ from sweeps.columns import (
 from sweeps.experiment import Experiment, varied
 
 STRONG_PGD, RANK, NC1 = "robust_acc/test_eps0.2", "effective_rank/last", "nc/nc1_train"
+RANDOM = "lc/random"
 TV, BOUNDARY, LOCAL_RANK = "lc_tv/train", "lc_boundary/train", "local_rank/effective_train"
 KEYS = {
     "lc": [LC],
@@ -90,6 +92,22 @@ DEEP_COLUMNS: dict[str, Measure] = {
     "rank falls": rank_turn("rank_descent"),
     "falls again": rank_turn("second_rank_descent"),
     "tunnel": last("tunnel_length"),
+}
+CNN_COLUMNS: dict[str, Measure] = {
+    "LC at step 0": at_start(LC),
+    "lowest to 200": lowest(LC, until=200),
+    "highest since 25": highest(LC, since=25),
+    "last LC": last(LC),
+    "random points, step 0": at_start(RANDOM),
+    "their lowest to 200": lowest(RANDOM, until=200),
+    "highest": highest(RANDOM, since=25),
+    "last": last(RANDOM),
+    "train acc. is 1": INTERPOLATION,
+    "test acc.": last(TEST),
+    "PGD(0.03), highest": highest(WEAK_PGD),
+    "PGD(0.03)": last(WEAK_PGD),
+    "PGD(0.1), highest": highest(PGD),
+    "PGD(0.1)": last(PGD),
 }
 AUTOATTACK_KEY = f"autoattack/{PGD}"
 ATTACKS = {
@@ -183,18 +201,16 @@ REPORTED = {
         is_timeline=True,
     ),
     "mnist_scale": short(
-        of(SCALE, "scale {}", 1, 8, default=1),
+        of(SCALE, "scale {}", 1, 2, 4, 8, default=1),
         100_000,
+        few={"scale 2": 1, "scale 4": 1},
         keys=KEYS | {"nc": [NC1]},
         columns=COLUMNS | {"NC1 falls to 0.1": COLLAPSED},
         panels=PANELS | {"NC1, train points": NC1},
     ),
     "mnist_batchnorm": short({"without": BASE, "BatchNorm": BATCH_NORM}),
     "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "0.1", "1", default="0.01")),
-    "mnist_optimizer": short(
-        {"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD},
-        few={"SAM (AdamW)": 1},
-    ),
+    "mnist_optimizer": short({"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD}),
     "mnist_collapse": short(
         {
             "standard": BASE,
@@ -205,7 +221,6 @@ REPORTED = {
             "SAM (AdamW)": SAM,
             "SGD, momentum 0.9": SGD,
         },
-        few={"SAM (AdamW)": 1},
         keys=COLLAPSE_KEYS,
         columns=COLLAPSE_COLUMNS,
         note=agreement(COLLAPSED, MIGRATION, ("the fall of NC1 to 0.1", "the start of the migration")),
@@ -226,8 +241,8 @@ REPORTED = {
     "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
     "mnist_data_size": short(of("data.n_train", "{:,} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
-    "mnist_width": short(of("model.network.width", "width {}", 100, 200, default=200)),
-    "mnist_batch": short(of("data.batch_size", "batch {}", 50, 200, default=200)),
+    "mnist_width": short(of("model.network.width", "width {:,}", 100, 200, 1000, default=200), few={"width 1,000": 1}),
+    "mnist_batch": short(of("data.batch_size", "batch {:,}", 50, 200, 1000, default=200), few={"batch 1,000": 1}),
     "mnist_dimensions": short({"784 pixels": BASE, "49 pixels": POOLED}),
     "mnist_autoattack": short(
         {"1,000 images": AUTOATTACK},
@@ -237,12 +252,18 @@ REPORTED = {
         note=by_step(ATTACKS, AUTOATTACK_KEY),
         panels=PANELS | {"accuracy, AutoAttack(0.1)": AUTOATTACK_KEY},
     ),
+    "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
+    "fashion_cnn": short(
+        {"CNN": "", "CNN, BatchNorm": BATCH_NORM},
+        10_000,
+        config="fashion_cnn",
+        seeds=1,
+        keys={"lc": [LC, RANDOM], "robust_acc": [TRAIN, TEST, WEAK_PGD, PGD]},
+        columns=CNN_COLUMNS,
+        panels={"LC, train points": LC, "LC, random points": RANDOM, "accuracy, PGD(0.03)": WEAK_PGD},
+    ),
 }
 DEFINED = {
-    "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
-    "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
-    "mnist_large_batch": short(of("data.batch_size", "batch {}", 200, 1000, default=200), seeds=1),
-    "mnist_large_scales": short(of(SCALE, "scale {}", 2, 4, 8, default=1), 100_000, keys=KEYS | {"nc": [NC1]}),
     "mnist_deep_grokking": short(
         {f"depth {depth}, {n:,} images": DEEP.format(depth, n) for depth in (4, 8, 12) for n in (2000, 5000, 7000)},
         100_000,
@@ -251,5 +272,4 @@ DEFINED = {
         columns=DEEP_COLUMNS,
         panels=PANELS | {"rank, last hidden layer": "rank/last"},
     ),
-    "fashion_cnn": short({"CNN": "", "CNN, BatchNorm": BATCH_NORM}, 10_000, config="fashion_cnn", seeds=1),
 }
