@@ -19,7 +19,7 @@ from lc_callback.callbacks.keys import Keys
 from lc_callback.callbacks.network import Network
 from lc_callback.callbacks.overhead import wait_for_device
 from lc_callback.callbacks.ranks import Ranks
-from lc_callback.engine.network.signature import call_in_words
+from lc_callback.engine.network.signature import call_in_words, example_of_call
 from lc_callback.names import distinct
 from lc_callback.run.probes import Probes
 
@@ -160,10 +160,13 @@ class RowTaker:
             if isinstance(error, ValueError) and _is_ours(error):  # it says what to do
                 raise ValueError(f"{self._name}: {error}") from error
             calls = dict.fromkeys(call_in_words(probes.inputs) for probes in few.values())
+            name = next((name for name, each in pl_module.named_modules() if each is network.module), "")
+            example = next(filter(None, (example_of_call(probes.inputs, name) for probes in few.values())), "")
             raise MisconfigurationException(
                 f"{self._name}: a trial measurement before training failed with {type(error).__name__}: {error}\n"
                 f"The network was called with {', or with '.join(calls)}. If its forward takes something else, pass "
-                "it as `train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`."
+                "it as `train_probes=` and `test_probes=`, or name what to call with `submodule=` or `forward_fn=`"
+                f"{example and f', such as `{example}`'}."
             ) from error
 
     def _is_finite(self, network: Network, few: Mapping[str, Probes], pl_module: Any) -> bool:

@@ -182,11 +182,23 @@ def _reads(start: float, end: float, rises: bool) -> bool:
 
 
 def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.int64]:
-    """The rows nearest to where the slope of the fit changes, so that sentences give values of rows. No lone ones."""
-    x, lone = np.log10(steps + 1), lone_rows(values.tolist())
-    away = np.abs(x[None, :] - nodes[:, None])
-    away[:, lone] = np.inf
-    return np.asarray(away.argmin(1))
+    """The rows nearest to where the slope of the fit changes, so that sentences give values of rows.
+
+    No lone ones, and one for each change as far as there are so many: else a fall would end at the step it begins at.
+    """
+    calm = np.delete(np.arange(len(steps)), lone_rows(values.tolist()))
+    away = np.abs(np.log10(steps[calm] + 1)[None, :] - nodes[:, None])
+    at = away.argmin(1)
+    for i in range(1, len(at)):
+        if at[i] > at[i - 1]:
+            continue
+        before, behind = at[i - 1] - 1, at[i - 1] + 1
+        is_free = before >= 0 and (i == 1 or before > at[i - 2])
+        if is_free and (behind == len(calm) or away[i - 1, before] <= away[i, behind]):
+            at[i - 1 : i + 1] = before, before + 1
+        else:
+            at[i] = min(behind, len(calm) - 1)
+    return np.asarray(calm[at])
 
 
 def number(value: float) -> str:

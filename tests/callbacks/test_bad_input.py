@@ -247,6 +247,11 @@ def linear() -> Classifier:
     return Classifier(nn.Sequential(nn.Linear(DIM, 8), nn.Linear(8, CLASSES)))
 
 
+def dicts() -> DataLoader:
+    """Batches that are dicts, for a network whose forward has other names."""
+    return DataLoader([{"image": torch.randn(DIM), "label": i % CLASSES} for i in range(24)], 8)
+
+
 def in_dict(dataset: Any) -> dict[str, DataLoader]:
     return {"a": loader(dataset), "b": loader(dataset)}
 
@@ -346,6 +351,18 @@ SETUP: dict[str, tuple[dict[str, Any], Make, Make, list[str]]] = {
         loader,
         ["`train_probes`", "Uncopyable", "cannot be copied", "Pass a tensor"],
     ),
+    "dict_for_a_tensor": (
+        {},
+        Classifier,
+        dicts,
+        ["was called with", "forward_fn=lambda module, batch: module(batch['image'])"],
+    ),
+    "dict_for_a_submodule": (
+        {"submodule": "net"},
+        Classifier,
+        dicts,
+        ["was called with", "forward_fn=lambda module, batch: module.net(batch['image'])"],
+    ),
     "function_raises": (
         {"forward_fn": lambda module, x: module.net[:2](x[0, 0, 0])},
         Classifier,
@@ -367,7 +384,7 @@ FOR_ALL = [
         "empty_list",
     ),
     *("three_tensors", "number", "string", "mapping_without_tensors", "targets_of_another_length"),
-    *("train_loader_is_a_dict", "uncopyable_stream"),
+    *("train_loader_is_a_dict", "uncopyable_stream", "dict_for_a_tensor", "dict_for_a_submodule"),
 ]
 
 

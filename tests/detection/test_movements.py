@@ -11,7 +11,7 @@ from lc_callback.detection.milestones import RANK_SETTINGS
 from lc_callback.detection.movements import course_of, number
 from lc_callback.detection.phases import PHASE_SETTINGS
 
-STEPS = np.unique(np.round(10 ** np.linspace(0, 2, 14)))
+STEPS = np.unique(np.round(10 ** np.linspace(0, 2, 14))) - 1
 
 
 def drawn(kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -21,18 +21,22 @@ def drawn(kind: str, rng: np.random.Generator) -> np.ndarray:
         "a drop": lambda: np.where(np.arange(n) < rng.integers(1, n), 16.0, 13.0) + 0.01 * rng.normal(size=n),
         "an exact drop": lambda: np.where(np.arange(n) < rng.integers(1, n), 16.0, 13.0),
         "a walk": lambda: np.abs(np.cumsum(rng.normal(size=n))) + 0.1,
+        "a fall at once": lambda: (
+            5 + 6 * np.exp(-STEPS / rng.choice([0.2, 0.5])) + np.log10(STEPS) + 0.1 * rng.normal(size=n)
+        ),
         "a spike": lambda: np.where(np.arange(n) == rng.integers(n), 40.0, 5.0 + 0.1 * rng.normal(size=n)),
     }
     return curves[kind]()
 
 
 @pytest.mark.parametrize("settings", [RANK_SETTINGS, PHASE_SETTINGS], ids=["rank", "phases"])
-@pytest.mark.parametrize("kind", ["ranks", "a drop", "an exact drop", "a walk", "a spike"])
+@pytest.mark.parametrize("kind", ["ranks", "a drop", "an exact drop", "a walk", "a fall at once", "a spike"])
 def test_the_numbers_of_a_leg_say_what_its_verb_says(kind, settings):
     for seed in range(60):
         course = course_of(STEPS, drawn(kind, np.random.default_rng(seed)), settings)
         for leg in course.legs:
             assert number(leg.start) != number(leg.end), course.text()
+            assert leg.begins < leg.ends, course.text()
         for leg, following in itertools.pairwise(course.legs):
             assert leg.end == following.start, course.text()
             assert leg.rises != following.rises, course.text()

@@ -18,7 +18,7 @@ from lc_callback.engine.network.points import Points, call_model
 from lc_callback.engine.network.space import compute_dtype
 from lc_callback.isolation import untouched
 
-__all__ = ["Signature", "as_tensor", "call_in_words"]
+__all__ = ["Signature", "as_tensor", "call_in_words", "example_of_call"]
 
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 # What Python says of an argument, and what a dict says of a key.
@@ -227,6 +227,18 @@ def call_in_words(inputs: Any) -> str:
     if isinstance(inputs, (tuple, list)) and len(inputs) != 1:
         return f"{len(inputs)} arguments: {', '.join(map(_in_words, inputs))}"
     return f"one argument, {_in_words(inputs[0] if isinstance(inputs, (tuple, list)) else inputs)}"
+
+
+def example_of_call(inputs: Any, module: str) -> str:
+    """A function that passes one entry of a dict to a module of this name, for messages; empty if there is no dict."""
+    batch = inputs[0] if isinstance(inputs, (tuple, list)) and len(inputs) == 1 else inputs
+    entries = batch.items() if isinstance(batch, Mapping) else ()
+    tensors = {key: value for key, value in entries if isinstance(value, Tensor)}
+    if not tensors:
+        return ""
+    key = next((key for key, value in tensors.items() if value.is_floating_point()), next(iter(tensors)))
+    called = f"module.{module}" if module else "module"
+    return f"forward_fn=lambda module, batch: {called}(batch[{key!r}])"
 
 
 def _in_words(value: Any) -> str:

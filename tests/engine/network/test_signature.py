@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lc_callback.engine.network.signature import Signature, call_in_words
+from lc_callback.engine.network.signature import Signature, call_in_words, example_of_call
 
 N = 4
 IDS, MASK, LABELS = torch.arange(8).view(N, 2), torch.ones(N, 2, dtype=torch.long), torch.arange(N) % 2
@@ -202,3 +202,18 @@ def test_targets_that_are_no_classes_stay_out():
 )
 def test_a_call_in_words(inputs, text):
     assert call_in_words(inputs) == text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "module", "text"),
+    [
+        (X, "", ""),
+        ((X, MASK), "net", ""),
+        ({"n": NAMES}, "", ""),
+        ({"x": X}, "", "forward_fn=lambda module, batch: module(batch['x'])"),
+        (({"n": NAMES, "mask": MASK, "x": X},), "a.net", "forward_fn=lambda module, batch: module.a.net(batch['x'])"),
+        ({"n": NAMES, "ids": MASK}, "", "forward_fn=lambda module, batch: module(batch['ids'])"),
+    ],
+)
+def test_an_example_of_a_call_passes_one_tensor_of_a_dict(inputs, module, text):
+    assert example_of_call(inputs, module) == text
