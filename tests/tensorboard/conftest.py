@@ -57,8 +57,8 @@ def visit(one_page: Tab, server: Server) -> Iterator[Callable[..., Tab]]:
     one_page.errors.clear()
     one_page.requests.clear()
 
-    def visit(logs: Path, kept: str | None = None) -> Tab:
-        return one_page.visit(server.show(logs), str(logs), kept)
+    def visit(logs: Path, kept: str | None = None, **flags: Any) -> Tab:
+        return one_page.visit(server.show(logs, **flags), str(logs), kept)
 
     yield visit
     one_page.settle()

@@ -58,13 +58,14 @@ class Server:
 
     def __init__(self) -> None:
         self.port = 0
-        self._apps: dict[str, Any] = {}
+        self._apps: dict[Any, Any] = {}
 
     def show(self, logdir: Path | str, **flags: Any) -> str:
         """From now on these logs. Gives the address of the tab, alone in a page."""
-        if str(logdir) not in self._apps:
-            self._apps[str(logdir)] = app(logdir, **flags)
-        self._app = self._apps[str(logdir)]
+        key = str(logdir), *flags.items()
+        if key not in self._apps:
+            self._apps[key] = app(logdir, **flags)
+        self._app = self._apps[key]
         return f"http://127.0.0.1:{self.port}{flags.get('path_prefix', '')}/data/plugin_entry.html?name=lc_dynamics"
 
     def __call__(self, environ: Any, start_response: Any) -> Any:

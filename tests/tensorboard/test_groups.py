@@ -11,6 +11,8 @@ import numpy as np
 from browser import ACCURACY, LC, SEEDS
 from logs import Log, curves, event, write_csv, write_run
 
+OF_A_GROUP = "median step (lowest to highest of the runs), as a band too"
+
 # Groups
 
 
@@ -18,7 +20,7 @@ def test_markers_of_a_group_keep_their_certainty(groups):
     for panel, kind, step, is_firm in (
         ("rank::", "rank_descent", "~250?, 3 of 3", False),
         (LC, "migration_start", "501, 3 of 3", True),
-        (ACCURACY, "delayed_generalization", "562, 3 of 3", True),
+        (ACCURACY, "delayed_generalization", "562 (316 to 1,000), 3 of 3", True),
     ):
         (marker,) = groups.all(panel, f'.marker[data-kind="{kind}"]', "class")
         assert ("firm" in marker.split(), "tentative" in marker.split()) == (is_firm, not is_firm)
@@ -26,7 +28,7 @@ def test_markers_of_a_group_keep_their_certainty(groups):
         assert key.locator(".told").inner_text() == step
         assert key.locator(".badge.firm").count() == is_firm
         told = groups.card(panel).locator(".of-story").inner_text()
-        assert told == "markers: grok, 3 runs; median step, band from the first to the last run"
+        assert told == f"shaded phases and markers: grok, 3 runs; {OF_A_GROUP}"
     band = groups.card(ACCURACY).locator(".interval")
     ends = float(band.get_attribute("x")) + np.array([0, float(band.get_attribute("width"))])
     decade = groups.tick(ACCURACY, 1000) - groups.tick(ACCURACY, 100)
@@ -44,7 +46,7 @@ def half_widths(values):
 SPREADS = {
     None: "± one standard deviation over the runs",  # before the viewer has chosen
     "ci": "99 % interval of the mean over the runs",
-    "range": "from the least to the greatest run",
+    "range": "lowest to highest of the runs",
     "sd": "± one standard deviation over the runs",
 }
 
@@ -202,7 +204,9 @@ def test_the_sentence_is_about_firm_transitions_only(visit, tmp_path):
         (folder / "events.jsonl").write_text(json.dumps(told) + "\n")
     tab = visit(tmp_path)
     text = tab.page.locator(".headline").inner_text()
-    assert text == "Generalization at step 200 (100 to 300) in 2 of 3 runs."
+    assert text == (
+        "Generalization in 2 of 3 runs (1 tentative): median step 200, lowest to highest of 2 runs 100 to 300."
+    )
 
 
 def test_kinds_of_one_curve_at_one_step_are_one_marker(visit, tmp_path):
@@ -220,7 +224,7 @@ def test_kinds_of_one_curve_at_one_step_are_one_marker(visit, tmp_path):
     tab.only("a_seed0")
     assert tab.all(ACCURACY, ".marker", "data-step") == ["900", "900", "2000"]
     keys = [key.split("\n") for key in tab.card(ACCURACY).locator(".marker-keys button").all_inner_texts()]
-    assert keys[1] == ["2", "robustness onset, delayed robustness? (eps 0.03)", "~900"]
+    assert keys[1] == ["2", "robustness onset, delayed robustness? (eps 0.03)", "~900 (398 to 631)"]
     assert "firm" in tab.all(ACCURACY, ".marker", "class")[1]
     assert tab.page.locator("table.transitions .badge").all_inner_texts() == ["1", "2", "2", "3"]
     assert "robustness onset, delayed robustness?" in tab.export(ACCURACY, "svg").decode()
@@ -228,3 +232,100 @@ def test_kinds_of_one_curve_at_one_step_are_one_marker(visit, tmp_path):
     tab.choose("curves", "mean")
     names = tab.card(ACCURACY).locator(".marker-keys .kind").all_inner_texts()
     assert names[1] == "robustness onset, delayed robustness? (eps 0.03)"  # firm in one run of two
+
+
+def write_generalization(folder, last, *events):
+    """A run with rows until a step, of which TensorBoard has the first only."""
+    write_csv(folder / "lc" / "history.csv", {"lc/train": [1.0, 2.0]}, [0, last])
+    with Log(folder) as log:
+        log.scalars("loss", [0], [1.0])
+    told = [event(**{"kind": "generalization", "curve": "clean_acc/test", **one}) for one in events]
+    (folder / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+
+
+def glance_of(tab, group):
+    """The row of the only transition of a group, and its sentence."""
+    card = tab.page.locator(".group-glance").filter(has=tab.page.locator("h4", has_text=group))
+    return card.locator("tbody tr").inner_text().split("\t"), card.locator(".headline").inner_text()
+
+
+# Two runs generalize at steps 100 and 300; others do not until their last rows.
+OTHERS = {
+    "none": ([], "2 of 2", ""),
+    "short": ([150], "2 of 3; 1 not that far yet", " (1 not that far yet)"),
+    "long": ([10_000], "2 of 3; 1 without it", " (1 without it)"),
+    "both": ([150, 199, 200], "2 of 5; 2 not that far yet; 1 without it", " (2 not that far yet, 1 without it)"),
+}
+
+
+def test_of_runs_without_a_transition_it_is_said_which_are_not_that_far_yet(visit, tmp_path):
+    for name, (lasts, *_) in OTHERS.items():
+        for i, last in enumerate([10_000, 10_000, *lasts]):
+            write_generalization(tmp_path / f"{name}_seed{i}", last, *([{"step": 100 + 200 * i}] if i < 2 else []))
+    tab = visit(tmp_path, json.dumps({"mode": "mean"}))
+    for name, (lasts, runs, others) in OTHERS.items():
+        row, sentence = glance_of(tab, name)
+        assert row[1:4] == [runs, "200", "100 to 300"]
+        found = f"Generalization in 2 of {2 + len(lasts)} runs{others}"
+        assert sentence == f"{found}: median step 200, lowest to highest of 2 runs 100 to 300."
+
+
+CERTAINTIES = {
+    "firm": ["firm"],
+    "1 firm, 1 tentative": ["firm", "tentative"],
+    "1 firm (1 provisional), 1 tentative": ["firm~", "tentative"],
+    "3 firm (2 provisional), 2 tentative (1 provisional)": ["firm", "firm~", "firm~", "tentative~", "tentative"],
+    "1 firm, 1 not graded": ["firm", "as version 0.1"],
+}
+
+
+def test_counts_of_certainty_add_up_to_the_runs(visit, tmp_path):
+    for k, certainties in enumerate(CERTAINTIES.values()):
+        for i, certainty in enumerate(certainties):
+            fields = {"certainty": certainty.rstrip("~"), "provisional": certainty.endswith("~"), "step": 100}
+            write_generalization(tmp_path / f"group{k}_seed{i}", 1000, fields)
+    tab = visit(tmp_path, json.dumps({"mode": "mean"}))
+    for k, (expected, certainties) in enumerate(CERTAINTIES.items()):
+        row, _ = glance_of(tab, f"group{k}")
+        assert expected in row
+        counts = [int(n) for n in re.findall(r"(\d+) ", re.sub(r"\(.*?\)", "", expected))]
+        assert sum(counts) == len(certainties) or len(certainties) == 1
+
+
+def test_a_glance_leads_to_the_layers_that_carry_the_change(seed0):
+    line = seed0.page.locator('[data-section="glance"] p', has_text="layers carry the change")
+    assert line.inner_text().startswith("Which layers carry the change of local complexity and rank: ")
+    seed0.page.locator('[data-section="layers"] > summary').click()  # folded
+    line.locator("button").click()
+    seed0.settle()
+    card = seed0.show("heat:local complexity by layer")
+    assert "layers that carry the change" in card.locator(".moves caption").inner_text()
+
+
+def test_a_sentence_on_one_run_has_the_interval_and_says_of_what(seed0):
+    assert seed0.page.locator(".headline").inner_text() == (
+        "Delayed generalization at step 316 (95 % interval 253 to 411); "
+        "migration start (local complexity) at step 501 (95 % interval 398 to 631)."
+    )
+
+
+def test_it_is_said_whose_phases_are_shaded(tab):
+    def said(panel):
+        return tab.show(panel).locator(".of-story").all_inner_texts()
+
+    of_markers = "; step (95 % interval)"
+    assert said(LC) == [f"shaded phases and markers: {SEEDS[0]}{of_markers}"]
+    assert said("tag:loss") == [f"shaded phases: {SEEDS[0]}"]
+    tab.page.locator(f'.run[data-run="{SEEDS[2]}"] .run-name').click()
+    tab.settle()
+    assert said(LC) == [f"shaded phases and markers: {SEEDS[2]}{of_markers}"]
+    assert f"shaded phases and markers: {SEEDS[2]}" in tab.export(LC, "svg").decode()
+    tab.choose("phases", "off")
+    assert said(LC) == [f"markers: {SEEDS[2]}{of_markers}"]
+    tab.only(SEEDS[0])
+    assert said(LC) == ["markers: step (95 % interval)"]
+    tab.choose("curves", "mean")
+    tab.choose("phases", "final")
+    tab.page.locator(".run-tools button", has_text="all").click()
+    tab.settle()
+    assert said(LC) == [f"shaded phases and markers: grok, 3 runs; {OF_A_GROUP}"]

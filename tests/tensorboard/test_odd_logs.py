@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
-from browser import LC, opened
+from browser import LC
 from logs import STEPS, Log, curves, event, write_csv, write_run
 
 
@@ -153,6 +153,10 @@ def test_long_names_are_whole_and_told_apart(visit, tmp_path):
         assert tab.card("rank::").locator(".legend td, .legend th, .legend p").evaluate_all(cut) == 0
     rows = tab.show("heat:rank by layer").locator("text.layer").all_text_contents()
     assert [row for row in rows if row.startswith("…")] == [f"…{i}…" for i in range(3)]
+    heat = tab.card("heat:rank by layer")
+    assert {*heat.locator(".moves td.name").all_inner_texts()} == {*rows}
+    tab.hover("heat:rank by layer", 0.5)
+    assert heat.locator(".moves + .place").inner_text().split(", ")[-1].split(":")[0] in rows
     beyond = tab.page.evaluate(
         """(text) => {
             const parsed = new DOMParser().parseFromString(text, "image/svg+xml");
@@ -171,16 +175,23 @@ def test_long_names_are_whole_and_told_apart(visit, tmp_path):
     assert beyond == 0
 
 
-def test_what_cannot_be_loaded_stays_in_its_panel(chromium, server, logs):
-    with opened(chromium) as tab:
-        tab.page.route("**/heat?*", lambda route: route.fulfill(status=500, body="<b>broken</b>"))
-        tab.url = server.show(logs)
-        tab.open()
-        card = tab.show("heat:rank by layer")
-        assert "Could not be loaded: heat: 500 <b>broken</b>" in card.locator(".note").inner_text()
-        assert tab.show(LC).locator("path.line").count() > 0
+def test_what_cannot_be_loaded_stays_in_its_panel(one_page, visit, logs):
+    one_page.page.route("**/heat?*", lambda route: route.fulfill(status=500, body="<b>broken</b>"))
+    tab = visit(logs)
+    card = tab.show("heat:rank by layer")
+    assert "Could not be loaded: heat: 500 <b>broken</b>" in card.locator(".note").inner_text()
+    assert tab.show(LC).locator("path.line").count() > 0
+    one_page.page.unroute("**/heat?*")
+    assert all("500" in error for error in tab.errors)
+    tab.errors.clear()
 
 
 def test_it_says_so_where_there_are_no_runs(visit, one_page, server, tmp_path):
     one_page.page.goto(server.show(tmp_path))
     one_page.page.wait_for_function("document.querySelector('.message')?.textContent.includes('no runs')")
+
+
+def test_it_works_under_a_prefix(visit, logs):
+    tab = visit(logs, path_prefix="/some/where")
+    assert "/some/where/data/" in tab.page.url
+    assert tab.show(LC).locator("path.line").count() > 0

@@ -1,11 +1,16 @@
-"""The page of the Dynamics tab in a browser: what is drawn where; cursor, zoom and axes."""
+"""The page of the Dynamics tab in a browser: what is drawn where; cursor, zoom and axes; exports and settings."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from browser import ACCURACY, LC, SEEDS
 from logs import STEPS, curves
 
@@ -101,7 +106,7 @@ def test_at_a_glance_says_in_how_many_runs_and_when(tab):
     assert "3 of 3" in text
     row = tab.page.locator(".group-glance tr", has_text="delayed generalization").inner_text().split("\t")
     steps = [round(10 ** (2.5 * (1 + 0.1 * seed))) for seed in range(3)]
-    assert row[1:] == ["3 of 3", f"{steps[1]:,}", f"{steps[0]:,} to {steps[2]:,}", "3 firm"]
+    assert row[1:] == ["3 of 3", f"{steps[1]:,}", f"{steps[0]:,} to {steps[2]:,}", "450 to 731", "3 firm"]
 
 
 def test_the_strip_has_phases_and_transitions_of_every_run(tab):
@@ -237,3 +242,111 @@ def test_phases_as_known_at_the_cursor_are_those_of_the_rows(seed0):
     assert seed0.all(LC, ".marker", "data-step") == []  # withdrawn at step 40, and the next is known at step 60
     seed0.choose("phases", "off")
     assert seed0.show(LC).locator("rect.phase").count() == 0
+
+
+BOXES = """() => [...document.querySelectorAll("section.card, .legend tr, .legend li")].map((node) => {
+    const { top, height } = node.getBoundingClientRect();
+    return [node.dataset.panel ?? "", Math.round(top + window.scrollY), Math.round(height)];
+})"""
+
+
+@pytest.mark.parametrize("kept", [{}, {"mode": "mean"}, {"mode": "mean", "spread": "range"}])
+def test_nothing_moves_when_the_cursor_comes(visit, logs, kept):
+    tab = visit(logs, json.dumps(kept))
+    for width in (1300, 1000, 400):
+        tab.page.set_viewport_size({"width": width, "height": 4500})
+        tab.page.mouse.move(1, 1)
+        tab.settle()
+        before = tab.page.evaluate(BOXES)
+        for panel, share in ((LC, 0), (LC, 0.5), (LC, 1), ("heat:rank by layer", 0.4)):
+            tab.hover(panel, share)
+            assert tab.cursor(panel) is not None
+            assert tab.page.evaluate(BOXES) == before, (width, panel, share)
+            cut = "(nodes) => nodes.filter((node) => node.scrollWidth > node.clientWidth + 1).length"
+            assert tab.page.locator(".legend").evaluate_all(cut) == 0
+
+
+def test_a_step_is_at_one_place_in_all_panels(seed0):
+    seed0.page.set_viewport_size({"width": 1300, "height": 3500})
+    seed0.settle()
+    panels = [LC, ACCURACY, "rank::", "own:own/", "strip", "heat:local complexity by layer", "heat:rank by layer"]
+    for value in (0, 1, 100, 10_000):
+        ticks = [seed0.show(one).locator(f'.axis.x .tick[data-value="{value}"]').bounding_box()["x"] for one in panels]
+        assert np.ptp(ticks) < 0.2, value
+
+
+# Exports
+
+
+def test_a_panel_as_svg_stands_alone(seed0):
+    root = ElementTree.fromstring(seed0.export(LC, "svg"))
+    text = " ".join(filter(None, (node.text for node in root.iter())))
+    for part in ("local complexity", "steps", "grok_seed0", "train", "migration start", "units that switch"):
+        assert part in text
+    source = ElementTree.tostring(root, "unicode")
+    assert "var(" not in source
+    paths = [node for node in root.iter() if node.get("class") == "line"]
+    assert len(paths) == 2
+    assert all(re.match(r"rgb\(|#", node.get("stroke")) for node in paths)
+    assert not [node for node in root.iter() if node.get("class") in ("cursor", "target", "brush")]
+
+
+def test_a_panel_as_png_is_a_picture(seed0):
+    data = seed0.export(LC, "png")
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 5000
+
+
+def test_a_panel_as_csv_has_its_points(seed0):
+    rows = list(csv.DictReader(io.StringIO(seed0.export(LC, "csv").decode())))
+    train = [row for row in rows if row["curve"] == "lc/train"]
+    assert [float(row["step"]) for row in train] == STEPS
+    assert np.allclose([float(row["value"]) for row in train], curves()["lc/train"], rtol=1e-5)
+    assert {row["half_width"] for row in train} == {"0.5"}
+
+
+def test_the_other_panels_can_be_exported_too(seed0):
+    for panel in ("strip", "heat:rank by layer"):
+        assert len(list(csv.DictReader(io.StringIO(seed0.export(panel, "csv").decode())))) > 3
+        ElementTree.fromstring(seed0.export(panel, "svg"))
+        assert seed0.export(panel, "png").startswith(b"\x89PNG")
+
+
+# Settings
+
+
+def test_settings_and_pins_are_kept(tab):
+    tab.choose("axis", "linear")
+    tab.choose("theme", "dark")
+    tab.show(ACCURACY).locator(".pin").click()
+    tab.settle()
+    tab.open()
+    assert tab.page.locator('[data-section="pinned"] .card').get_attribute("data-panel") == ACCURACY
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert tab.page.locator(".toolbar select").first.input_value() == "linear"
+
+
+@pytest.mark.parametrize(
+    "kept", ["{", "[]", '{"axis": 5, "pins": "x", "shown": null, "mode": "mean"}', '"text"', "null"]
+)
+def test_damaged_settings_are_left(visit, logs, kept):
+    assert visit(logs, kept).show(LC).locator("path.line").count() > 0
+
+
+def test_colours_follow_the_system_without_a_frame(tab, visit, logs):
+    tab.page.emulate_media(color_scheme="dark")
+    tab.settle()
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    visit(logs, "{}")
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    tab.page.emulate_media(color_scheme="light")
+    tab.settle()
+    assert tab.page.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+def test_a_small_window_has_its_legend_below(tab):
+    tab.page.set_viewport_size({"width": 500, "height": 900})
+    card = tab.show(LC)
+    chart, legend = card.locator(".frame").bounding_box(), card.locator(".legend").bounding_box()
+    assert legend["y"] >= chart["y"] + chart["height"] - 1
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 500
