@@ -67,11 +67,13 @@ class Overview:
 
     Attributes:
         keys: of its rows, in their order.
+        last: step of the last row of all.
         notes: what could not be read.
         stamp: changes whenever a file does.
     """
 
     keys: list[str]
+    last: int
     notes: list[str]
     stamp: tuple[int, ...]
 
@@ -118,16 +120,18 @@ class LocalFolders:
         """What there is of a run: every file is looked at once."""
         folder = self._folder(run)
         if folder is None:
-            return Overview([], [], ())
+            return Overview([], 0, [], ())
         keys: dict[str, None] = {}
+        last = 0
         notes: list[str] = []
         histories = self._histories(folder)
         for path in histories:
             rows = self._cached(path)
             keys |= dict.fromkeys(rows.columns if rows else ())
+            last = max(last, int(rows.steps[-1]) if rows and len(rows.steps) else 0)
             notes += _notes(path, rows)
         files = [*histories, *filter(None, [_latest(folder, "events", "jsonl")])]
-        return Overview([*keys], notes, tuple(number for path in files for number in (_stamp(path) or ())))
+        return Overview([*keys], last, notes, tuple(number for path in files for number in (_stamp(path) or ())))
 
     def keys(self, run: str) -> list[str]:
         """The keys that the run's rows have, in their order."""

@@ -70,7 +70,7 @@ class Reader:
             ordered = [*local, *(tag for tag in remote if tag not in local)]
             tags = tuple(numbers.setdefault(tag, len(numbers)) for tag in ordered)
             newest = max((series.max_wall_time for series in remote.values()), default=0.0)
-            last = max((series.max_step for series in remote.values()), default=0)
+            last = max([files.last, *(series.max_step for series in remote.values())])
             version.update(repr((run, len(tags), newest, files.stamp)).encode())
             runs.append(
                 {

@@ -15,22 +15,31 @@ SEEDS = ["grok_seed0/version_0", "grok_seed1/version_0", "grok_seed2/version_0"]
 LC, ACCURACY = "lc::", "accuracy:"
 
 
-# Counts what is being fetched, and keeps what the page does every 15 seconds.
+# Counts what is being fetched, keeps what the page does every 15 seconds, and knows whether it is as it was: `isQuiet`
+# since it was last waited for, `isAsNew` since it was made.
 WATCH = """(() => {
     window.pending = 0;
     const fetched = window.fetch;
     window.fetch = (...args) => {
+        window.isQuiet = false;
         window.pending += 1;
         return fetched(...args).finally(() => setTimeout(() => (window.pending -= 1)));
     };
     const every = window.setInterval;
     window.setInterval = (action, time) => (time === 15000 ? ((window.lookForNew = action), 0) : every(action, time));
+    const stir = () => (window.isQuiet = false);
+    const touch = () => (window.isQuiet = window.isAsNew = false);
+    for (const name of ["pointermove", "pointerdown", "click", "keydown", "input", "change", "resize"])
+        window.addEventListener(name, touch, true);
+    window.addEventListener("scroll", stir, true);
+    new MutationObserver(stir).observe(document, { attributes: true, childList: true, subtree: true });
 })()"""
 
 
-# As after a reload, but the modules are there already.
-ANEW = """async () => {
+# As after a reload with these settings kept, but the modules are there already.
+ANEW = """async (kept) => {
     localStorage.clear();
+    if (kept !== null) localStorage.setItem("lc_dynamics", kept);
     for (const old of document.querySelectorAll(".app, link[rel=stylesheet]")) old.remove();
     const { render } = await import(new URL("./static/index.js", document.baseURI));
     await render();
@@ -43,6 +52,16 @@ SETTLED = """async () => {
         await frame();
         quiet = window.pending ? 0 : quiet + 1;
     }
+    window.isQuiet = true;
+}"""
+
+
+# Whether a card is drawn and in sight, and nothing has happened since the page was last waited for.
+IS_SHOWN = """(panel) => {
+    const card = [...document.querySelectorAll("section.card")].find((one) => one.dataset.panel === panel);
+    if (!window.isQuiet || card?.dataset.state !== "ready") return false;
+    const { top, bottom } = card.getBoundingClientRect();
+    return top >= 0 && bottom <= window.innerHeight;
 }"""
 
 
@@ -51,6 +70,7 @@ class Tab:
 
     def __init__(self, page: Any, url: str = "") -> None:
         self.page, self.url = page, url
+        self.made: tuple[str, str | None] | None = None
         self.errors: list[str] = []
         self.requests: list[str] = []
         page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
@@ -64,18 +84,20 @@ class Tab:
         self.page.goto(self.url)
         self.wait()
 
-    def visit(self, url: str) -> Tab:
-        """The tab at an address, as new."""
-        self.page.set_viewport_size(SIZE)
-        self.page.mouse.move(1, 1)
-        self.errors.clear()
-        self.requests.clear()
-        if url == self.url == self.page.url:
-            self.page.evaluate(ANEW)
-            self.wait()
-        else:
+    def visit(self, url: str, logs: str, kept: str | None = None) -> Tab:
+        """The tab at an address, with these logs, as new but for the settings that were kept (JSON)."""
+        if self.page.url != url:
             self.url = url
             self.open()
+        if self.made != (logs, kept) or not self.page.evaluate("window.isAsNew"):
+            self.page.set_viewport_size(SIZE)
+            self.page.mouse.move(1, 1)
+            self.page.evaluate(ANEW, kept)
+            self.wait()
+            self.page.evaluate("window.isAsNew = true")
+            self.made = logs, kept
+        self.page.evaluate("window.scrollTo(0, 0)")
+        self.settle()
         return self
 
     def wait(self) -> None:
@@ -96,6 +118,8 @@ class Tab:
 
     def show(self, panel: str) -> Any:
         card = self.card(panel)
+        if self.page.evaluate(IS_SHOWN, panel):
+            return card
         for _ in range(50):  # what is drawn above may push it away again
             card.scroll_into_view_if_needed()
             self.settle()

@@ -53,16 +53,26 @@ def client(logdir: Path | str, **flags: Any) -> Client:
     return Client(app(logdir, **flags))
 
 
-def _with_icon(answer: Any) -> Any:
-    """The application, which has an empty icon for a browser that asks."""
+class Server:
+    """Answers for TensorBoard with the Dynamics tab, of one log directory or another."""
 
-    def with_icon(environ: Any, start_response: Any) -> Any:
-        if environ["PATH_INFO"] == "/favicon.ico":
+    def __init__(self) -> None:
+        self.port = 0
+        self._apps: dict[Any, Any] = {}
+
+    def show(self, logdir: Path | str, **flags: Any) -> str:
+        """From now on these logs. Gives the address of the tab, alone in a page."""
+        key = str(logdir), *flags.items()
+        if key not in self._apps:
+            self._apps[key] = app(logdir, **flags)
+        self._app = self._apps[key]
+        return f"http://127.0.0.1:{self.port}{flags.get('path_prefix', '')}/data/plugin_entry.html?name=lc_dynamics"
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/favicon.ico":  # a browser asks for it
             start_response("204 No Content", [])
             return []
-        return answer(environ, start_response)
-
-    return with_icon
+        return self._app(environ, start_response)
 
 
 class _Silent(WSGIRequestHandler):
@@ -71,15 +81,15 @@ class _Silent(WSGIRequestHandler):
 
 
 @contextmanager
-def served(logdir: Path | str, **flags: Any) -> Iterator[str]:
-    """The address of the tab, alone in a page, while TensorBoard runs in a thread."""
-    answer = _with_icon(app(logdir, **flags))
+def serving() -> Iterator[Server]:
+    """A server in a thread."""
+    answer = Server()
     server = make_server("127.0.0.1", 0, answer, threaded=True, request_handler=_Silent)
+    answer.port = server.port
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        prefix = flags.get("path_prefix", "")
-        yield f"http://127.0.0.1:{server.port}{prefix}/data/plugin_entry.html?name=lc_dynamics"
+        yield answer
     finally:
         server.shutdown()
         thread.join()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import PLUGIN, served
+from serving import PLUGIN, serving
 
 from lc_callback.detection.transitions import Transition
 from lc_callback.reporting.annotations import phase_spans
@@ -19,7 +19,8 @@ KINDS = ("first_descent_end", "ascent_start", "migration_start", "migration_end"
 @pytest.fixture(scope="module")
 def modules(chromium: Any, tmp_path_factory: Any) -> Iterator[Any]:
     """Calls a function of a module with each of several lists of arguments."""
-    with served(tmp_path_factory.mktemp("empty")) as url:
+    with serving() as server:
+        url = server.show(tmp_path_factory.mktemp("empty"))
         page = chromium.new_page()
         page.goto(url.replace("plugin_entry.html?name=", "plugin/") + "/static/style.css")
 

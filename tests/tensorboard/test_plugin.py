@@ -97,6 +97,14 @@ def test_runs_have_their_tags_in_the_order_of_their_rows(tmp_path):
     assert layers == [f"lc_layer/train/net.{i}" for i in (1, 3, 10)]
 
 
+def test_the_last_step_is_that_of_the_rows_or_of_tensorboard(tmp_path):
+    for name, of_rows, of_tensorboard in (("rows", 5000, 0), ("tensorboard", 10, 70)):
+        write_csv(tmp_path / name / "lc" / "history.csv", {"lc/train": [1.0, 2.0]}, [0, of_rows])
+        with Log(tmp_path / name) as log:
+            log.scalars("loss", [of_tensorboard], [1.0])
+    assert {run["name"]: run["last"] for run in ask(tmp_path, "runs")["runs"]} == {"rows": 5000, "tensorboard": 70}
+
+
 def test_the_version_changes_with_a_row_and_not_without(tmp_path):
     folder = write_run(tmp_path / "run")
     asked = client(tmp_path)
@@ -174,12 +182,20 @@ DAMAGED = {
 }
 
 
+@pytest.fixture(scope="module")
+def damaged_events(tmp_path_factory):
+    """A client of a log directory with a run for each kind of damage."""
+    logs = tmp_path_factory.mktemp("damaged_events")
+    for name, line in DAMAGED.items():
+        write_csv(logs / name / "lc" / "history.csv", {"lc/train": [1.0]}, [0])
+        text = json.dumps(event()) + "\n" + line + "\n" + json.dumps(event(step=9)) + "\n"
+        (logs / name / "events.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    return client(logs)
+
+
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_line_is_left_out_and_counted(tmp_path, name):
-    folder = write_run(tmp_path / "run")
-    text = json.dumps(event()) + "\n" + DAMAGED[name] + "\n" + json.dumps(event(step=9)) + "\n"
-    (folder / "events.jsonl").write_bytes(text.encode(errors="surrogateescape"))
-    told = ask(tmp_path, "events", run="run")["run"]
+def test_a_damaged_line_is_left_out_and_counted(damaged_events, name):
+    told = ask(damaged_events, "events", run=name)[name]
     assert [one["step"] for one in told["events"]] == [501, 9]
     assert told["unread"] == 1
 
@@ -277,12 +293,22 @@ def test_without_a_folder_pictures_are_those_that_tensorboard_kept(tmp_path):
 # Malice
 
 
+def with_secret(folder):
+    """A log directory, and beside it what must not be read."""
+    outside = write_run(folder / "outside", pictures=1)
+    write_run(folder / "logs" / "run", pictures=1)
+    return folder / "logs", outside
+
+
 @pytest.fixture
 def secret(tmp_path):
-    """A log directory, and beside it what must not be read."""
-    outside = write_run(tmp_path / "outside", pictures=1)
-    write_run(tmp_path / "logs" / "run", pictures=1)
-    return tmp_path / "logs", outside
+    return with_secret(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def beside_secret(tmp_path_factory):
+    """A client of such a log directory."""
+    return client(with_secret(tmp_path_factory.mktemp("secret"))[0])
 
 
 @pytest.mark.parametrize(
@@ -302,18 +328,16 @@ def secret(tmp_path):
         "",
     ],
 )
-def test_no_file_but_a_picture_is_served(secret, file):
-    ask(secret[0], "picture", status=404, run="run", file=file)
+def test_no_file_but_a_picture_is_served(beside_secret, file):
+    ask(beside_secret, "picture", status=404, run="run", file=file)
 
 
 @pytest.mark.parametrize("run", ["../outside", "run/../../outside", "/", "..", "\0", "run/..", "x" * 5000, "~", "."])
-def test_no_run_outside_is_read(secret, run):
-    logs, _ = secret
-    asked = client(logs)
-    ask(asked, "picture", status=404, run=run, file="partition/slice_000000000.png")
-    assert ask(asked, "pictures", run=run)["pictures"] == []
-    assert ask(asked, "events", run=run) == {}
-    assert ask(asked, "series", run=run, tag="lc/train")["series"] == []
+def test_no_run_outside_is_read(beside_secret, run):
+    ask(beside_secret, "picture", status=404, run=run, file="partition/slice_000000000.png")
+    assert ask(beside_secret, "pictures", run=run)["pictures"] == []
+    assert ask(beside_secret, "events", run=run) == {}
+    assert ask(beside_secret, "series", run=run, tag="lc/train")["series"] == []
 
 
 @pytest.mark.parametrize("kind", ["run", "folder", "file"])
@@ -384,17 +408,25 @@ CSVS = {
 }
 
 
+@pytest.fixture(scope="module")
+def damaged_rows(tmp_path_factory):
+    """A client of a log directory with a run for each kind of damage, and a good one."""
+    logs = tmp_path_factory.mktemp("damaged_rows")
+    write_run(logs / "other")
+    for name, (content, _) in CSVS.items():
+        path = logs / name / "lc" / "history.csv"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    return client(logs)
+
+
 @pytest.mark.parametrize("name", CSVS)
-def test_damaged_rows_are_left_out(tmp_path, name):
-    content, steps = CSVS[name]
-    write_run(tmp_path / "other")
-    path = tmp_path / "run" / "lc" / "history.csv"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    found, _ = series(tmp_path, ["run", "other"], ["lc/train"])
+def test_damaged_rows_are_left_out(damaged_rows, name):
+    steps = CSVS[name][1]
+    found, _ = series(damaged_rows, [name, "other"], ["lc/train"])
     assert found["other", "lc/train"][0] == STEPS
-    assert (found[("run", "lc/train")][0] if steps else []) == steps
-    assert steps or ("run", "lc/train") not in found
+    assert (found[(name, "lc/train")][0] if steps else []) == steps
+    assert steps or (name, "lc/train") not in found
 
 
 def test_what_is_not_finite_is_told_as_text(tmp_path):
@@ -417,14 +449,20 @@ NAMES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def odd_names(tmp_path_factory):
+    """A client of a log directory with a run of each name, which has a tag of that name."""
+    logs = tmp_path_factory.mktemp("odd_names")
+    for name in NAMES:
+        with Log(logs / name) as log:
+            log.scalars(name, [0, 1], [1.0, 2.0])
+    return client(logs)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_of_a_run_and_a_tag_is_told_as_it_is(tmp_path, name):
-    write_run(tmp_path / "other")
-    with Log(tmp_path / name) as log:
-        log.scalars(name, [0, 1], [1.0, 2.0])
-    asked = client(tmp_path)
-    assert name in [run["name"] for run in ask(asked, "runs")["runs"]]
-    found, _ = series(asked, [name], [name])
+def test_any_name_of_a_run_and_a_tag_is_told_as_it_is(odd_names, name):
+    assert name in [run["name"] for run in ask(odd_names, "runs")["runs"]]
+    found, _ = series(odd_names, [name], [name])
     assert found[name, name][1]["values"] == [1, 2]
 
 
@@ -468,13 +506,13 @@ def test_a_provider_that_fails_costs_its_series_only(tmp_path):
         ("pictures", {}, "`run` must be given once"),
     ],
 )
-def test_bad_requests_are_told_what_is_wrong(tmp_path, path, params, text):
-    assert text in ask(tmp_path, path, status=400, **params).get_data(as_text=True)
+def test_bad_requests_are_told_what_is_wrong(odd_names, path, params, text):
+    assert text in ask(odd_names, path, status=400, **params).get_data(as_text=True)
 
 
 @pytest.mark.parametrize("name", ["../plugin.py", "..%2fplugin.py", "nothing.js", "", "d3.LICENSE/", "__init__.py"])
-def test_only_static_files_are_served(tmp_path, name):
-    assert client(tmp_path).get(f"{PLUGIN}/static/{name}").status_code == 404
+def test_only_static_files_are_served(odd_names, name):
+    assert odd_names.get(f"{PLUGIN}/static/{name}").status_code == 404
 
 
 def test_static_files_have_their_types(tmp_path):

@@ -265,7 +265,7 @@ export class App {
     const lines = [
       "Move over a chart: the cursor, with the values there in all panels. Click: hold it. Drag: zoom. Double click: all steps.",
       "Keys in a panel: ← → the cursor, Home and End, + and − zoom, 0 all steps, Esc no cursor.",
-      "Shaded: first descent, ascent, region migration. A numbered line is a transition; filled: firm; hollow and dashed, with ?: tentative, noise alone might look like it; ~: later rows may still move it. A tinted band is its 95 % interval; of a group of runs, from the first run to the last.",
+      "Shaded: first descent, ascent, region migration. A numbered line is a transition; filled: firm; hollow and dashed, with ?: tentative, noise alone might look like it; ~: later rows may still move it. A tinted band is its 95 % interval; of a group of runs, from the lowest to the highest of them.",
       "The place of step 0 is to the left of the break of the axis.",
     ];
     return el(

@@ -3,9 +3,11 @@
 import { drawChart, drawCursor } from "./chart.js";
 import { coalesced, el, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
-import { elided, formatPlace, formatValue } from "./format.js";
+import { elided, formatPlace } from "./format.js";
 import { isFirm, isPhase } from "./phases.js";
-import { nearest, quantile, SPREADS } from "./stats.js";
+import { followPointer } from "./pointer.js";
+import { nearest, SPREADS } from "./stats.js";
+import { told, valueCell } from "./values.js";
 
 const MOST_VALUES = 14; // lines with a value of their own at the cursor
 const LONGEST = 120; // characters of a name; it is broken into lines
@@ -127,7 +129,7 @@ export class CurveCard extends Card {
     if (isLegendBelow) {
       // As high as it is going to be, so that what is below does not move when it is drawn.
       const rows = Math.min(MOST_VALUES, panel.lines.length * model.units().length);
-      this.body.style.minHeight = `${(panel.isSmall ? 170 : 210) + 24 + 18 * rows}px`;
+      this.body.style.minHeight = `${(panel.isSmall ? 170 : 210) + 24 + 18 * rows + 24 * (model.units().length > 1)}px`;
     }
     this.element.addEventListener("keydown", (event) => this.key(event));
   }
@@ -290,7 +292,7 @@ export class CurveCard extends Card {
         );
       }
       const name = isEach && hasUnits && isAlone ? first.unit : first.label;
-      const cell = el("td", { class: "value" });
+      const cell = valueCell(lines);
       this.values.push({ lines, cell });
       rows.append(
         el(
@@ -305,12 +307,8 @@ export class CurveCard extends Card {
     const keys = this.markers
       .filter((one) => one.isOwn)
       .map((one) => markerKey(one, () => this.store.setCursor(one.x, true)));
-    const whose = `markers: ${elided(story.name, LONGEST)}`;
-    const pooledAs = story.isPooled ? "; median step, band from the first to the last run" : "";
-    const of =
-      keys.length && (this.model.units().length > 1 || story.isPooled)
-        ? [el("p", { class: "of-story", title: story.name }, whose + pooledAs)]
-        : [];
+    this.whose = this.ofStory(story, keys.length > 0);
+    const of = this.whose ? [el("p", { class: "of-story", title: story.name }, this.whose)] : [];
     legend.replaceChildren(
       rows,
       el("p", { class: "reading" }, this.reading(isEach)),
@@ -319,12 +317,21 @@ export class CurveCard extends Card {
     );
   }
 
+  // Whose phases are shaded, whose markers these are, and what the steps beside them.
+  ofStory(story, hasMarkers) {
+    const what = [story.spans.length ? "shaded phases" : "", hasMarkers ? "markers" : ""].filter(Boolean).join(" and ");
+    const isOneOfSeveral = this.model.units().length > 1 || story.isPooled;
+    const steps = story.isPooled ? "median step (lowest to highest of the runs), as a band too" : "step (95 % interval)";
+    const said = [isOneOfSeveral ? elided(story.name, LONGEST) : "", hasMarkers ? steps : ""].filter(Boolean).join("; ");
+    return what && said ? `${isOneOfSeveral ? what : "markers"}: ${said}` : "";
+  }
+
   // What the bands are, and what the values at the cursor.
   reading(isEach) {
     const band = this.band();
     const { isMean } = this.model;
     const ofBand = band ? (isMean ? " (ends of the band)" : " ± half the band") : "";
-    const value = isEach ? `${isMean ? "mean" : "value"}${ofBand}` : "median (least to greatest) of the curves";
+    const value = isEach ? `${isMean ? "mean" : "value"}${ofBand}` : "median (lowest to highest) of the curves";
     return isMean || band || !isEach ? [band, `at the cursor: ${value}`].filter(Boolean).join("; ") : "";
   }
 
@@ -391,29 +398,6 @@ function groupsBy(items, keyOf) {
   return [...groups.values()];
 }
 
-// The values of lines at x: one value with its spread, or the median and the range of several.
-function told(lines, at) {
-  const values = lines.map((line) => {
-    const i = nearest(line.xs, at);
-    return i < 0 ? undefined : line.ys[i];
-  });
-  if (lines.length > 1) {
-    const finite = values.filter(Number.isFinite);
-    if (!finite.length) return "–";
-    return `${formatValue(quantile(finite, 0.5))} (${formatValue(Math.min(...finite))} to ${formatValue(Math.max(...finite))})`;
-  }
-  const [line] = lines;
-  const i = nearest(line.xs, at);
-  const isInside = line.low && Number.isFinite(line.low[i]);
-  const spread = isInside
-    ? line.n
-      ? ` (${formatValue(line.low[i])} to ${formatValue(line.high[i])})`
-      : ` ± ${formatValue((line.high[i] - line.low[i]) / 2)}`
-    : "";
-  const fewer = line.n && line.n[i] < line.nRuns ? `, ${line.n[i]} of ${line.nRuns} runs` : "";
-  return `${formatValue(values[0])}${spread}${fewer}`;
-}
-
 export function swatch(colour, dash = "", isFaint = false) {
   return svg(
     "svg",
@@ -448,58 +432,5 @@ function markerKey(one, onclick) {
       el("span", { class: "kind" }, name),
       el("span", { class: "told" }, one.told),
     ),
-  );
-}
-
-// The pointer moves the cursor of all charts; a drag zooms, a double click shows all, a click holds the cursor.
-export function followPointer(card, root) {
-  const { store } = card;
-  let from = null;
-  const placeOf = (event) => {
-    const box = root.getBoundingClientRect();
-    return Math.min(Math.max(event.clientX - box.left, card.drawn.plot.left), card.drawn.plot.right);
-  };
-  const snapped = (pixel) => {
-    const x = card.drawn.x.at(pixel);
-    const rows = card.rows();
-    const i = nearest(rows, x);
-    return i < 0 ? x : card.drawn.kind === "free" ? x : rows[nearestOnScreen(rows, i, pixel, card.drawn.x)];
-  };
-  const isTarget = (event) => card.drawn && event.target.classList.contains("target");
-  root.addEventListener("pointerdown", (event) => {
-    if (!isTarget(event) || event.button) return;
-    from = placeOf(event);
-    root.setPointerCapture(event.pointerId);
-  });
-  root.addEventListener("pointermove", (event) => {
-    if (!card.drawn || (from === null && !isTarget(event))) return;
-    const at = placeOf(event);
-    const brush = root.querySelector(".brush");
-    if (from !== null) {
-      brush.setAttribute("x", Math.min(from, at));
-      brush.setAttribute("width", Math.abs(at - from));
-    } else if (!store.cursor?.held) store.setCursor(snapped(at));
-  });
-  root.addEventListener("pointerup", (event) => {
-    if (from === null || !card.drawn) return;
-    const [left, right] = [Math.min(from, placeOf(event)), Math.max(from, placeOf(event))];
-    from = null;
-    root.querySelector(".brush")?.setAttribute("width", 0);
-    if (right - left > 6) store.setZoom([Math.max(0, card.drawn.x.at(left)), card.drawn.x.at(right)]);
-    else store.setCursor(snapped(left), !store.cursor?.held);
-  });
-  root.addEventListener("pointercancel", () => (from = null));
-  root.addEventListener("dblclick", () => store.setZoom(null));
-  root.addEventListener("pointerleave", () => {
-    if (from === null && store.cursor && !store.cursor.held) store.setCursor(null);
-  });
-}
-
-// Of a row and its neighbours the one that is nearest in pixels.
-function nearestOnScreen(rows, i, pixel, x) {
-  const near = [i - 1, i, i + 1].filter((k) => k >= 0 && k < rows.length);
-  return near.reduce(
-    (best, k) => (Math.abs(x.of(rows[k]) - pixel) < Math.abs(x.of(rows[best]) - pixel) ? k : best),
-    near[0],
   );
 }

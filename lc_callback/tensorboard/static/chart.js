@@ -7,7 +7,7 @@ import { isFirm, isPhase } from "./phases.js";
 import { stepScale } from "./steps.js";
 import { nearest, thinned, valueRange } from "./stats.js";
 
-export const MARGIN = { left: 54, right: 14, top: 22, bottom: 22 };
+export const MARGIN = { left: 64, right: 14, top: 22, bottom: 22 };
 let clips = 0;
 
 // `view`: { width, height, kind, axisName, domain, lines, limits, spans, markers, isNamed, isWhole, isLogarithmic, title }.

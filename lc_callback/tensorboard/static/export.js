@@ -117,7 +117,7 @@ function legendOf(card) {
     .filter((one) => one.isOwn)
     .map((one) => ({ text: `${one.number}  ${one.names} (${one.curve}): ${one.told}`, isMarker: true }));
   probe.remove();
-  return [...lines, ...markers];
+  return [...lines, ...(card.whose ? [{ text: card.whose, isMarker: true }] : []), ...markers];
 }
 
 function inline(from, to) {

@@ -19,6 +19,11 @@ export function formatStep(step) {
   return step === undefined || step === null || !Number.isFinite(step) ? "–" : grouped(Math.round(step));
 }
 
+// From one step to another.
+export function stepRange(low, high) {
+  return low === high ? formatStep(low) : `${formatStep(low)} to ${formatStep(high)}`;
+}
+
 // Of a tick: 1k, 10k, 2.5M.
 export function shortNumber(value) {
   const size = Math.abs(value);

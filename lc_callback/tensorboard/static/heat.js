@@ -1,16 +1,17 @@
 // Layers x steps: one number for each layer at each row, as a colour.
 
-import { Card, button, followPointer } from "./card.js";
+import { Card, button } from "./card.js";
 import { drawCursor, MARGIN, xAxis } from "./chart.js";
 import { el, select, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
 import { elided, formatPlace, formatStep, formatValue, tellingApart } from "./format.js";
+import { followPointer } from "./pointer.js";
 import { stepScale } from "./steps.js";
 import { nearest } from "./stats.js";
 
 const MOST_HEIGHT = 420;
 const MOST_TOLD = 8;
-const LONGEST = 13; // characters of the name of a layer
+const LONGEST = 10; // characters of the name of a layer
 const STOPS = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"].map((hex) =>
   [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)),
 );
@@ -69,8 +70,7 @@ export class HeatCard extends Card {
     const n = data.layers.length;
     const row = Math.max(1, Math.min(28, Math.floor(MOST_HEIGHT / n)));
     const width = Math.max(200, this.parts.frame.clientWidth || 600);
-    const left = MARGIN.left + (row >= 11 ? 40 : 0);
-    const plot = { left, right: width - MARGIN.right, top: 6, bottom: 6 + row * n };
+    const plot = { left: MARGIN.left, right: width - MARGIN.right, top: 6, bottom: 6 + row * n };
     const x = stepScale(model.kind, model.domain(), [plot.left, plot.right]);
     this.xs = model.xs(data.run, data.steps);
     const { root } = this.parts;
@@ -82,9 +82,10 @@ export class HeatCard extends Card {
       `${this.title} of ${data.run}: ${data.n} layers, steps ${formatStep(data.steps[0])} to ${formatStep(data.steps[data.steps.length - 1])}`,
     );
     root.setAttribute("data-layers", n);
+    this.labels = tellingApart(data.layers, LONGEST);
     const names =
       row >= 11
-        ? tellingApart(data.layers, LONGEST).map((name, i) =>
+        ? this.labels.map((name, i) =>
             svg(
               "text",
               { class: "layer", x: plot.left - 6, y: plot.top + row * (i + 0.5) + 4, "text-anchor": "end" },
@@ -173,11 +174,10 @@ export class HeatCard extends Card {
       el("i", { style: `background: linear-gradient(90deg, ${STOPS.map((c) => `rgb(${c.join(" ")})`).join(", ")})` }),
       el("span", {}, ends[1]),
     );
-    const labels = tellingApart(data.layers, LONGEST);
     const moves = data.values
       .map((values, i) => ({
         name: data.layers[i],
-        label: labels[i],
+        label: this.labels[i],
         move: moved(values),
         values: [...values].filter(Number.isFinite),
       }))
@@ -187,7 +187,7 @@ export class HeatCard extends Card {
     const table = el(
       "table",
       { class: "moves" },
-      el("caption", {}, "largest changes: least to greatest value, share of all"),
+      el("caption", {}, "layers that carry the change: lowest to highest value, share of the change of all"),
     );
     for (const one of moves.slice(0, MOST_TOLD)) {
       const share = total > 0 ? `${Math.round((100 * one.move) / total)} %` : "–";
@@ -246,11 +246,11 @@ export class HeatCard extends Card {
     drawCursor(this.parts.root, this.drawn, [], at);
     const i = at === null ? -1 : nearest(this.xs, at);
     const values = i < 0 ? [] : this.data.values[this.layer ?? 0];
-    const name = this.data.layers[this.layer ?? 0];
+    const name = this.labels[this.layer ?? 0];
     this.at.textContent =
       i < 0 || !values
         ? ""
-        : `${formatPlace(this.model.kind, this.xs[i], this.model.unit)}, ${elided(name, 24)}: ${formatValue(values[i])}`;
+        : `${formatPlace(this.model.kind, this.xs[i], this.model.unit)}, ${name}: ${formatValue(values[i])}`;
   }
 }
 

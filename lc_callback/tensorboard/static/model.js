@@ -1,8 +1,8 @@
 // What the charts share: runs and groups, colours, the axis, and the story of the run in focus: phases and markers.
 
-import { grouped, nameOfKind } from "./format.js";
+import { grouped, nameOfKind, stepRange } from "./format.js";
 import { panelsOf, isPhaseTag } from "./panels.js";
-import { isFirm, isPhase, phaseSpans, spansOfRows, transitionsAt } from "./phases.js";
+import { intervalOf, isFirm, isPhase, phaseSpans, spansOfRows, transitionsAt } from "./phases.js";
 import { groupedRuns, interpolated, naturally, pooled, quantile } from "./stats.js";
 
 const FIRST_SHOWN = 20; // runs that are shown before the viewer has chosen
@@ -147,17 +147,21 @@ export class Model {
     if (this.store.zoom) return this.store.zoom;
     let last = 0;
     for (const run of this.selected()) {
-      const x = this.x(run, Math.max(this.runs.get(run).last, this.lastSteps?.get(run) ?? 0));
+      const x = this.x(run, this.lastStep(run));
       if (x > last) last = x;
     }
     return [0, last || 1];
   }
 
-  // Of rows that are in files only.
+  lastStep(run) {
+    return Math.max(this.runs.get(run)?.last ?? 0, this.lastSteps?.get(run) ?? 0);
+  }
+
+  // Of rows that were read after the list of runs.
   noteLast(run, steps) {
     this.lastSteps ??= new Map();
     const last = steps.length ? steps[steps.length - 1] : 0;
-    if (last > (this.lastSteps.get(run) ?? this.runs.get(run)?.last ?? 0)) {
+    if (last > this.lastStep(run)) {
       this.lastSteps.set(run, last);
       return true;
     }
@@ -272,10 +276,11 @@ export class Model {
 
   asMarker(run, one) {
     const [low, high] = [one.earliest ?? one.step, one.latest ?? one.step];
-    return { ...one, x: this.x(run, one.step), low: this.x(run, low), high: this.x(run, high), told: toldStep(one) };
+    const told = toldStep(one, intervalOf(one));
+    return { ...one, x: this.x(run, one.step), low: this.x(run, low), high: this.x(run, high), told };
   }
 
-  // Each transition in all runs: the median, the range, and in how many.
+  // Each transition in all runs: the median, the lowest and the highest step, and in how many.
   pooledTransitions(runs) {
     const found = new Map();
     for (const run of runs) {
@@ -290,10 +295,12 @@ export class Model {
       const xs = ones.map((one) => one.x).filter(Number.isFinite);
       const nFirm = ones.filter(isFirm).length;
       const [least, most] = [Math.min(...steps), Math.max(...steps)];
+      const step = Math.round(quantile(steps, 0.5));
+      const others = runs.filter((run) => ones.every((one) => one.run !== run));
       const one = {
         kind: ones[0].kind,
         curve: ones[0].curve,
-        step: Math.round(quantile(steps, 0.5)),
+        step,
         x: xs.length ? quantile(xs, 0.5) : NaN,
         low: xs.length ? Math.min(...xs) : NaN,
         high: xs.length ? Math.max(...xs) : NaN,
@@ -302,13 +309,14 @@ export class Model {
         n: ones.length,
         of: runs.length,
         nFirm,
-        nProvisional: ones.filter((one) => one.provisional).length,
+        nOthers: others.length,
+        nNotThere: others.filter((run) => this.lastStep(run) < step).length,
         provisional: ones.some((one) => one.provisional),
-        first: ones[0],
-        firmSteps: ones.filter(isFirm).map((one) => one.step),
+        ones: ones.sort((a, b) => a.step - b.step),
         certainty: 2 * nFirm > runs.length ? "firm" : "tentative", // firm in most runs
       };
-      return { ...one, told: `${toldStep(one)}, ${one.n} of ${one.of}` };
+      const range = least < most ? stepRange(least, most) : "";
+      return { ...one, told: `${toldStep(one, range)}, ${inRuns(one)}` };
     });
     return pooledOnes.sort((a, b) => a.step - b.step || naturally(a.kind, b.kind));
   }
@@ -341,8 +349,20 @@ function inOnePlace(found) {
   });
 }
 
-function toldStep(one) {
-  return `${one.provisional ? "~" : ""}${grouped(one.step)}${isFirm(one) ? "" : "?"}`;
+function toldStep(one, range) {
+  const step = `${one.provisional ? "~" : ""}${grouped(one.step)}${isFirm(one) ? "" : "?"}`;
+  return range ? `${step} (${range})` : step;
+}
+
+// In how many runs of a group a transition was found, and what of the others.
+export function inRuns(one) {
+  return [`${one.n} of ${one.of}`, ...notFound(one)].join("; ");
+}
+
+// A run without a transition that others have may not be so far yet.
+export function notFound({ nOthers, nNotThere }) {
+  const nWithout = nOthers - nNotThere;
+  return [nNotThere ? `${nNotThere} not that far yet` : "", nWithout ? `${nWithout} without it` : ""].filter(Boolean);
 }
 
 function ordered(i, n) {

@@ -1,5 +1,7 @@
 // From events to transitions, and from transitions to phases.
 
+import { stepRange } from "./format.js";
+
 const PHASE_KINDS = ["first_descent_end", "ascent_start", "migration_start", "migration_end"];
 export const PHASES = ["first descent", "ascent", "region migration"];
 
@@ -35,6 +37,11 @@ export function isFirm(transition) {
 
 export function certaintyOf(transition) {
   return `${transition.certainty}${transition.provisional ? ", provisional" : ""}`;
+}
+
+// The steps that a transition lies between with 95 % probability; nothing where that is not known.
+export function intervalOf({ earliest, latest }) {
+  return earliest === null || latest === null || earliest === latest ? "" : stepRange(earliest, latest);
 }
 
 // The phases between firm transitions, each only as long as the curve moves.

@@ -61,7 +61,7 @@ export function remarkOnGroups(runs, pattern) {
 export const SPREADS = [
   ["sd", "± one standard deviation over the runs"],
   ["ci", "99 % interval of the mean over the runs"],
-  ["range", "from the least to the greatest run"],
+  ["range", "lowest to highest of the runs"],
 ];
 
 // Quantiles of Student's t at 99.5 %, for 1, 2, ... degrees of freedom.

@@ -1,11 +1,12 @@
 // Phases and transitions of each run, one row for each: do the seeds agree?
 
-import { Card, followPointer } from "./card.js";
+import { Card } from "./card.js";
 import { apart, drawCursor, MARGIN, spans, xAxis } from "./chart.js";
 import { el, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
 import { elided, nameOfKind } from "./format.js";
 import { isFirm } from "./phases.js";
+import { followPointer } from "./pointer.js";
 import { stepScale } from "./steps.js";
 
 const MOST_ROWS = 40;

@@ -1,8 +1,9 @@
 // Transitions as tables: of each group at a glance, and each one with its reason.
 
 import { download, el } from "./dom.js";
-import { elided, formatStep, nameOfKind } from "./format.js";
-import { certaintyOf, isFirm } from "./phases.js";
+import { elided, formatStep, nameOfKind, stepRange } from "./format.js";
+import { inRuns, notFound } from "./model.js";
+import { certaintyOf, intervalOf, isFirm, isPhase } from "./phases.js";
 import { quantile } from "./stats.js";
 
 const MOST_ROWS = 300;
@@ -18,7 +19,7 @@ const FIRST = [
   "interpolation",
 ];
 
-// Each transition of each group: in how many runs, the median step, the range, and how sure.
+// Each transition of each group: in how many runs, the median step, the lowest and the highest, and how sure.
 export function glance(model) {
   const groups = [...model.groups()];
   const rest = groups.length - MOST_GROUPS;
@@ -48,7 +49,7 @@ export function glance(model) {
     const columns = runs.length > 1 ? ofSeveral : ofOne;
     const head = el("tr", {}, ...Object.keys(columns).map((text) => el("th", { scope: "col" }, text)));
     const rows = found.map((one) => {
-      const cells = Object.entries(columns).map(([name, tell]) => cell(tell(one), NUMBERS.has(name) ? "number" : ""));
+      const cells = Object.entries(columns).map(([name, tell]) => cell(tell(one), TEXTS.has(name) ? name : "number"));
       return el("tr", { class: one.nFirm ? "firm" : "tentative" }, ...cells);
     });
     return el(
@@ -61,7 +62,25 @@ export function glance(model) {
     );
   });
   const note = rest > 0 ? [el("p", { class: "note" }, `and ${rest} more groups`)] : [];
-  return el("div", { class: "glances" }, ...parts, ...note);
+  return el("div", {}, el("div", { class: "glances" }, ...parts, ...note), layersLine(model));
+}
+
+function goTo(section) {
+  section.open = true;
+  section.scrollIntoView();
+}
+
+// Where it stands which layers carry the change of local complexity, and of what else was logged by layer.
+function layersLine(model) {
+  const measures = model.panels().heats.map((heat) => heat.title.replace(/ by layer$/, ""));
+  if (!measures.length) return null;
+  const go = () => goTo(document.querySelector('[data-section="layers"]'));
+  return el(
+    "p",
+    { class: "note" },
+    `Which layers carry the change of ${measures.join(", ").replace(/, (?!.*, )/, " and ")}: `,
+    el("button", { type: "button", onclick: go }, "layers"),
+  );
 }
 
 // How many transitions of the runs were taken back, and the way to them.
@@ -69,15 +88,13 @@ function withdrawnLine(model, runs) {
   const n = runs.reduce((sum, run) => sum + model.transitions(run).withdrawn.length, 0);
   if (!n) return null;
   const show = () => {
-    const section = document.querySelector('[data-section="transitions"]');
-    section.open = true;
-    section.scrollIntoView();
+    goTo(document.querySelector('[data-section="transitions"]'));
     model.store.set("withdrawn", true);
   };
   return el(
     "p",
     { class: "note lost" },
-    `${n} transition${n > 1 ? "s were" : " was"} found and withdrawn later: `,
+    `${n} transition${n > 1 ? "s were" : " was"} found and withdrawn later, and ${n > 1 ? "are" : "is"} not counted below: `,
     el("button", { type: "button", onclick: show }, "show in the table"),
   );
 }
@@ -85,24 +102,20 @@ function withdrawnLine(model, runs) {
 // What stands in the columns: of the transitions of several runs, and of one.
 const ofSeveral = {
   transition: kindName,
-  runs: (one) => `${one.n} of ${one.of}`,
+  runs: inRuns,
   "median step": (one) => formatStep(one.step),
-  range: (one) => (one.n > 1 ? rangeText(one.least, one.most) : ""),
+  "lowest to highest run": (one) => (one.n > 1 ? stepRange(one.least, one.most) : ""),
+  "95 % interval of the middle run": ({ ones }) => intervalOf(ones[Math.floor((ones.length - 1) / 2)]),
   certainty: sureness,
 };
 const ofOne = {
   transition: kindName,
   step: (one) => formatStep(one.step),
-  "95 % interval": ({ first }) =>
-    first.earliest === null || first.latest === null ? "" : rangeText(first.earliest, first.latest),
-  certainty: ({ first }) => certaintyOf(first),
-  "known at": ({ first }) => formatStep(first.detected_at),
+  "95 % interval": ({ ones: [one] }) => intervalOf(one),
+  certainty: ({ ones: [one] }) => certaintyOf(one),
+  "known at": ({ ones: [one] }) => formatStep(one.detected_at),
 };
-const NUMBERS = new Set(["runs", "median step", "range", "step", "95 % interval", "known at"]);
-
-function rangeText(low, high) {
-  return low === high ? formatStep(low) : `${formatStep(low)} to ${formatStep(high)}`;
-}
+const TEXTS = new Set(["transition", "runs", "certainty"]);
 
 // Of the curves of the group, if they have one colour.
 function dot(model, name, runs) {
@@ -117,18 +130,26 @@ function cell(text, kind = "") {
 function kindName(one) {
   const eps = /_eps(.+)$/.exec(one.curve);
   const layer = /^[^/]*rank[^/]*\/(.+)$/.exec(one.curve);
-  const of = eps ? ` (eps ${eps[1]})` : layer ? ` (${elided(layer[1], 24)})` : "";
+  const isComplexity = isPhase(one.kind) && /(^|[/_.\- ])lc\//.test(one.curve);
+  const of = eps
+    ? ` (eps ${eps[1]})`
+    : layer
+      ? ` (${elided(layer[1], 24)})`
+      : isComplexity
+        ? " (local complexity)"
+        : "";
   return `${nameOfKind(one.kind)}${of}`;
 }
 
-function sureness(one) {
-  const others = one.n - one.nFirm;
-  const texts = [
-    one.nFirm ? `${one.nFirm} firm` : "",
-    others ? `${others} tentative` : "",
-    one.nProvisional ? `${one.nProvisional} provisional` : "",
-  ];
-  return texts.filter(Boolean).join(", ");
+// How many are firm, how many tentative: together all that were found. Those that may still move are some of each.
+function sureness({ ones }) {
+  const texts = [];
+  for (const certainty of ["firm", "tentative", "not graded"]) {
+    const such = ones.filter((one) => one.certainty === certainty);
+    const nProvisional = such.filter((one) => one.provisional).length;
+    if (such.length) texts.push(`${such.length} ${certainty}${nProvisional ? ` (${nProvisional} provisional)` : ""}`);
+  }
+  return texts.join(", ");
 }
 
 // One sentence on the first three things that a reader asks for. Only firm transitions are given as found.
@@ -137,14 +158,25 @@ function headline(found) {
   for (const kinds of [FIRST.slice(0, 2), FIRST.slice(2, 4), FIRST.slice(4, 5)]) {
     const one = kinds.map((kind) => found.find((each) => each.kind === kind && each.nFirm)).find(Boolean);
     if (!one) continue;
-    const runs = one.of > 1 ? ` in ${one.nFirm} of ${one.of} runs` : "";
-    const steps = one.firmSteps;
-    const [least, most] = [Math.min(...steps), Math.max(...steps)];
-    const range = least < most ? ` (${rangeText(least, most)})` : "";
-    told.push(`${kindName(one)} at step ${formatStep(quantile(steps, 0.5))}${range}${runs}`);
+    told.push(one.of > 1 ? sentenceOfSeveral(one) : sentenceOfOne(one));
   }
   const text = told.join("; ");
   return text ? `${text[0].toUpperCase()}${text.slice(1)}.` : "No firm transition of accuracy or of local complexity.";
+}
+
+function sentenceOfOne(one) {
+  const interval = intervalOf(one.ones[0]);
+  return `${kindName(one)} at step ${formatStep(one.step)}${interval ? ` (95 % interval ${interval})` : ""}`;
+}
+
+function sentenceOfSeveral(one) {
+  const steps = one.ones.filter(isFirm).map((each) => each.step);
+  const nTentative = one.n - one.nFirm;
+  const others = [nTentative ? `${nTentative} tentative` : "", ...notFound(one)].filter(Boolean).join(", ");
+  const [least, most] = [steps[0], steps[steps.length - 1]];
+  const range = least < most ? `, lowest to highest of ${one.nFirm} runs ${stepRange(least, most)}` : "";
+  const found = `in ${one.nFirm} of ${one.of} runs${others ? ` (${others})` : ""}`;
+  return `${kindName(one)} ${found}: ${steps.length > 1 ? "median step" : "step"} ${formatStep(quantile(steps, 0.5))}${range}`;
 }
 
 // Every transition of the runs that are shown.
@@ -220,10 +252,6 @@ function tableRow(model, { run, one, number, isWithdrawn }) {
     if (Number.isFinite(x)) model.store.setCursor(x, true);
     if (model.focus()?.name !== run && !model.isMean) model.store.setFocus(run);
   };
-  const interval =
-    one.earliest !== null && one.latest !== null && one.earliest !== one.latest
-      ? `${formatStep(one.earliest)} to ${formatStep(one.latest)}`
-      : "";
   const key = (event) => (event.key === "Enter" || event.key === " ") && (event.preventDefault(), go());
   const badge =
     number === undefined ? "" : el("span", { class: `badge ${isFirm(one) ? "firm" : "tentative"}` }, String(number));
@@ -242,7 +270,7 @@ function tableRow(model, { run, one, number, isWithdrawn }) {
     el("td", { class: "run", title: run }, elided(model.short(run), 28)),
     cell(elided(one.curve, 30)),
     cell(formatStep(one.step), "number"),
-    cell(interval, "number"),
+    cell(intervalOf(one), "number"),
     cell(isWithdrawn ? `withdrawn at ${formatStep(one.at)}` : certaintyOf(one)),
     cell(formatStep(one.detected_at), "number"),
     cell(one.reason, "reason"),
