@@ -18,6 +18,7 @@ from lc_callback.functional.point_sets import local_complexity_of_sets
 from lc_callback.functional.radius import count_units, find_radius
 from lc_callback.names import number_names
 from lc_callback.run.probes import Probes
+from lc_callback.run.seams import curve_at_one_radius, said_of
 from lc_callback.run.timeline import Panel
 
 __all__ = ["LocalComplexityCallback"]
@@ -282,7 +283,7 @@ class LocalComplexityCallback(ProbeCallback):
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
         """The phases of local complexity at the train points."""
         key = _followed(curves)
-        return [] if key is None else find_phases(*curves[key], settings, key)
+        return [] if key is None else said_of(find_phases(*curve_at_one_radius(curves, key), settings, key), curves)
 
     @staticmethod
     def followed(keys: Sequence[str]) -> list[str]:
@@ -298,7 +299,9 @@ class LocalComplexityCallback(ProbeCallback):
     def marks(self, curves: Curves) -> dict[str, float]:
         """The phase."""
         key = _followed(curves)
-        return {} if key is None else {"lc/phase": phase_of(*curves[key], self.detection, self.transitions)}
+        if key is None:
+            return {}
+        return {"lc/phase": phase_of(*curve_at_one_radius(curves, key), self.detection, self.transitions)}
 
     @classmethod
     def panels(cls, keys: Sequence[str]) -> list[Panel]:

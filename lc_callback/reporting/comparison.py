@@ -21,6 +21,7 @@ from lc_callback.detection.seeds import Pooled, pool
 from lc_callback.detection.transitions import Curves, Transition, Turn, in_order, supported
 from lc_callback.reporting.layout import spread_out
 from lc_callback.reporting.run_dir import read_run
+from lc_callback.run.seams import seams
 from lc_callback.run.timeline import MeasureSpec, Panel, RunCurves, panel_order, place
 
 if TYPE_CHECKING:
@@ -260,7 +261,9 @@ def _compared(part: RunCurves) -> Curves:
     """
     drawn = [key for panel in part.panels for key in panel.lines.values()]
     seen = replace(part, followed=part.followed or drawn).seen()
-    return {**seen.curves, **dict(seen.beside.values())}
+    curves = {**seen.curves, **dict(seen.beside.values())}
+    first = {key: steps < min(part.seams(part.prefix + key), default=math.inf) for key, (steps, _) in curves.items()}
+    return {key: (x[first[key]], y[first[key]]) for key, (x, y) in curves.items() if first[key].any()}  # of one radius
 
 
 def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[RunCurves, str]]) -> list[Transition]:
@@ -310,6 +313,12 @@ def _warn_of_radii(read: Mapping[Path, Sequence[RunCurves]]) -> None:
     """Local complexity is comparable at one radius only."""
     radii: dict[str, dict[float, Path]] = {}
     for path, parts in read.items():
+        for part in parts:
+            for step in seams(part.rows, part.prefix)[:1]:
+                says = (
+                    f"`{part.prefix}lc_radius` changes at step {step:,} of {path}: its rows are compared up to there."
+                )
+                warnings.warn(says, stacklevel=3)
         for row in (row for part in parts for row in part.rows[:1]):
             for key, value in row.items():
                 if key.rpartition("/")[2].startswith("lc_radius") or key.startswith("lc_radius"):
