@@ -13,16 +13,12 @@ from lc_callback.checks import positive_integer
 from lc_callback.detection.phases import PHASE_KINDS, PHASE_SETTINGS, check_phase_settings, find_phases, phase_of
 from lc_callback.detection.transitions import Curves, Turn
 from lc_callback.engine.network.space import input_spread, spread_behind
-from lc_callback.functional.local_complexity import (
-    LocalComplexity,
-    check_arguments,
-    check_method,
-    joined,
-)
+from lc_callback.functional.local_complexity import LocalComplexity, check_arguments, check_method, joined
 from lc_callback.functional.point_sets import local_complexity_of_sets
 from lc_callback.functional.radius import count_units, find_radius
 from lc_callback.names import number_names
 from lc_callback.run.probes import Probes
+from lc_callback.run.seams import curve_at_one_radius, said_of
 from lc_callback.run.timeline import Panel
 
 __all__ = ["LocalComplexityCallback"]
@@ -57,7 +53,7 @@ class LocalComplexityCallback(ProbeCallback):
       points, at most 64, likewise; see :attr:`lc_callback.functional.LocalComplexity.total_variation`.
     - ``lc_radius``: the radius in use, if it is one.
     - ``lc_spread/train``: root-mean-square spread of the train points, where the output of a module is perturbed.
-    - ``lc_layer/train/<layer>``: each layer's share at the first radius, with the linear method; see ``per_layer``.
+    - ``lc_layer/train/<layer>``: each layer's share at the train points, at the first radius; see ``per_layer``.
     - ``lc/phase``: 0 in the first descent, 1 in the ascent, 2 in the region migration, as known at the row.
     - ``lc/seconds``: what the row cost.
     - ``lc/events``: a text for each transition that is found, moved or withdrawn.
@@ -87,7 +83,7 @@ class LocalComplexityCallback(ProbeCallback):
             patterns (``"blocks.*"``), class names (``"Linear"``) or types counts the outputs of these modules instead.
         at: name of the module whose output is perturbed instead of the input. Tokens: the embedding that reads them.
         max_pool: also count the winners of max-pooling, ``amax``, ``max(dim)``, ``topk`` and ``sort`` that change.
-        per_layer: log ``lc_layer`` for all splits, radii and methods.
+        per_layer: log ``lc_layer`` for all splits and radii.
         chunk_size: vertices in one forward pass; by default what fits a memory budget, halved when out of memory.
         detection: settings of the detector by name, see :func:`lc_callback.detect_phases`: ``{"min_prominence": 0.1}``.
         method: ``"vertices"``, as the papers define it, or ``"linear"``, by the network's affine piece at each point,
@@ -227,7 +223,7 @@ class LocalComplexityCallback(ProbeCallback):
                 values[f"lc/{split}{suffix}"] = one.mean
                 if len(counts) > 1:
                     values[f"lc_ci99/{split}{suffix}"] = one.ci99
-                if self.per_layer or (split == "train" and lc.histogram is not None and radius == _radii(lc)[0]):
+                if self.per_layer or (split == "train" and radius == _radii(lc)[0]):
                     shares = zip(lc.layer_names, one.layer_means, strict=True)
                     of_layers.update((f"lc_layer/{split}{suffix}/{name}", share) for name, share in shares)
             if lc.histogram is not None:
@@ -287,7 +283,7 @@ class LocalComplexityCallback(ProbeCallback):
     def find(curves: Curves, settings: Mapping[str, float]) -> list[Turn]:
         """The phases of local complexity at the train points."""
         key = _followed(curves)
-        return [] if key is None else find_phases(*curves[key], settings, key)
+        return [] if key is None else said_of(find_phases(*curve_at_one_radius(curves, key), settings, key), curves)
 
     @staticmethod
     def followed(keys: Sequence[str]) -> list[str]:
@@ -303,7 +299,9 @@ class LocalComplexityCallback(ProbeCallback):
     def marks(self, curves: Curves) -> dict[str, float]:
         """The phase."""
         key = _followed(curves)
-        return {} if key is None else {"lc/phase": phase_of(*curves[key], self.detection, self.transitions)}
+        if key is None:
+            return {}
+        return {"lc/phase": phase_of(*curve_at_one_radius(curves, key), self.detection, self.transitions)}
 
     @classmethod
     def panels(cls, keys: Sequence[str]) -> list[Panel]:

@@ -12,6 +12,7 @@ import torch
 from lc_callback.callbacks.network import Network
 from lc_callback.checks import positive_integer
 from lc_callback.detection.transitions import Curves, Turn
+from lc_callback.run.key_panels import panels_of_keys
 from lc_callback.run.probes import Probes
 from lc_callback.run.schedule import POINTS_PER_DECADE
 from lc_callback.run.timeline import Panel
@@ -135,10 +136,8 @@ class MeasureHooks:
 
     @classmethod
     def panels(cls, keys: Sequence[str]) -> list[Panel]:
-        """How the timeline shows the keys of a row: by default all that are of :attr:`group`."""
-        own = [key for key in keys if key.startswith(f"{cls.group}/") and not key.endswith("/seconds")]
-        lines = {key.removeprefix(f"{cls.group}/"): key for key in own}
-        return [Panel(cls.group, lines)] if lines else []
+        """How the timeline shows the keys of a row: by default those of :attr:`group` in one panel."""
+        return panels_of_keys(cls.group, keys)
 
     def caption(self, panel: Panel) -> str:
         """What stands under a panel of :meth:`panels`; by default what the panel brings along."""

@@ -17,6 +17,7 @@ from lc_callback.detection.transitions import PhaseEvent, Transition
 from lc_callback.reporting.figure import WIDTH, draw
 from lc_callback.run.history import History
 from lc_callback.run.schedule import Schedule
+from lc_callback.run.seams import pieces
 from lc_callback.run.timeline import RunCurves
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class Reported(MeasureHooks):
         names = [own(key) for key in self.history.keys]
         panels = [replace(panel, caption=self.caption(panel)).prefixed(prefix) for panel in self.panels(names)]
         curves = [key for panel in panels for key in panel.keys]
-        made_by = layers_of_outliers(rows, curves, lambda key, row: self.layer_shares(own(key), row))
+        made_by: dict[tuple[str, int], str] = {}
+        for piece in pieces(rows, prefix):
+            made_by |= layers_of_outliers(piece, curves, lambda key, row: self.layer_shares(own(key), row))
         followed = [self.peer.keys.full(key) for key in self.followed(names)]
         find = partial(self.find, settings=self.detection)
         settled = (followed, prefix, self.detection, find)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lc_callback.detection.outliers import lone_rows
 from lc_callback.detection.transitions import Transition, in_order
 from lc_callback.reporting.layout import Layout, extent, spread_out
+from lc_callback.run.seams import pieces
 from lc_callback.run.timeline import Panel, RunCurves
 
 if TYPE_CHECKING:
@@ -252,17 +253,18 @@ def y_range(part: RunCurves, panel: Panel) -> tuple[float, float, bool]:
     values, lone, wide = [], [], []
     spikes: list[float] = []  # that layers made: if one is cut off, all are
     for key in panel.keys:
-        rows = [row for row in part.rows if key in row]
-        alone = {*lone_rows([row[key] for row in rows])}
-        for i, row in enumerate(rows):
-            if (key, int(row["step"])) in part.made_by:
-                spikes.append(row[key])
-            elif i in alone:
-                lone.append(row[key])
-            elif np.isfinite(row[key]):
-                values.append(row[key])
-                half = row.get(panel.bands.get(key, ""), 0.0)
-                wide += [row[key] - half, row[key] + half] if np.isfinite(half) else []
+        for piece in pieces(part.rows, part.prefix):
+            rows = [row for row in piece if key in row]
+            alone = {*lone_rows([row[key] for row in rows])}
+            for i, row in enumerate(rows):
+                if (key, int(row["step"])) in part.made_by:
+                    spikes.append(row[key])
+                elif i in alone:
+                    lone.append(row[key])
+                elif np.isfinite(row[key]):
+                    values.append(row[key])
+                    half = row.get(panel.bands.get(key, ""), 0.0)
+                    wide += [row[key] - half, row[key] + half] if np.isfinite(half) else []
     floor, ceiling = panel.limits
     low = min(values, default=0.0) if floor is None else floor
     high = max(values, default=1.0) if ceiling is None else ceiling

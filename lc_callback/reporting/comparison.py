@@ -8,7 +8,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from lc_callback.detection.seeds import Pooled, pool
 from lc_callback.detection.transitions import Curves, Transition, Turn, in_order, supported
 from lc_callback.reporting.layout import spread_out
 from lc_callback.reporting.run_dir import read_run
-from lc_callback.run.timeline import MeasureSpec, Panel, RunCurves, place
+from lc_callback.run.seams import seams
+from lc_callback.run.timeline import MeasureSpec, Panel, RunCurves, panel_order, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,18 +160,23 @@ def compare(
     groups = _grouped(runs, pattern)
     read = {path: read_run(path, measures, detection) for paths in groups.values() for path in paths}
     _warn_of_radii(read)
-    kinds = {kind: measure for measure in measures for kind in measure.kinds}
-    made = [_group(name, [read[path] for path in paths], tuple(paths), kinds) for name, paths in groups.items()]
-    shown = {key for group in made for key in group.pooled}
-    panels: dict[str, Panel] = {}
-    for parts in read.values():
-        for panel in (panel for part in parts for panel in part.panels):
-            lines = {name: key for name, key in panel.lines.items() if key in shown}
+    made = [_group(name, [read[path] for path in paths], tuple(paths)) for name, paths in groups.items()]
+    return Comparison(tuple(made), _panels(read.values(), {key for group in made for key in group.pooled}))
+
+
+def _panels(runs: Iterable[Sequence[RunCurves]], shown: Collection[str]) -> tuple[Panel, ...]:
+    """The panels of all runs with the curves that are shown, each curve in one panel."""
+    panels: dict[tuple[str, str, str], Panel] = {}
+    places: dict[str, tuple[str, str, str]] = {}  # of each curve its panel, for another run may call that otherwise
+    for part in (part for parts in runs for part in parts):
+        for panel in part.panels:
+            place = part.group, part.prefix, panel.label
+            known = {name: key for name, key in panel.lines.items() if key in shown}
+            lines = {name: key for name, key in known.items() if places.setdefault(key, place) == place}
             if lines:
-                before = panels.get(panel.label, panel)
-                panels[panel.label] = replace(before, lines={**before.lines, **lines})
-    kept = [replace(p, lines={n: key for n, key in p.lines.items() if key in shown}) for p in panels.values()]
-    return Comparison(tuple(made), tuple(kept))
+                before = panels.get(place, replace(panel, lines={}))
+                panels[place] = replace(before, lines={**before.lines, **lines})
+    return tuple(panels[place] for place in sorted(panels, key=lambda place: panel_order(*place[:2])))
 
 
 # Groups
@@ -224,15 +230,14 @@ def _shortened(names: Sequence[Path]) -> list[str]:
     return ["/".join(p[common:]) or "runs" for p in parts]
 
 
-def _group(name: str, runs: Sequence[Sequence[RunCurves]], paths: tuple[Path, ...], kinds: Mapping[str, Any]) -> Group:
+def _group(name: str, runs: Sequence[Sequence[RunCurves]], paths: tuple[Path, ...]) -> Group:
     curves: dict[str, list[tuple[Any, Any]]] = {}
     in_runs: dict[tuple[str, str], list[int]] = {}
     settled: dict[str, tuple[RunCurves, str]] = {}  # of each curve a part that has it, and its key there without prefix
     for parts in runs:
         for part in parts:
-            seen = part.seen()
-            for key, (steps, values) in seen.curves.items():
-                curves.setdefault(part.prefix + key, []).append((steps, values))
+            for key, curve in _compared(part).items():
+                curves.setdefault(part.prefix + key, []).append(curve)
                 settled.setdefault(part.prefix + key, (part, key))
             for t in part.transitions:
                 at = in_runs.setdefault((t.kind, t.curve), [])
@@ -243,10 +248,22 @@ def _group(name: str, runs: Sequence[Sequence[RunCurves]], paths: tuple[Path, ..
     found = [
         Found(kind, curve, tuple(in_runs.get((kind, curve), [])), len(curves[curve]), of_mean.get((kind, curve)))
         for kind, curve in dict.fromkeys([*in_runs, *of_mean])
-        if kind in kinds and curve in curves
+        if curve in curves
     ]
     found = [one for one in found if one.steps or (one.of_mean is not None and one.of_mean.is_firm)]
     return Group(name, paths, pooled, tuple(sorted(found, key=_place_of)), curves)
+
+
+def _compared(part: RunCurves) -> Curves:
+    """The curves that are compared, by key without prefix: those that its markers are about, or if none are, all.
+
+    Where such a curve is drawn faintly, also the bold one.
+    """
+    drawn = [key for panel in part.panels for key in panel.lines.values()]
+    seen = replace(part, followed=part.followed or drawn).seen()
+    curves = {**seen.curves, **dict(seen.beside.values())}
+    first = {key: steps < min(part.seams(part.prefix + key), default=math.inf) for key, (steps, _) in curves.items()}
+    return {key: (x[first[key]], y[first[key]]) for key, (x, y) in curves.items() if first[key].any()}  # of one radius
 
 
 def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[RunCurves, str]]) -> list[Transition]:
@@ -257,7 +274,7 @@ def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[RunCurve
         groups: dict[str, dict[str, str]] = {}
         for full, (part, key) in settled.items():
             if part.prefix == prefix:
-                groups.setdefault(_measure_of(part), {})[key] = full
+                groups.setdefault(part.group, {})[key] = full
         for keys in groups.values():
             part = settled[next(iter(keys.values()))][0]
             curves: Curves = {key: (pooled[full].steps, pooled[full].mean) for key, full in keys.items()}
@@ -268,10 +285,6 @@ def _of_means(pooled: Mapping[str, Pooled], settled: Mapping[str, tuple[RunCurve
         for prefix, turn, last in turns
     ]
     return sorted(made, key=in_order)
-
-
-def _measure_of(part: RunCurves) -> str:
-    return ",".join(sorted(part.settings)) + ",".join(sorted({key.split("/")[0] for key in part.followed}))
 
 
 def _shown(part: RunCurves, curves: Curves, pooled: Mapping[str, Pooled]) -> list[Turn]:
@@ -300,6 +313,12 @@ def _warn_of_radii(read: Mapping[Path, Sequence[RunCurves]]) -> None:
     """Local complexity is comparable at one radius only."""
     radii: dict[str, dict[float, Path]] = {}
     for path, parts in read.items():
+        for part in parts:
+            for step in seams(part.rows, part.prefix)[:1]:
+                says = (
+                    f"`{part.prefix}lc_radius` changes at step {step:,} of {path}: its rows are compared up to there."
+                )
+                warnings.warn(says, stacklevel=3)
         for row in (row for part in parts for row in part.rows[:1]):
             for key, value in row.items():
                 if key.rpartition("/")[2].startswith("lc_radius") or key.startswith("lc_radius"):
@@ -376,8 +395,9 @@ def _draw_panel(ax: Any, panel: Panel, group: Group) -> None:
     for name, key in panel.lines.items():
         if key not in group.pooled:
             continue
-        mean, colour = group.pooled[key], panel.colour_of(key)
-        ax.plot(mean.steps, mean.mean, color=colour, label=name, zorder=3)
+        mean, colour, n = group.pooled[key], panel.colour_of(key), len(group.curves[key])
+        label = name if n == len(group.runs) else f"{name} ({n} of {len(group.runs)} runs)"
+        ax.plot(mean.steps, mean.mean, color=colour, label=label, zorder=3)
         if len(group.runs) > 1:
             low, high = mean.mean - mean.spread, mean.mean + mean.spread
             ax.fill_between(mean.steps, low, high, color=colour, alpha=0.2, linewidth=0)

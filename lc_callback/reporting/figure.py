@@ -27,6 +27,7 @@ from lc_callback.reporting.annotations import (
 from lc_callback.reporting.layout import Layout, elided, extent, wrapped
 from lc_callback.reporting.notes import Notes
 from lc_callback.run.files import beside
+from lc_callback.run.seams import rows_at_one_radius
 from lc_callback.run.timeline import Panel, RunCurves
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def draw(figure: Figure, parts: Sequence[RunCurves], title: str = "") -> list[Ax
     layout = _layout(figure.get_figwidth(), drawn, markers)
     heading = wrapped(title or _models(parts), layout.width - 2 * layout.left, 1.15 * layout.text)
     # A part without phases of its own has those of the first that has some.
-    phases = [phase_spans(part.transitions, part.rows) for part, _ in drawn]
+    phases = [phase_spans(part.transitions, rows_at_one_radius(part.rows, part.prefix)) for part, _ in drawn]
     first = next((i for i, found in enumerate(phases) if found), 0)
     blocks: list[_Block] = []
     named: Sequence[Span] = []
@@ -211,13 +212,23 @@ class _Block:
         farthest = ", the farthest with its value" if len(steps) > N_WRITTEN else ""
         thin = "; thin: to rows at which one layer spikes" if is_spiky(self._part, self._cut) else ""
         cut = f"Arrow: a row beyond the axis{farthest}{thin}."
+        gaps = self._gaps()
         own = [marker.found for marker in self._markers if marker.is_of(self._part, self._panel)]
         has_interval = any(found.is_firm and len({*found.interval}) > 1 for found in own)
         tinted = "Tinted: 95\u00a0% interval of a marker." if has_interval else ""
         all_firm = all(found.is_firm for found in own)
         hollow = "" if all_firm else "Hollow, with a question mark: noise alone might look like this."
         later = "~: later rows may still move it." if any(found.provisional for found in own) else ""
-        return " ".join(filter(None, [self._panel.caption, cut if self._cut else "", tinted, hollow, later]))
+        return " ".join(filter(None, [self._panel.caption, gaps, cut if self._cut else "", tinted, hollow, later]))
+
+    def _gaps(self) -> str:
+        """What the gaps are at which the radius changes."""
+        at = sorted({step for key in self._panel.keys for step in self._part.seams(key)})
+        if not at:
+            return ""
+        radii = [row[f"{self._part.prefix}lc_radius"] for row in self._part.rows if row["step"] in at]
+        changes = ", ".join(f"{radius:.4g} from step {step:,} on" for step, radius in zip(at, radii, strict=True))
+        return f"Gap: another radius, {changes}; counts are comparable at one radius only."
 
     def _axis_of_values(self, ax: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -284,25 +295,37 @@ def _curves(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[str, in
     for wide, (name, key) in zip(widths, panel.lines.items(), strict=True):
         colour = panel.colour_of(key)
         steps, values = _column(part, key)
+        gaps = part.seams(key)
         wide = 0.28 * layout.text if key == panel.strong else wide
         spikes = [(key, int(step)) in part.made_by for step in steps]
         if is_spiky(part, cut) and any(spikes):  # the curve is what lies between
-            ax.plot(steps, values, color=colour, linewidth=0.06 * layout.text, alpha=0.6, zorder=2.8, label=f"_{name}")
+            thin: dict[str, Any] = {"linewidth": 0.06 * layout.text, "alpha": 0.6, "zorder": 2.8}
+            ax.plot(*_with_gaps(gaps, steps, values), color=colour, label=f"_{name}", **thin)
             steps, values = (np.delete(column, np.flatnonzero(spikes)) for column in (steps, values))
-        lines += ax.plot(steps, values, color=colour, label=name, linewidth=wide, zorder=3, solid_capstyle="round")
-        if len(steps) == 1:
-            lines[-1].set_marker(".")
+        whole: dict[str, Any] = {"color": colour, "linewidth": wide, "zorder": 3, "solid_capstyle": "round"}
+        lines += ax.plot(*_with_gaps(gaps, steps, values), label=name, **whole)
+        for piece in np.split(np.arange(len(steps)), np.searchsorted(steps, gaps)):
+            if len(piece) == 1:  # which no line shows
+                ax.plot(steps[piece], values[piece], ".", color=colour, zorder=3, label=f"_{name}")
         if key in panel.bands:
             half = np.array([row.get(panel.bands[key], np.nan) for row in part.rows if key in row])
             half = half[np.isin(_column(part, key)[0], steps)]
             half[~np.isfinite(half)] = np.nan
-            ax.fill_between(steps, values - half, values + half, color=colour, alpha=0.2, linewidth=0, zorder=2.1)
+            band = _with_gaps(gaps, steps, values - half, values + half)
+            ax.fill_between(*band, color=colour, alpha=0.2, linewidth=0, zorder=2.1)
         if key in panel.faint:
             pale = _column(part, panel.faint[key])
             ax.plot(*pale, color=colour, linewidth=0.09 * layout.text, alpha=0.6, zorder=2.8, label=f"_{name}")
     if panel.faint:
         lines.append(Line2D([], [], color="0.5", linewidth=0.09 * layout.text, alpha=0.7, label=panel.faint_name))
     return lines
+
+
+def _with_gaps(gaps: Sequence[int], steps: Any, *columns: Any) -> list[Any]:
+    """The steps and the columns, with a NaN in these before the rows at the gaps, so that no line leads there."""
+    where = np.searchsorted(steps, gaps)
+    where = where[where < len(steps)]
+    return [np.insert(steps, where, steps[where]), *(np.insert(column, where, np.nan) for column in columns)]
 
 
 def _column(part: RunCurves, key: str) -> tuple[Any, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from lc_callback.detection.transitions import Curves, Detector, Transition, in_order, only_supported
 from lc_callback.reporting.notes import Notes
+from lc_callback.run.files import safe_name
+from lc_callback.run.key_panels import panels_of_keys
 from lc_callback.run.timeline import MeasureSpec, RunCurves, final_transitions, panel_order, read_events, read_rows
 from lc_callback.suggestions import did_you_mean
 
@@ -22,6 +24,9 @@ def read_run(
     folder: Path, measures: Sequence[type[MeasureSpec]], detection: Mapping[str, float] | None = None
 ) -> list[RunCurves]:
     """Read what the callbacks of a run left in its log directory.
+
+    A measure that is not among ``measures`` is one of the user's own. It has the panels that the timeline of the run
+    drew, without that picture those of its keys; and the transitions that the run found.
 
     Args:
         folder: log directory of the run, with ``lc/history.csv`` and so on, and ``events.jsonl``.
@@ -37,16 +42,18 @@ def read_run(
         below = sorted({str(found.parent.parent) for found in folder.glob("**/history*.csv")})
         hint = f" There are some in {', '.join(below[:5])}." if below else ""
         raise ValueError(f"{folder} has no history.csv in a folder of a callback, such as lc/history.csv.{hint}")
-    found_then = None
     events = _latest(folder, "events", "jsonl")
-    if events is not None and detection is None:
-        found_then = final_transitions(read_events(events))
+    found_in_run = None if events is None else final_transitions(read_events(events))
+    found_then = None if detection is not None else found_in_run
     notes = Notes.of_picture(folder / "timeline.png")
     parts, used, possible = [], set(), set()
     for path in files:
         rows = read_rows(path)
         measure, prefix = _measure_of(rows, measures)
         if measure is None or notes.groups.get(f"{prefix}{measure.group}/seconds", measure.group) != measure.group:
+            own_part = _own_part(rows, path.parent.name, notes, found_in_run or [])
+            if own_part is not None:
+                parts.append((panel_order(own_part.group, own_part.prefix), notes.added_to(own_part)))
             continue
         own = {name: value for name, value in (detection or {}).items() if name in measure.detection_settings}
         used |= {*own}
@@ -70,6 +77,21 @@ def read_run(
         near = did_you_mean(unknown[0], possible)
         raise ValueError(f"no measure in {folder} has the settings {unknown}; possible are {sorted(possible)}{near}")
     return [part for _, part in sorted(parts, key=lambda both: both[0])]
+
+
+def _own_part(rows: list[dict[str, float]], folder: str, notes: Notes, found: Sequence[Transition]) -> RunCurves | None:
+    """What a measure of the user's own saw; ``None`` if no callback wrote the rows: each logs its seconds."""
+    keys = _keys(rows)
+    bases = [key.removesuffix("/seconds") for key in keys if key.endswith("/seconds")]
+    if not bases:
+        return None
+    base = min(bases, key=lambda base: (safe_name(base) != folder, len(base)))  # a layer may be called `seconds`
+    group = notes.groups.get(f"{base}/seconds", base)
+    prefix = base.removesuffix(group)
+    panels = notes.panels.get(f"{base}/seconds") or [
+        panel.prefixed(prefix) for panel in panels_of_keys(group, [key.removeprefix(prefix) for key in keys])
+    ]
+    return RunCurves(rows, panels, [t for t in found if t.curve in keys], prefix=prefix, group=group)
 
 
 def _detected(

@@ -52,7 +52,7 @@ def curve_sentences(seen: Sequence[Followed]) -> list[str]:
         for key in one.curves:
             if not any(t.curve == key and t.is_settled for t in one.transitions):
                 course, but_for = _calm_course(one, key)
-                moved = f"{course.text()}{but_for}{_beside(one, key)}"
+                moved = f"{course.text()}{but_for}{_scaled(one, key)}{_beside(one, key)}"
                 said.append(of_curve(one, key, f"{moved}{_verdict(one, key, course)}{_early(one, key)}"))
         for t in one.transitions:
             if not t.is_settled and not t.kind.startswith("delayed"):
@@ -78,6 +78,7 @@ def _complexity(seen: Followed) -> str:
         return "local complexity has no finite value"
     key = next(iter(seen.curves))
     course, but_for = _calm_course(seen, key)
+    but_for += _scaled(seen, key)
     start, end = seen.known("migration_start", key), seen.known("migration_end", key)
     what = label_of(key).replace("LC", "local complexity")
     if start is None:
@@ -106,6 +107,12 @@ def _calm_course(seen: Followed, key: str) -> tuple[Course, str]:
 def _is_far(spikes: Floats, calm: Floats) -> bool:
     """Whether one of the spikes is farther outside than all other values are apart, as where the timeline cuts it."""
     return bool(np.maximum(spikes - calm.max(), calm.min() - spikes).max() > np.ptp(calm))
+
+
+def _scaled(seen: Followed, key: str) -> str:
+    """Where the radius changed, in parentheses."""
+    step = seen.scaled.get(key)
+    return "" if step is None else f" (counts from step {step:,} on, of another radius, are scaled to those before)"
 
 
 def _rank(seen: Followed) -> str:

@@ -66,6 +66,7 @@ class Followed:
         name: to tell it from another of its kind, such as its prefix.
         made_by: the layer that made a row which stands out, by curve and step.
         beside: the key and the curve that is drawn boldly where a followed one is drawn faintly.
+        scaled: of a curve whose radius changed, the step from which on it is scaled to what was before.
     """
 
     curves: Curves
@@ -76,6 +77,7 @@ class Followed:
     name: str = ""
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, tuple[Floats, Floats]]] = field(default_factory=dict)
+    scaled: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def turns(self) -> Sequence[Turn]:

@@ -28,6 +28,7 @@ from lc_callback.detection.transitions import (
 )
 from lc_callback.run.conclusions import Followed, curve_sentences, headline, phrase_of
 from lc_callback.run.files import LineFile
+from lc_callback.run.seams import is_at_radius, rows_at_one_radius, seams
 
 __all__ = [
     "EventsFile",
@@ -157,9 +158,9 @@ class RunCurves:
     def seen(self) -> Followed:
         """What sentences are made of."""
         bold = {pale: line for panel in self.panels for line, pale in panel.faint.items() if pale in self.followed}
-        curves, missing = {}, []
+        curves, missing, comparable = {}, [], rows_at_one_radius(self.rows, self.prefix)
         for key in [*self.followed, *bold.values()]:
-            rows = [(row["step"], row[key]) for row in self.rows if math.isfinite(row.get(key, math.nan))]
+            rows = [(row["step"], row[key]) for row in comparable if math.isfinite(row.get(key, math.nan))]
             if rows:
                 steps, values = np.array(rows, np.float64).T
                 curves[key.removeprefix(self.prefix)] = steps, values
@@ -172,7 +173,13 @@ class RunCurves:
         }
         known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
         made_by = {(key.removeprefix(self.prefix), step): layer for (key, step), layer in self.made_by.items()}
-        return Followed(curves, known, self.settings, missing, self.find, self.prefix.strip("/_-. "), made_by, beside)
+        scaled = {key: at[0] for key in curves if (at := self.seams(self.prefix + key))}
+        name = self.prefix.strip("/_-. ")
+        return Followed(curves, known, self.settings, missing, self.find, name, made_by, beside, scaled)
+
+    def seams(self, key: str) -> list[int]:
+        """The steps at which a curve goes on at another radius."""
+        return seams(self.rows, self.prefix) if is_at_radius(key.removeprefix(self.prefix)) else []
 
     model: str = ""
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)

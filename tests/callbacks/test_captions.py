@@ -142,7 +142,7 @@ def test_without_the_picture_of_the_run_its_files_are_drawn_all_the_same(tmp_pat
 
         Image.new("RGB", (4, 4)).save(path)
     of_plain, of_columns = read_run(folder, MEASURES)
-    assert of_plain.made_by == {}
+    assert {*of_plain.made_by} == {("lc/train", SPIKE)}
     assert {*of_columns.made_by} == {(f"c/lc/{split}", SPIKE) for split in ("train", "test", "random")}
     assert "the radius of a point, mean over the points" in of_plain.panels[0].caption
     save([of_columns, of_plain], folder / "again.png")

@@ -202,9 +202,10 @@ def test_layers_have_keys_of_their_own(tmp_path: Any) -> None:
     assert {key for _, metrics in rows.calls for key in metrics if key.startswith("lc_layer")} == layers
 
 
+@pytest.mark.parametrize("method", ["linear", "vertices"])
 @pytest.mark.parametrize(("radius", "split"), [(1.0, "train"), ([1.0, 2.0], "train_r1")])
-def test_layers_at_train_points_have_keys_of_their_own(tmp_path: Any, radius: Any, split: str) -> None:
-    callback = small(radius=radius, method="linear")
+def test_layers_at_train_points_have_keys_of_their_own(tmp_path: Any, radius: Any, split: str, method: str) -> None:
+    callback = small(radius=radius, method=method)
     rows = fit(tmp_path, callback)
     layers = {f"lc_layer/{split}/net.{i}" for i in (1, 3)}
     assert {key for _, metrics in rows.calls for key in metrics if key.startswith("lc_layer")} == layers
@@ -218,7 +219,8 @@ def test_several_radii_have_keys_of_their_own(tmp_path: Any) -> None:
     expected = [
         f"{key}/{split}_r{r}" for split in ("train", "test") for r in ("0.05", "2") for key in ("lc", "lc_ci99")
     ]
-    assert callback.history.keys == [*expected, "lc/seconds", "lc/phase"]
+    layers = [f"lc_layer/train_r0.05/net.{i}" for i in (1, 3)]
+    assert callback.history.keys == [*expected, *layers, "lc/seconds", "lc/phase"]
     assert callback.history["lc/train_r2"] > callback.history["lc/train_r0.05"]
 
 

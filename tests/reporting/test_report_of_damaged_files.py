@@ -205,5 +205,6 @@ def test_the_timeline_knows_the_groups_of_its_run(group: str, tmp_path: Path) ->
     prefix = "stable_rank/".removesuffix(f"{group}/")
     part = RunCurves([{"step": 0, key: 1.0}], [Panel("own", {"x": key})], [], prefix=prefix, group=group)
     (tmp_path / "timeline.png").write_bytes(image([part])[1])
-    found = read_run(tmp_path, KNOWN)
-    assert [part.prefix for part in found] == ([] if group == "stable_rank" else ["stable_"])
+    (found,) = read_run(tmp_path, KNOWN)
+    assert (found.group, found.prefix) == (group, prefix)
+    assert [panel.label for panel in found.panels] == (["own"] if group == "stable_rank" else ["feature rank (stable)"])

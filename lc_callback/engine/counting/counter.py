@@ -126,7 +126,9 @@ class SwitchCounter:
         """
         shape = self.n, len(radii), len(self.layers.names)
         counts = torch.zeros(shape, dtype=torch.int64, device=self.layers.space.device)
-        sweeps = self.strategy.sweeps(self.route, radii, self.n_directions, with_output)
+        sweeps = self.strategy.sweeps(self.route, radii, self.n_directions)
+        for sweep in [] if with_output else sweeps:
+            sweep.squares = None
         chunk, total = self.chunk, len(sweeps) * len(points)
         for number, sweep in enumerate(sweeps):
             before = number * len(points)

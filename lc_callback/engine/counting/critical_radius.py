@@ -62,9 +62,9 @@ class CriticalRadii(Strategy):
             self.reaches.follow(way, some, moves[:1], keep)
         return found, output
 
-    def sweeps(self, route: Route, radii: list[float], n_directions: int, with_output: bool) -> list[Sweep]:
-        """One for all radii."""
-        return [CriticalRadiiSweep(self, route, radii, n_directions, with_output and route.with_output)]
+    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
+        """One for all radii, which follows the output where the route can."""
+        return [CriticalRadiiSweep(self, route, radii, n_directions)]
 
     def add(self, counts: Tensor, found: list[tuple[Tensor, Tensor]], radii: list[float], step: float) -> Tensor:
         """Add the units of one place to ``counts (n, R)``. Returns their histogram.
@@ -85,9 +85,7 @@ class CriticalRadii(Strategy):
 class CriticalRadiiSweep(Sweep):
     """The one way through all points by which critical radii are found."""
 
-    def __init__(
-        self, strategy: CriticalRadii, route: Route, radii: list[float], n_directions: int, with_output: bool
-    ) -> None:
+    def __init__(self, strategy: CriticalRadii, route: Route, radii: list[float], n_directions: int) -> None:
         space = strategy.layers.space
         self.strategy, self.route, self.within = strategy, route, radii
         self.step = 1.0 if route.uses_derivative_rules else _small_step(strategy.layers)
@@ -95,19 +93,20 @@ class CriticalRadiiSweep(Sweep):
         self.never = min(INFINITE, bin_of((space.largest or 1.0) / (2 * torch.finfo(space.dtype).eps)))
         self._histogram = torch.zeros(BINS, dtype=torch.int64, device=space.device)
         steps = steps_along(n_directions, self.step, route.frame)
-        self._ways = replace(route.way, with_output=False), replace(route.way, with_output=with_output)
+        self._ways = replace(route.way, with_output=False), route.way
         squares = torch.full((space.points.n,), torch.nan, dtype=torch.float64, device=space.device)
         super().__init__(
             steps,
             slice(None),
             functools.partial(_PlaceReaches, self),
             self._histogram,
-            squares if with_output else None,
+            squares if route.with_output else None,
         )
 
     def way_of(self, points: Tensor) -> Way:
         """How these points are followed."""
-        return self._ways[int(points[0]) < output_points(self.strategy.layers.space.points.n)]
+        n = self.strategy.layers.space.points.n
+        return self._ways[self.squares is not None and int(points[0]) < output_points(n)]
 
     def add_squares(self, points: Tensor, norms: Tensor, first: bool) -> None:
         """Add those of the derivatives at these points along some directions; ``first``: none was before."""

@@ -56,7 +56,7 @@ class Sweep:
         collector: makes what collects, for a number of points.
         histogram: of critical radii, where these are known; complete after the sweep.
         squares: ``(N,)`` float64, of the derivatives of the output along the directions, summed, at the first points,
-            so many as :func:`output_points` says; likewise.
+            so many as :func:`output_points` says; likewise. The output is not followed if this is set to ``None``.
     """
 
     coefficients: Tensor
@@ -104,11 +104,8 @@ class Strategy(ABC):
         """What is compared before a faster way is taken; as of :class:`Observer`."""
 
     @abstractmethod
-    def sweeps(self, route: Route, radii: list[float], n_directions: int, with_output: bool) -> list[Sweep]:
-        """The ways through all points by which units that switch within these radii are counted.
-
-        ``with_output``: also follow the output, where the route can.
-        """
+    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
+        """The ways through all points by which units that switch within these radii are counted."""
 
 
 #: Makes a strategy for traced layers.

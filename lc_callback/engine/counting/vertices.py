@@ -33,7 +33,7 @@ class Vertices(Strategy):
         """All pre-activations."""
         return pre_activations(way, points, moves, most, with_output=False), []
 
-    def sweeps(self, route: Route, radii: list[float], n_directions: int, with_output: bool) -> list[Sweep]:
+    def sweeps(self, route: Route, radii: list[float], n_directions: int) -> list[Sweep]:
         """One for each radius; the output is not followed."""
         collector = functools.partial(_Tallies, self, route)
         return [
