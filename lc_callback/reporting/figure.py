@@ -304,8 +304,13 @@ def _curves(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[str, in
             steps, values = (np.delete(column, np.flatnonzero(spikes)) for column in (steps, values))
         whole: dict[str, Any] = {"color": colour, "linewidth": wide, "zorder": 3, "solid_capstyle": "round"}
         lines += ax.plot(*_with_gaps(gaps, steps, values), label=name, **whole)
-        for piece in np.split(np.arange(len(steps)), np.searchsorted(steps, gaps)):
-            if len(piece) == 1:  # which no line shows
+        pieces = np.split(np.arange(len(steps)), np.searchsorted(steps, gaps))
+        for piece in pieces:
+            if len(piece) != 1:
+                continue  # a line shows it
+            if len(pieces) == 1:
+                lines[-1].set_marker(".")
+            else:
                 ax.plot(steps[piece], values[piece], ".", color=colour, zorder=3, label=f"_{name}")
         if key in panel.bands:
             half = np.array([row.get(panel.bands[key], np.nan) for row in part.rows if key in row])
