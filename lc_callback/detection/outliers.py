@@ -9,6 +9,7 @@ import numpy as np
 
 __all__ = [
     "layer_key",
+    "layers_at",
     "layers_of_lone_rows",
     "layers_of_outliers",
     "layers_of_spikes",
@@ -171,3 +172,13 @@ def shares_in_columns(key: str, row: Row) -> dict[str, float]:
     """The layers of a curve, where each has a column: ``lc_layer/train/net.0`` and so on for ``lc/train``."""
     start = f"{layer_key(key)}/"
     return {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
+
+
+def layers_at(rows: Sequence[Row], key: str, prefix: str = "") -> dict[int, dict[str, float]]:
+    """The same at each step at which the layers of a curve have columns; ``prefix`` is that of all keys."""
+    start = f"{prefix}{layer_key(key)}/"
+    found = {
+        int(row["step"]): {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
+        for row in rows
+    }
+    return {step: layers for step, layers in found.items() if layers}

@@ -31,6 +31,8 @@ from lc_callback.run.followed import (
 
 __all__ = ["PHRASES", "Followed", "curve_sentences", "headline"]
 
+_MOST = 0.8  # of a rise, by one layer, from which on it is named
+
 
 def headline(seen: Sequence[Followed]) -> str:
     """One or two sentences: did it grok, did it become robust or lose it, what did the geometry do."""
@@ -78,7 +80,7 @@ def _complexity(seen: Followed) -> str:
         return "local complexity has no finite value"
     key = next(iter(seen.curves))
     course, but_for = _calm_course(seen, key)
-    but_for += _scaled(seen, key)
+    but_for += _scaled(seen, key) or _by_layer(seen, key, course)
     start, end = seen.known("migration_start", key), seen.known("migration_end", key)
     what = label_of(key).replace("LC", "local complexity")
     if start is None:
@@ -107,6 +109,22 @@ def _calm_course(seen: Followed, key: str) -> tuple[Course, str]:
 def _is_far(spikes: Floats, calm: Floats) -> bool:
     """Whether one of the spikes is farther outside than all other values are apart, as where the timeline cuts it."""
     return bool(np.maximum(spikes - calm.max(), calm.min() - spikes).max() > np.ptp(calm))
+
+
+def _by_layer(seen: Followed, key: str, course: Course) -> str:
+    """The layer that makes most of the largest rise, in parentheses, if one of several does."""
+    layers, before = seen.layers.get(key, {}), int(seen.curves[key][0][0])
+    said, largest = "", 0.0
+    for leg in course.legs:
+        if leg.end - leg.start > largest and leg.ends in layers and len(layers.get(before, ())) > 1:
+            said, largest = "", leg.end - leg.start
+            rises = {name: value - layers[before].get(name, 0.0) for name, value in layers[leg.ends].items()}
+            name = max(rises, key=lambda name: rises[name])
+            if rises[name] >= _MOST * largest:
+                share = min(rises[name] / largest, 1)
+                said = f" ({share:.0%} of the rise in `{name}`)"
+        before = leg.ends
+    return said
 
 
 def _scaled(seen: Followed, key: str) -> str:

@@ -67,6 +67,7 @@ class Followed:
         made_by: the layer that made a row which stands out, by curve and step.
         beside: the key and the curve that is drawn boldly where a followed one is drawn faintly.
         scaled: of a curve whose radius changed, the step from which on it is scaled to what was before.
+        layers: what each layer has of a curve, by its key and by step, as far as that is known.
     """
 
     curves: Curves
@@ -78,6 +79,7 @@ class Followed:
     made_by: Mapping[tuple[str, int], str] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, tuple[Floats, Floats]]] = field(default_factory=dict)
     scaled: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
 
     @cached_property
     def turns(self) -> Sequence[Turn]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from lc_callback.detection.outliers import layers_at
 from lc_callback.detection.transitions import (
     FIRM,
     TENTATIVE,
@@ -174,8 +175,8 @@ class RunCurves:
         known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
         made_by = {(key.removeprefix(self.prefix), step): layer for (key, step), layer in self.made_by.items()}
         scaled = {key: at[0] for key in curves if (at := self.seams(self.prefix + key))}
-        name = self.prefix.strip("/_-. ")
-        return Followed(curves, known, self.settings, missing, self.find, name, made_by, beside, scaled)
+        name, layers = self.prefix.strip("/_-. "), {key: layers_at(self.rows, key, self.prefix) for key in curves}
+        return Followed(curves, known, self.settings, missing, self.find, name, made_by, beside, scaled, layers)
 
     def seams(self, key: str) -> list[int]:
         """The steps at which a curve goes on at another radius."""

@@ -20,7 +20,7 @@ from lc_callback.run.timeline import Panel, RunCurves, leads, run_sentences, run
 STEPS = np.unique(np.append(0, np.round(10 ** np.arange(0, 4.31, 0.1))))
 Curves = Mapping[str, Any]
 MEASURES = {
-    LocalComplexityCallback: ("lc",),
+    LocalComplexityCallback: ("lc", "lc_layer"),
     PGDRobustnessCallback: ("clean_acc", "robust_acc"),
     FeatureRankCallback: ("rank",),
 }
@@ -408,3 +408,34 @@ def test_the_last_row_is_the_last_row() -> None:
     train = at((0.5, 0.1), (2, 0.9))
     train[-1] = 0.8
     assert "are not interpolated (0.8 at the last row)" in said({TRAIN: train})[0]
+
+
+RISE, FLAT = at((0.5, 2.0), (1.5, 6.0)), at((0.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ({"net.1": RISE, "net.3": FLAT}, " (100% of the rise in `net.1`)"),
+        ({"net.1": FLAT, "conv#1": RISE + at((0.5, 0.0), (1.5, 2.0)), "c": at((0.5, 2.0), (1.5, 0.0))}, "`conv#1`)"),
+        ({"net.1": 0.85 * RISE, "net.3": FLAT + 0.15 * RISE}, " (85% of the rise in `net.1`)"),
+        ({"net.1": 0.7 * RISE, "net.3": FLAT + 0.3 * RISE}, ""),
+        ({"net.1": RISE + FLAT}, ""),
+        ({}, ""),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "mine/"])
+def test_a_layer_that_makes_the_rise_is_named(layers: Curves, expected: str, prefix: str) -> None:
+    total = sum(layers.values()) if layers else RISE + FLAT
+    made = parts({LC: total, **{f"lc_layer/train/{name}": values for name, values in layers.items()}}, prefix=prefix)
+    sentence = " ".join(run_sentences(made))
+    assert expected in sentence
+    assert ("of the rise in" in sentence) == bool(expected)
+
+
+def test_of_several_rises_it_is_the_largest() -> None:
+    first, second = at((0.3, 0.0), (1.0, 3.0), (1.5, 0.0)), at((2.0, 0.0), (3.5, 8.0))
+    layers = {"lc_layer/train/a": 4.0 + first, "lc_layer/train/b": second}
+    text = " ".join(run_sentences(parts({LC: 4.0 + first + second, **layers})))
+    assert "of the rise in `b`" in text
+    assert "`a`" not in text
