@@ -147,7 +147,7 @@ def test_a_resumed_run_keeps_radius_and_reason(tmp_path: Path) -> None:
 )
 def test_as_many_points_as_the_network_allows(widths: Any, expected: int, tmp_path: Path) -> None:
     callback = LocalComplexityCallback(schedule=[0], n_directions=1)
-    fit(tmp_path, callback, Classifier(wide(*widths)), vectors(1100), max_steps=1)
+    fit(tmp_path, callback, Classifier(wide(*widths)), vectors(expected + 100), max_steps=1)
     sizes = {split: f"{split}: {expected} points" in callback.describe() for split in ("train", "test", "random")}
     assert sizes == dict.fromkeys(sizes, True)
 

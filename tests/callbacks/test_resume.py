@@ -207,13 +207,16 @@ SCHEDULES = {
 }
 
 
+SEVERAL = ("log", "epochs")  # whose epochs of several batches are quick, and of the others those of one
+
+
 @pytest.mark.usefixtures("no_timeline")
 @pytest.mark.parametrize(
     ("arguments", "batch"),
     [
         pytest.param(arguments, batch, id=f"{name}-{batch}", marks=pytest.mark.slow if slow else ())
         for name, arguments in SCHEDULES.items()
-        for batch, slow in ((24, False), (8, name not in ("log", "epochs")))  # epochs of several batches
+        for batch, slow in ((24, name in SEVERAL), (8, name not in SEVERAL))
     ],
 )
 def test_no_row_is_lost_or_doubled_by_a_resume(arguments: dict[str, Any], batch: int, tmp_path: Path) -> None:
@@ -329,8 +332,14 @@ SPOILED = [other_version, no_version, rows_of_text, rows_in_disorder, no_fingerp
 
 
 @pytest.mark.usefixtures("no_timeline")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spoil", SPOILED)
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        pytest.param(kind, spoil, marks=() if kind == "lc" or spoil is SPOILED[0] else pytest.mark.slow)
+        for kind in KINDS
+        for spoil in SPOILED
+    ],
+)
 def test_a_state_that_cannot_be_read_warns_and_starts_anew(spoil: Any, kind: str, tmp_path: Path) -> None:
     fit(tmp_path, small(kind, schedule="log"), max_steps=6)
     path = checkpoint(tmp_path, 6)
