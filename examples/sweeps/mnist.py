@@ -241,7 +241,7 @@ REPORTED = {
     "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
     "mnist_data_size": short(of("data.n_train", "{:,} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
-    "mnist_width": short(of("model.network.width", "width {:,}", 100, 200, 1000, default=200), few={"width 1,000": 1}),
+    "mnist_width": short(of("model.network.width", "width {}", 100, 200, default=200)),
     "mnist_batch": short(of("data.batch_size", "batch {:,}", 50, 200, 1000, default=200), few={"batch 1,000": 1}),
     "mnist_dimensions": short({"784 pixels": BASE, "49 pixels": POOLED}),
     "mnist_autoattack": short(
@@ -264,6 +264,7 @@ REPORTED = {
     ),
 }
 DEFINED = {
+    "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
     "mnist_deep_grokking": short(
         {f"depth {depth}, {n:,} images": DEEP.format(depth, n) for depth in (4, 8, 12) for n in (2000, 5000, 7000)},
         100_000,
