@@ -239,7 +239,7 @@ def test_bad_arguments_are_named(arguments: dict, named: str) -> None:
         detect_phases(**arguments)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_row_by_row_gives_what_all_at_once_gives(shape: str, seed: int) -> None:
     curve = make(np.random.default_rng(seed), shape)

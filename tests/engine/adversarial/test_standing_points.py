@@ -107,7 +107,7 @@ def iterates(logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, bounds: A
         yield at
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_a_slow_and_obvious_attack_says_the_same(name: str, seed: int) -> None:
     model, x, held, bounds = case(name, seed)
