@@ -304,9 +304,9 @@ def _curves(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[str, in
             steps, values = (np.delete(column, np.flatnonzero(spikes)) for column in (steps, values))
         whole: dict[str, Any] = {"color": colour, "linewidth": wide, "zorder": 3, "solid_capstyle": "round"}
         lines += ax.plot(*_with_gaps(gaps, steps, values), label=name, **whole)
-        for piece in np.split(np.arange(len(steps)), np.searchsorted(steps, gaps)):
-            if len(piece) == 1:  # which no line shows
-                ax.plot(steps[piece], values[piece], ".", color=colour, zorder=3, label=f"_{name}")
+        pieces = np.split(np.arange(len(steps)), np.searchsorted(steps, gaps))
+        if alone := [int(piece[0]) + n for n, piece in enumerate(pieces) if len(piece) == 1]:  # behind n gaps
+            lines[-1].set(marker=".", markevery=alone)
         if key in panel.bands:
             half = np.array([row.get(panel.bands[key], np.nan) for row in part.rows if key in row])
             half = half[np.isin(_column(part, key)[0], steps)]
