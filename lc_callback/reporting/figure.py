@@ -305,13 +305,8 @@ def _curves(ax: Axes, part: RunCurves, panel: Panel, cut: Sequence[tuple[str, in
         whole: dict[str, Any] = {"color": colour, "linewidth": wide, "zorder": 3, "solid_capstyle": "round"}
         lines += ax.plot(*_with_gaps(gaps, steps, values), label=name, **whole)
         pieces = np.split(np.arange(len(steps)), np.searchsorted(steps, gaps))
-        for piece in pieces:
-            if len(piece) != 1:
-                continue  # a line shows it
-            if len(pieces) == 1:
-                lines[-1].set_marker(".")
-            else:
-                ax.plot(steps[piece], values[piece], ".", color=colour, zorder=3, label=f"_{name}")
+        if alone := [int(piece[0]) + n for n, piece in enumerate(pieces) if len(piece) == 1]:  # behind n gaps
+            lines[-1].set(marker=".", markevery=alone)
         if key in panel.bands:
             half = np.array([row.get(panel.bands[key], np.nan) for row in part.rows if key in row])
             half = half[np.isin(_column(part, key)[0], steps)]
