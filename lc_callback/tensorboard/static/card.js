@@ -45,7 +45,11 @@ export class Card {
       this.note,
     );
     this.element.card = this;
-    this.redraw = coalesced(() => this.isNear && this.drawSafely());
+    const drawAgain = coalesced(() => this.isNear && this.isOld && this.drawSafely());
+    this.redraw = () => {
+      this.isOld = true; // until it is drawn, be it by others before the next frame
+      drawAgain();
+    };
     this.recursor = coalesced(() => this.isNear && this.moveCursor());
     this.stops = ["zoom", "story"].map((topic) => this.store.on(topic, this.redraw));
     this.stops.push(this.store.on("cursor", this.recursor));
@@ -94,6 +98,7 @@ export class Card {
   }
 
   drawSafely() {
+    this.isOld = false;
     try {
       this.width = this.body.clientWidth;
       this.draw();
