@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lc_callback.engine.network.layers import Consumer, Execution, Samples, TracedLayers
 from lc_callback.engine.network.layout import viewed
@@ -51,7 +51,8 @@ class Way:
         As :meth:`TracedLayers.follow`. Returns the output of the model, or ``None`` if operations are replayed.
         """
         if len(points) * len(coefficients) == 1:  # twice: the layout of one is ambiguous, as that behind `squeeze`
-            coefficients, consumer = coefficients.expand(2, -1), _first_of(consumer)
+            output = self.follow(points, coefficients.expand(2, -1), _first_of(consumer))
+            return tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.ndim else leaf, output)
         samples = self._samples(points, coefficients)
         if self.program is None:
             return self.layers.run(samples, consumer, self.execution, self.with_output)
