@@ -43,7 +43,7 @@ class CriticalRadii(Strategy):
             raise HasJumps(", ".join(layers.jumps))
         if torch.finfo(layers.coarsest).bits < 32:
             raise HasJumps(f"rounding to {layers.coarsest}")
-        self.reaches = Reaches()
+        self.reaches = Reaches(layers.pools_rows)
         super().__init__(layers, self.reaches.pieces)
 
     def observe(self, way: Way, points: Tensor, moves: Tensor, most: int) -> tuple[list[Tensor], list[Tensor]]:

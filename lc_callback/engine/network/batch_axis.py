@@ -40,12 +40,16 @@ class BatchAxis:
         return front.unflatten(0, (self.per_sample, n_samples)).movedim(1, 0)
 
 
-def find_batch_axis(of_two: Tensor, of_three: Tensor) -> tuple[BatchAxis, float] | None:
-    """Find the batch axis of a tensor, given what it was for samples ``[a, b]`` and for ``[a, b, c]``.
+def find_batch_axis(of_two: Tensor, of_three: Tensor, sample_first: bool = True) -> tuple[BatchAxis, float] | None:
+    """Find the batch axis of a tensor, given what it was for samples ``[a, b]`` and for ``[c, b, a]``.
+
+    In the other order ``a`` and ``b`` have other samples before and behind them. So influence shows that goes one way
+    only, as that of a cumulative sum over the batch.
 
     Args:
         of_two: the tensor computed from two samples.
-        of_three: the same tensor computed from these two and a third.
+        of_three: the same tensor computed from a third and these two, the last first.
+        sample_first: of a folded axis, what is taken where all samples have the same values, as those of a dead layer.
 
     Returns:
         The axis, and by how much (relative to the largest entry) what belongs to ``a`` and ``b`` differs between the
@@ -65,8 +69,9 @@ def find_batch_axis(of_two: Tensor, of_three: Tensor) -> tuple[BatchAxis, float]
     if len(grown) > 1 or of_two.shape[axis] * 3 != of_three.shape[axis] * 2:
         raise ValueError(f"no single axis grows in proportion to the number of samples: {shapes}")
     per_sample = of_two.shape[axis] // 2
-    choices = [BatchAxis(axis, per_sample)] + ([BatchAxis(axis, per_sample, False)] if per_sample > 1 else [])
-    differences = [_difference(c.to_front(of_two, 2), c.to_front(of_three, 3)[:2]) for c in choices]
+    orders = [sample_first, not sample_first] if per_sample > 1 else [True]
+    choices = [BatchAxis(axis, per_sample, order) for order in orders]
+    differences = [_difference(c.to_front(of_two, 2), c.to_front(of_three, 3).flip(0)[:2]) for c in choices]
     best = min(range(len(choices)), key=differences.__getitem__)
     return choices[best], differences[best]
 

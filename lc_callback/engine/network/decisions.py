@@ -26,6 +26,7 @@ class Decisions:
         choices: operations before the first one that decide by values.
         casts: floating-point types to which values were rounded.
         maxima: operations that choose a winner which is not followed.
+        pooled: of each max-pooling among these, the length of the first axis.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class Decisions:
         self.choices: list[tuple[str, int]] = []
         self.casts: list[tuple[torch.dtype, int]] = []
         self.maxima: list[tuple[str, int]] = []
+        self.pooled: list[int] = []
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
 
     def executed(self, op: str, func: Any, args: Any, result: Any, *, is_first: bool) -> None:
@@ -56,6 +58,8 @@ class Decisions:
             values = result if isinstance(result, Tensor) else result[0]
             if values.is_floating_point() and values.ndim:
                 self.maxima.append((op, values.numel()))
+                if is_a(op, Kind.MAX_POOLING):
+                    self.pooled.append(len(values))
 
     def emitted(self) -> None:
         """A pre-activation was met."""

@@ -104,6 +104,7 @@ class TracedLayers:
         jumps: operations that are constant but for jumps, such as ``sign``.
         coarsest: the floating-point type that rounds most: a model may compute in float32 whatever its own type is.
         uncounted: operations of which the winners are not counted, since ``max_pool`` is off.
+        pools_rows: whether all max-pooling has one sample in each row of its first axis.
         never_above: places of what is never above zero, such as ``-relu(x)``.
         output_axis: where the samples are in what the model returns; ``None`` if that cannot be followed.
     """
@@ -129,6 +130,7 @@ class TracedLayers:
         self.decides = bool(_of_samples(two.choices, three.choices))
         self.jumps = _of_samples(two.jumps, three.jumps)
         self.uncounted = _of_samples(two.maxima, three.maxima)
+        self.pools_rows = {2, *two.pooled} == {2} and {3, *three.pooled} == {3}
         casts = _of_samples(two.casts, three.casts)
         self.coarsest: torch.dtype = max([space.dtype, *casts], key=lambda each: float(torch.finfo(each).eps))
         growth = zip(after.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
@@ -142,10 +144,9 @@ class TracedLayers:
             )
         self.sites = [site for site, _ in of_two]
         self.channels = [site.channels for site in self.sites]
-        self.axes = [
-            None if position in unused else self._batch_axis(site, fewer[0][0], more[0][0])
-            for position, ((site, fewer), (_, more)) in enumerate(zip(of_two, of_three, strict=True))
-        ]
+        self.axes: list[BatchAxis | None] = []
+        for position, ((site, fewer), (_, more)) in enumerate(zip(of_two, of_three, strict=True)):
+            self.axes.append(None if position in unused else self._batch_axis(site, fewer[0][0], more[0][0]))
         self.layer_of, bases = self._layers()
         if not bases and required:
             raise ValueError(self._nothing_found())
@@ -163,7 +164,7 @@ class TracedLayers:
 
         space, first = self.space, torch.zeros(1, dtype=torch.long)
         if self.results:
-            inputs = space.points.batch(torch.arange(n) % space.points.n, None)
+            inputs = space.points.batch(self._in_order(torch.arange(n)) % space.points.n, None)
         elif space.at_module is not None:
             inputs = space.points.batch(first, None, n)
         else:  # samples that differ, though they are one point: else the order of a folded axis would not show
@@ -183,8 +184,13 @@ class TracedLayers:
         space = self.space
         direction = cross_polytope_frame(space.dim, 1, seed=1, dtype=space.dtype, device=space.device)
         # The third is no mean of the others: it shows where a mean over the samples is subtracted.
-        steps = torch.tensor([1.0, -1.0, 3.0], dtype=space.dtype, device=space.device)[:n, None]
-        return steps * direction * 0.01 * (space.largest or 1.0) * space.dim**0.5
+        steps = self._in_order(torch.tensor([1.0, -1.0, 3.0], dtype=space.dtype, device=space.device)[:n])
+        return steps[:, None] * direction * 0.01 * (space.largest or 1.0) * space.dim**0.5
+
+    @staticmethod
+    def _in_order(samples: Tensor) -> Tensor:
+        """``[a, b]`` as it is, ``[a, b, c]`` the last first: see :func:`find_batch_axis`."""
+        return samples.flip(0) if len(samples) == 3 else samples
 
     def _nudge_output(self, n: int, output: Tensor) -> Tensor:
         if output.ndim < 2 or len(output) != n:
@@ -218,7 +224,8 @@ class TracedLayers:
                 f"or autocast from the model's forward.{self._hint}"
             )
         try:
-            found = find_batch_axis(two, three)
+            folded = (axis for axis in reversed(self.axes) if axis is not None and axis.per_sample > 1)
+            found = find_batch_axis(two, three, next((axis.sample_first for axis in folded), True))
         except ValueError as reason:
             raise self._cannot_follow(site, reason) from None
         if found is None:

@@ -33,10 +33,12 @@ class AffinePieces(Execution):
     Attributes:
         here: where the samples are in the operand of the next non-linearity; ``None`` leaves that one as it is.
         block: how many samples a point has, of which the first is the point itself; and how many points there are.
+        pools_rows: whether all max-pooling has one sample in each row of its first axis. Else its winners may change.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pools_rows: bool) -> None:
         super().__init__()
+        self.pools_rows = pools_rows
         self.block = 0, 0
 
     def recorder(self, model: nn.Module, receive: Callable[..., None], options: dict[str, Any]) -> Recorder:
@@ -65,7 +67,8 @@ class AffineRecorder(Recorder):
 def execute_affine(pieces: AffinePieces, op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """Execute an operation. If it has a kink, it is continued as :class:`AffinePieces` says."""
     here, block = pieces.here, pieces.block
-    if is_a(op, Kind.MAX_POOLING) and args[0].ndim == (5 if "3d" in op else 4) and len(args[0]) == math.prod(block):
+    pools_rows = pieces.pools_rows and is_a(op, Kind.MAX_POOLING) and args[0].ndim == (5 if "3d" in op else 4)
+    if pools_rows and len(args[0]) == math.prod(block):  # else it is a constant
         values, winners = func(*args, **kwargs)
         flat, chosen = (t.flatten(2).unflatten(0, block) for t in (args[0], winners))
         chosen = chosen[:1].expand(chosen.shape)

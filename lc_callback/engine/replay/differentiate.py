@@ -23,6 +23,8 @@ __all__ = ["OutputNotFollowed", "differentiate"]
 
 Receive = Callable[[int, list[Kink], Dual], None]
 
+_ROWS = BatchAxis(0)  # each sample is one row of the first axis, not several
+
 
 class OutputNotFollowed(Exception):  # noqa: N818 (no error: the units can be followed without the output)
     """An operation behind the last pre-activation has no known derivative."""
@@ -76,9 +78,9 @@ def differentiate(
             raise _several_move(step)
         if step.position >= 0 and step.op not in MAX_POOLS:
             kinks, axis = kinks_of(step.op, at_points, kwargs), axis_of(step.position)
-            if axis is not None and axis.axis != 0 and step.op != "relu" and is_zero_below(step.op):
-                # The rule compares what is in one row, as if it were of one point.
-                raise NoRule(f"{in_words(step)} has no derivative rule where the samples are not on the first axis")
+            if axis not in (None, _ROWS) and step.op != "relu" and is_zero_below(step.op):
+                # The rule compares what is in one row, as if it were all of one point.
+                raise NoRule(f"{in_words(step)} has no derivative rule where samples are not rows of the first axis")
             if step.position > 0:  # before the first there are no inactive units
                 args[0].hidden = _hidden(relative(*kinks[0]), args[0].steepest(), samples, axis)
             receive(step.position, kinks, args[0])
@@ -99,7 +101,7 @@ def differentiate(
 
 def _hidden(z: Tensor, reach: Tensor, samples: int, axis: BatchAxis | None) -> Tensor | None:
     """Which units are 0 because of others, as :func:`is_hidden`, wherever the points are."""
-    if axis is None or axis.axis == 0:
+    if axis is None or axis == _ROWS:
         return is_hidden(z, reach)
     found = is_hidden(axis.to_front(z, samples), axis.to_front(reach, samples))
     if found is None:

@@ -27,12 +27,15 @@ ReachConsumer = Callable[[int, list[Reach]], None]
 class Reaches:
     """Follows points along directions.
 
+    Args:
+        pools_rows: as of :class:`AffinePieces`.
+
     Attributes:
         pieces: how operations are executed if steps are taken.
     """
 
-    def __init__(self) -> None:
-        self.pieces = AffinePieces()
+    def __init__(self, pools_rows: bool) -> None:
+        self.pieces = AffinePieces(pools_rows)
         self._scratch = torch.empty(0)
         self._samples = torch.empty(0), torch.empty(0)  # directions; the same behind a row of zeros, the point itself
 

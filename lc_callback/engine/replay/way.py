@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lc_callback.engine.network.layers import Consumer, Execution, Samples, TracedLayers
+from lc_callback.engine.network.layout import viewed
 from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.replay.prefix import Prefix
 from lc_callback.engine.replay.program import ReplayProgram
@@ -49,25 +50,30 @@ class Way:
 
         As :meth:`TracedLayers.follow`. Returns the output of the model, or ``None`` if operations are replayed.
         """
-        # The model runs for a single sample: its layout is ambiguous, so it may take another way than two or three.
-        replays = self.program is not None and len(points) * len(coefficients) > 1
-        samples = self._samples(points, coefficients, replays)
-        if not replays:
+        if len(points) * len(coefficients) == 1:  # twice: the layout of one is ambiguous, as that behind `squeeze`
+            output = self.follow(points, coefficients.expand(2, -1), _first_of(consumer))
+            return tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) and leaf.ndim else leaf, output)
+        samples = self._samples(points, coefficients)
+        if self.program is None:
             return self.layers.run(samples, consumer, self.execution, self.with_output)
-        assert self.program is not None
         emit = self.layers.emitter(samples.n, consumer, self.execution)
         move, max_pool = samples.options["move"], self.layers.max_pool
         execute = self.execution.execute
         self.program.run(samples.inputs, samples.n, move, emit, execute, max_pool, with_output=self.with_output)
         return None
 
-    def _samples(self, points: Tensor, coefficients: Tensor, replays: bool) -> Samples:
+    def _samples(self, points: Tensor, coefficients: Tensor) -> Samples:
         if self.prefix is None:
             return self.layers.moved(points, coefficients @ self.frame)
         values = self.prefix.values(points, coefficients)
         options = self.layers.options(lambda output: values) | {"at": self.prefix.module}
-        inputs = None if replays else self.layers.space.points.batch(points[:1], None)
+        inputs = None if self.program is not None else self.layers.space.points.batch(points[:1], None)
         return Samples(inputs, len(values), options)
+
+
+def _first_of(consumer: Consumer) -> Consumer:
+    """A consumer that passes on the first sample only."""
+    return lambda position, kinks: consumer(position, viewed(kinks, lambda z: z[:1]))
 
 
 def some_moves(layers: TracedLayers, frame: Tensor) -> Tensor:

@@ -2,13 +2,14 @@ import warnings
 
 import pytest
 import torch
+from networks import Call
 from torch import nn
 
 from lc_callback.engine.network.batch_axis import BatchAxis, find_batch_axis
-from lc_callback.functional import local_complexity
+from lc_callback.functional import feature_ranks, local_complexity
 
 A, B, C = (torch.arange(12.0).view(3, 4) + 100 * k for k in range(3))  # three samples of shape (3, 4)
-TWO, THREE = torch.stack([A, B]), torch.stack([A, B, C])  # (N, T, D)
+TWO, THREE = torch.stack([A, B]), torch.stack([C, B, A])  # (N, T, D)
 
 LAYOUTS = {
     "batch first": (lambda x: x, BatchAxis(0)),
@@ -45,18 +46,19 @@ def test_a_value_that_does_not_depend_on_the_samples_has_no_batch_axis():
 
 def test_the_difference_is_relative_to_the_largest_entry():
     moved = THREE.clone()
-    moved[0, 0, 0] += 1.11
+    moved[-1, 0, 0] += 1.11
     assert find_batch_axis(TWO, moved)[1] == pytest.approx(0.01)
 
 
 def test_indices_that_change_count_by_their_share():
     moved = THREE.long()
-    moved[0, 0, :3] += 1
+    moved[-1, 0, :3] += 1
     assert find_batch_axis(TWO.long(), moved)[1] == pytest.approx(3 / 24)
 
 
 def test_zeros_and_nan_make_no_difference():
     assert find_batch_axis(torch.zeros(2, 4), torch.zeros(3, 4)) == (BatchAxis(0), 0.0)
+    assert find_batch_axis(torch.zeros(4, 4), torch.zeros(6, 4), sample_first=False) == (BatchAxis(0, 2, False), 0.0)
     broken = torch.full((3, 4), torch.nan)
     assert find_batch_axis(broken[:2], broken) == (BatchAxis(0), 0.0)
 
@@ -149,19 +151,72 @@ def test_two_views_in_one_batch_are_the_sum_of_both():
     assert len(set(both.total.tolist())) > 2
 
 
-@pytest.mark.parametrize("mix", [lambda x: x - x.mean(0), lambda x: x / x.norm(), lambda x: x + x.mean(0)])
-def test_samples_that_influence_each_other_are_told(mix):
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(4, 5)
+@pytest.mark.parametrize("method", ["vertices", "linear"])
+@pytest.mark.parametrize("layout", INSIDE)
+def test_the_order_of_a_folded_axis_is_that_of_the_layers_before_where_all_units_are_zero(layout, method):
+    """At the first point, at which layouts are found, no unit of the first layer is active."""
+    x = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[0] *= 0.02
+    plain, arranged = Net(lambda x: x, lambda z, n: z).double(), Net(*INSIDE[layout]).double()
+    for net in (plain, arranged):
+        nn.init.constant_(net.first.bias, -0.3)
+    settings = {"radius": 0.5, "n_directions": 5, "method": method}
+    expected = local_complexity(plain, x, **settings).counts
+    assert torch.equal(local_complexity(arranged, x, **settings).counts, expected)
+    assert expected[:, 1].sum() > 10
 
-        def forward(self, x):
-            return torch.relu(mix(self.linear(x))).sum(1)
 
+class OverSamples(nn.Module):
+    """A module that takes the samples for steps."""
+
+    def __init__(self, module, shape=lambda z: z):
+        super().__init__()
+        self.module, self.shape = module, shape
+
+    def forward(self, x):
+        found = self.module(self.shape(x))
+        return (found[0] if isinstance(found, tuple) else found).view(x.shape)
+
+
+MIXES = {
+    "mean": lambda: Call(lambda x: x - x.mean(0)),
+    "norm of all": lambda: Call(lambda x: x / x.norm()),
+    "plus the mean": lambda: Call(lambda x: x + x.mean(0)),
+    "softmax": lambda: Call(lambda x: x.softmax(0)),
+    "sorted": lambda: Call(lambda x: x.sort(0).values),
+    "sum so far": lambda: Call(lambda x: x.cumsum(0)),
+    "sum of the rest": lambda: Call(lambda x: x.flip(0).cumsum(0).flip(0)),
+    "largest so far": lambda: Call(lambda x: x.cummax(0).values + x),
+    "the first": lambda: Call(lambda x: x - 2 * x[0]),
+    "the last": lambda: Call(lambda x: x - 2 * x[-1]),
+    "the sample before": lambda: Call(lambda x: x - torch.cat([0 * x[:1], x[:-1]])),
+    "the sample behind": lambda: Call(lambda x: x - torch.cat([x[1:], 0 * x[:1]])),
+    "turned round": lambda: Call(lambda x: x + x.flip(0)),
+    "shifted round": lambda: Call(lambda x: x.roll(1, 0)),
+    "similarity": lambda: Call(lambda x: x @ x.T @ x),
+    "norm of the batch": lambda: nn.BatchNorm1d(5, track_running_stats=False),
+    "causal convolution": lambda: OverSamples(nn.Conv1d(5, 5, 2), lambda z: nn.functional.pad(z.T, (1, 0))[None]),
+}
+
+
+@pytest.mark.parametrize("measure", [local_complexity, feature_ranks])
+@pytest.mark.parametrize("name", MIXES)
+def test_samples_that_influence_each_other_are_told(name, measure):
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match="'relu' at one point depends on the other points of the batch"):
-        local_complexity(Mixed(), torch.randn(4, 4), n_directions=4)
+    net = nn.Sequential(nn.Linear(4, 5), MIXES[name](), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with pytest.warns(UserWarning, match="at one point depends on the other points of the batch"):
+        measure(net, torch.randn(12, 4))
+
+
+@pytest.mark.parametrize("module", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrence_over_the_samples_is_told(module):
+    """As with `batch_first=True` forgotten: there are more steps of more samples."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), OverSamples(module(5, 5)), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with pytest.raises(ValueError, match=r"executed \d+ non-linearities for two samples but \d+ for three"):
+        local_complexity(net, torch.randn(12, 4))
+    with pytest.warns(UserWarning, match="at one point depends on the other points of the batch"):
+        feature_ranks(net, torch.randn(12, 4))
 
 
 def test_a_model_that_draws_in_eval_mode_is_told():

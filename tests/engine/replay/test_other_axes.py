@@ -117,7 +117,7 @@ def test_a_rule_that_compares_the_values_of_a_row_needs_the_points_there():
     net = Steps(lambda z: z, act=F.relu6).double().eval()
     found, route = measured(net, SEQUENCES, "linear")
     assert "no rules: `hardtanh`" in route.explain()
-    assert route.explain().endswith("has no derivative rule where the samples are not on the first axis")
+    assert route.explain().endswith("has no derivative rule where samples are not rows of the first axis")
     assert torch.equal(found, measured(net, SEQUENCES, "linear", repeat=False)[0])
     back = Steps(lambda z: z, act=lambda z: F.relu6(z.transpose(0, 1)).transpose(0, 1)).double().eval()
     assert measured(back, SEQUENCES, "linear")[1].uses_derivative_rules
