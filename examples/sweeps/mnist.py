@@ -242,7 +242,7 @@ REPORTED = {
     "mnist_data_size": short(of("data.n_train", "{:,} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
     "mnist_width": short(of("model.network.width", "width {}", 100, 200, default=200)),
-    "mnist_batch": short(of("data.batch_size", "batch {:,}", 50, 200, 1000, default=200), few={"batch 1,000": 1}),
+    "mnist_batch": short(of("data.batch_size", "batch {:,}", 50, 200, 1000, default=200)),
     "mnist_dimensions": short({"784 pixels": BASE, "49 pixels": POOLED}),
     "mnist_autoattack": short(
         {"1,000 images": AUTOATTACK},
