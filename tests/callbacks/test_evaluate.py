@@ -39,7 +39,11 @@ KEYS = {
     "rank": [*(key.replace("/", "_test/") for key in RANKS), "tunnel_length_test", *NORMS, "rank/seconds"],
 }
 KEYS_WITH_TRAIN = {
-    "lc": ["lc/train", "lc_ci99/train", *KEYS["lc"]],
+    "lc": [
+        *("lc/train", "lc_ci99/train"),
+        *KEYS["lc"][:-1],
+        *("lc_layer/train/net.1", "lc_layer/train/net.3", "lc/seconds"),
+    ],
     "robustness": ["clean_acc/train", *KEYS["robustness"]],
     "rank": [*RANKS, "tunnel_length", *NORMS, "alignment/train", "rank/seconds"],
 }

@@ -229,7 +229,8 @@ def test_several_radii_have_one_phase_and_the_transitions_of_the_first(tmp_path:
     trainer = fit(tmp_path, callback, logger=TensorBoardLogger(tmp_path))
     files = read(trainer.log_dir)
     expected = {f"{g}/{s}_r{r}" for g in ("lc", "lc_ci99") for s in SPLITS for r in (0.05, 0.5)}
-    assert {*files.Tags()["scalars"]} - {"epoch", "hp_metric"} == expected | {"lc/phase", "lc/seconds"}
+    expected |= {f"lc_layer/train_r0.05/net.{i}" for i in (1, 3)} | {"lc/phase", "lc/seconds"}
+    assert {*files.Tags()["scalars"]} - {"epoch", "hp_metric"} == expected
     assert {found.curve for found in callback.transitions} == {"lc/train_r0.05"}
     assert kinds(callback) == THREE_PHASES
     (written,) = files.Tensors("custom_scalars__config__")
