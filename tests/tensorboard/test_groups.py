@@ -298,6 +298,8 @@ def test_a_glance_leads_to_the_layers_that_carry_the_change(seed0):
     seed0.page.locator('[data-section="layers"] > summary').click()  # folded
     line.locator("button").click()
     seed0.settle()
+    title, toolbar = (seed0.page.locator(at).bounding_box() for at in ('[data-section="layers"] > summary', ".toolbar"))
+    assert toolbar["y"] + toolbar["height"] <= title["y"] < 400  # in sight
     card = seed0.show("heat:local complexity by layer")
     assert "layers that carry the change" in card.locator(".moves caption").inner_text()
 
