@@ -174,11 +174,6 @@ def shares_in_columns(key: str, row: Row) -> dict[str, float]:
     return {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
 
 
-def layers_at(rows: Sequence[Row], key: str, prefix: str = "") -> dict[int, dict[str, float]]:
-    """The same at each step at which the layers of a curve have columns; ``prefix`` is that of all keys."""
-    start = f"{prefix}{layer_key(key)}/"
-    found = {
-        int(row["step"]): {name.removeprefix(start): value for name, value in row.items() if name.startswith(start)}
-        for row in rows
-    }
-    return {step: layers for step, layers in found.items() if layers}
+def layers_at(rows: Sequence[Row], key: str) -> dict[int, dict[str, float]]:
+    """The same at each step at which the layers have columns."""
+    return {int(row["step"]): layers for row in rows if (layers := shares_in_columns(key, row))}

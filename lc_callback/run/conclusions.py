@@ -28,6 +28,7 @@ from lc_callback.run.followed import (
     phrase_of,
     setting_of,
 )
+from lc_callback.run.seams import scaled_from
 
 __all__ = ["PHRASES", "Followed", "curve_sentences", "headline"]
 
@@ -130,7 +131,7 @@ def _by_layer(seen: Followed, key: str, course: Course) -> str:
 def _scaled(seen: Followed, key: str) -> str:
     """Where the radius changed, in parentheses."""
     step = seen.scaled.get(key)
-    return "" if step is None else f" (counts from step {step:,} on, of another radius, are scaled to those before)"
+    return "" if step is None else f" ({scaled_from(step)})"
 
 
 def _rank(seen: Followed) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lc_callback.detection.transitions import Curves, Turn
 
-__all__ = ["curve_at_one_radius", "is_at_radius", "pieces", "rows_at_one_radius", "said_of", "seams"]
+__all__ = ["curve_at_one_radius", "is_at_radius", "pieces", "rows_at_one_radius", "said_of", "scaled_from", "seams"]
 
 Floats = NDArray[np.float64]
 Row = Mapping[str, float]
@@ -130,5 +130,12 @@ def rows_at_one_radius(rows: Sequence[Row], prefix: str = "") -> Sequence[Row]:
 def said_of(turns: Sequence[Turn], curves: Curves) -> list[Turn]:
     """The turns, of which those behind a seam say that they are of scaled counts."""
     at = _seams_in(curves)
-    note = f"; counts from step {at[0]:,} on, of another radius, are scaled to those before" if at else ""
-    return [replace(turn, reason=turn.reason + note) if at and turn.step >= at[0] else turn for turn in turns]
+    return [
+        replace(turn, reason=f"{turn.reason}; {scaled_from(at[0])}") if at and turn.step >= at[0] else turn
+        for turn in turns
+    ]
+
+
+def scaled_from(step: int) -> str:
+    """What is said of the counts behind a seam."""
+    return f"counts from step {step:,} on, of another radius, are scaled to those before"

@@ -175,7 +175,7 @@ class RunCurves:
         known = [replace(found, curve=found.curve.removeprefix(self.prefix)) for found in self.transitions]
         made_by = {(key.removeprefix(self.prefix), step): layer for (key, step), layer in self.made_by.items()}
         scaled = {key: at[0] for key in curves if (at := self.seams(self.prefix + key))}
-        name, layers = self.prefix.strip("/_-. "), {key: layers_at(self.rows, key, self.prefix) for key in curves}
+        name, layers = self.prefix.strip("/_-. "), {key: layers_at(self.rows, self.prefix + key) for key in curves}
         return Followed(curves, known, self.settings, missing, self.find, name, made_by, beside, scaled, layers)
 
     def seams(self, key: str) -> list[int]:
