@@ -12,12 +12,12 @@ from lc_callback.callbacks.loop import Loop
 from lc_callback.callbacks.measure_hooks import MeasureHooks
 from lc_callback.callbacks.overhead import halved_by
 from lc_callback.callbacks.peers import Peer
-from lc_callback.detection.outliers import layers_of_outliers, shares_in_columns
+from lc_callback.detection.outliers import shares_in_columns
 from lc_callback.detection.transitions import PhaseEvent, Transition
 from lc_callback.reporting.figure import WIDTH, draw
 from lc_callback.run.history import History
 from lc_callback.run.schedule import Schedule
-from lc_callback.run.seams import pieces
+from lc_callback.run.seams import outliers_by_radius
 from lc_callback.run.timeline import RunCurves
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class Reported(MeasureHooks):
         names = [own(key) for key in self.history.keys]
         panels = [replace(panel, caption=self.caption(panel)).prefixed(prefix) for panel in self.panels(names)]
         curves = [key for panel in panels for key in panel.keys]
-        made_by: dict[tuple[str, int], str] = {}
-        for piece in pieces(rows, prefix):
-            made_by |= layers_of_outliers(piece, curves, lambda key, row: self.layer_shares(own(key), row))
+        made_by = outliers_by_radius(rows, curves, lambda key, row: self.layer_shares(own(key), row), prefix)
         followed = [self.peer.keys.full(key) for key in self.followed(names)]
         find = partial(self.find, settings=self.detection)
         settled = (followed, prefix, self.detection, find)

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lc_callback.detection.outliers import layers_of_outliers, shares_in_columns
-from lc_callback.run.seams import pieces
+from lc_callback.detection.outliers import shares_in_columns
+from lc_callback.run.seams import outliers_by_radius
 from lc_callback.run.timeline import Panel, RunCurves
 
 __all__ = ["Notes"]
@@ -76,9 +76,7 @@ class Notes:
         """The part with its captions and its model, and with the layers of lone rows that these or its columns tell."""
         panels = [replace(panel, caption=self.captions.get(_first(panel)) or panel.caption) for panel in part.panels]
         curves = [key for panel in panels for key in panel.keys]
-        made_by: dict[tuple[str, int], str] = {}
-        for piece in pieces(part.rows, part.prefix):
-            made_by |= layers_of_outliers(piece, curves, shares_in_columns)
+        made_by = outliers_by_radius(part.rows, curves, shares_in_columns, part.prefix)
         made_by |= {place: layer for place, layer in self.made_by.items() if place[0] in curves}
         model = next((self.models[first] for panel in panels if (first := _first(panel)) in self.models), "")
         return replace(part, panels=panels, model=model, made_by=made_by)

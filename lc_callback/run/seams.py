@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lc_callback.detection.outliers import layers_of_outliers
 from lc_callback.detection.transitions import Curves, Turn
 
-__all__ = ["curve_at_one_radius", "is_at_radius", "pieces", "rows_at_one_radius", "said_of", "scaled_from", "seams"]
+__all__ = [
+    "curve_at_one_radius",
+    "is_at_radius",
+    "outliers_by_radius",
+    "pieces",
+    "rows_at_one_radius",
+    "said_of",
+    "scaled_from",
+    "seams",
+]
 
 Floats = NDArray[np.float64]
 Row = Mapping[str, float]
@@ -66,6 +76,14 @@ def pieces(rows: Sequence[Row], prefix: str = "") -> list[list[Row]]:
     """The rows of each radius."""
     starts = [-1, *seams(rows, prefix), math.inf]
     return [[row for row in rows if start <= row["step"] < end] for start, end in itertools.pairwise(starts)]
+
+
+def outliers_by_radius(
+    rows: Sequence[Row], keys: Sequence[str], shares: Callable[[str, Row], Mapping[str, float]], prefix: str = ""
+) -> dict[tuple[str, int], str]:
+    """As :func:`layers_of_outliers`, which looks at the rows of each radius by themselves."""
+    found = [layers_of_outliers(piece, keys, shares) for piece in pieces(rows, prefix)]
+    return {place: layer for each in found for place, layer in each.items()}
 
 
 # As if all were counted within one radius
