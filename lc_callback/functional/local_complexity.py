@@ -237,8 +237,9 @@ def local_complexity(
             ``r``, so all radii come from one pass of :math:`P + 1` samples, and ``critical_radius`` and ``density`` are
             known. Derivatives are exact where all operations are affine, have kinks or pool; with others (a LayerNorm,
             a softmax, a GELU) they are taken from steps of about a thousandth of the largest coordinate of a typical
-            point. A model that jumps before its last layer (``torch.sign``, ``round``, a cast to integers, ``>``, ...)
-            is counted by vertices instead, with a warning.
+            point. A model that jumps before its last layer (``torch.sign``, ``round``, ``hardshrink``, a cast to
+            integers, ``>``, ...), or is flat right at a kink (``hardtanh(hardtanh(x))``), is counted by vertices
+            instead, with a warning.
         max_pool: also count the winners that change: of each output of max-pooling, ``amax``, ``max(dim)`` and others,
             each candidate of ``topk``, and each cut between neighbours in the order of ``sort``.
         bracket: also bound the units that switch anywhere in the convex hull of the frame: ``counts`` are not more than

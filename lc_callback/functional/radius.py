@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lc_callback.engine.counting.counter import share_of
-from lc_callback.engine.counting.critical_radius import CriticalRadii, HasJumps, critical_radii
+from lc_callback.engine.counting.critical_radius import CriticalRadii, NeedsVertices, critical_radii
 from lc_callback.engine.counting.histogram import BINS
 from lc_callback.engine.counting.task import CountingTask
 from lc_callback.engine.counting.vertices import Tally, Vertices
@@ -82,10 +82,11 @@ def find_radius(
     tell the distance.
 
     It is read off the critical radii of the linear method, or found by bisection with the vertices of at most 64 points
-    where ``layers`` is given or the model jumps. Winners of max-pooling do not count here: ties in a blank patch switch
-    at any radius. At the radius that was found, both methods count at most 64 points once. They differ for networks
-    that are smooth and far from affine within the radius. They also differ if units see very few others, such as those
-    of a depthwise convolution behind ReLU. Arguments as of :func:`lc_callback.functional.local_complexity`.
+    where ``layers`` is given, or the model jumps or is flat at kinks. Winners of max-pooling do not count here: ties in
+    a blank patch switch at any radius. At the radius that was found, both methods count at most 64 points once. They
+    differ for networks that are smooth and far from affine within the radius. They also differ if units see very few
+    others, such as those of a depthwise convolution behind ReLU. Arguments as of
+    :func:`lc_callback.functional.local_complexity`.
 
     Raises:
         ValueError: if the points do not differ.
@@ -107,7 +108,7 @@ def find_radius(
     with warnings.catch_warnings():  # what there is to warn of, the rows will
         warnings.simplefilter("ignore")
         if layers is None:
-            with suppress(HasJumps):
+            with suppress(NeedsVertices):
                 linear = _smallest_radii(model, inputs, most, enough(n), n_directions, seed, chunk_size, **where)
                 chosen = _chosen(linear.found(), most, n, linear.switching)
                 totals = []
@@ -246,7 +247,7 @@ def _smallest_radii(
     """What knows the smallest critical radii, in a precision for radii that are not below ``most``.
 
     Raises:
-        HasJumps: if the model jumps.
+        NeedsVertices: if the model jumps, or is flat at kinks.
     """
     task = CountingTask(partial(_SmallestRadii, wanted=wanted), model, inputs, **where)
     with task.ready(most, n_directions, None, seed, chunk_size) as counter:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lc_callback.engine.counting.histogram import BINS, INFINITE, bin_of, binned
-from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, Strategy, Sweep, output_points, steps_along
+from lc_callback.engine.counting.strategy import FEWEST_ULP, NeedsVertices, Strategy, Sweep, output_points, steps_along
 from lc_callback.engine.counting.vertices import number_of_ones
 from lc_callback.engine.network.layers import OUTPUT_PLACE, TracedLayers
 from lc_callback.engine.network.layout import memory_order, permuted, surely_finite
@@ -17,7 +17,7 @@ from lc_callback.engine.replay.reaches import Reach, Reaches
 from lc_callback.engine.replay.route import Route
 from lc_callback.engine.replay.way import Way
 
-__all__ = ["CriticalRadii", "CriticalRadiiSweep", "HasJumps", "critical_radii"]
+__all__ = ["CriticalRadii", "CriticalRadiiSweep", "NeedsVertices", "critical_radii"]
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -32,7 +32,7 @@ class CriticalRadii(Strategy):
         reaches: how far units get along the directions.
 
     Raises:
-        HasJumps: if the model jumps.
+        NeedsVertices: if the model jumps, or is flat where it has kinks.
     """
 
     has_rules = follows_output = True
@@ -40,9 +40,11 @@ class CriticalRadii(Strategy):
 
     def __init__(self, layers: TracedLayers) -> None:
         if layers.jumps:
-            raise HasJumps(", ".join(layers.jumps))
+            raise NeedsVertices(f"jumps ({', '.join(layers.jumps)})")
         if torch.finfo(layers.coarsest).bits < 32:
-            raise HasJumps(f"rounding to {layers.coarsest}")
+            raise NeedsVertices(f"jumps (rounding to {layers.coarsest})")
+        if layers.flat_at_kinks:
+            raise NeedsVertices(f"is flat right at kinks of {', '.join(layers.flat_at_kinks)}")
         self.reaches = Reaches(layers.pools_rows)
         super().__init__(layers, self.reaches.pieces)
 

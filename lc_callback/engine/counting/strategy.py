@@ -14,7 +14,16 @@ from lc_callback.engine.network.layers import Execution, TracedLayers
 from lc_callback.engine.replay.route import Route
 from lc_callback.engine.replay.way import Way
 
-__all__ = ["FEWEST_ULP", "Collector", "HasJumps", "MakeStrategy", "Strategy", "Sweep", "output_points", "steps_along"]
+__all__ = [
+    "FEWEST_ULP",
+    "Collector",
+    "MakeStrategy",
+    "NeedsVertices",
+    "Strategy",
+    "Sweep",
+    "output_points",
+    "steps_along",
+]
 
 #: A coordinate's step r/sqrt(D) is lost in rounding where it is fewer units in the last place than this.
 FEWEST_ULP = 16
@@ -23,8 +32,8 @@ _MOST_OUTPUTS = 64  # points at which the output is followed, which is enough fo
 _OUTPUTS = 4  # of so many points it is followed at one, as behind the last counted layer there may be much to compute
 
 
-class HasJumps(Exception):  # noqa: N818 (no error: there is another method)
-    """The model jumps, so its affine pieces do not show where its units switch."""
+class NeedsVertices(Exception):  # noqa: N818 (no error: there is another method)
+    """The affine pieces of the model do not show where its units switch; the message says what it does."""
 
 
 class Collector(Protocol):

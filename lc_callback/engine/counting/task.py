@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lc_callback.engine.counting.counter import Progress, SwitchCounter
 from lc_callback.engine.counting.critical_radius import CriticalRadii
 from lc_callback.engine.counting.result import SwitchCounts
-from lc_callback.engine.counting.strategy import FEWEST_ULP, HasJumps, MakeStrategy, Strategy
+from lc_callback.engine.counting.strategy import FEWEST_ULP, MakeStrategy, NeedsVertices, Strategy
 from lc_callback.engine.counting.vertices import Vertices
 from lc_callback.engine.network.frame import frame_directions
 from lc_callback.engine.network.layers import MakeTracer, TracedLayers, plain_tracer
@@ -44,7 +44,7 @@ class CountingTask:
         max_pool: also count the winners that change.
         at: name of the module whose output is perturbed.
         forward_fn: what is called instead of the model.
-        fallback: takes the place of ``strategy`` for a model that jumps; ``None`` raises :class:`HasJumps`.
+        fallback: takes the place of ``strategy`` where that raises :class:`NeedsVertices`; ``None``: it is raised.
         records: whether to look for a way to replay the model's operations.
 
     Raises:
@@ -112,11 +112,11 @@ class CountingTask:
         """
         try:
             return self._ready(radius, n_directions, directions, seed, chunk_size, dtype)
-        except HasJumps as jumps:
+        except NeedsVertices as reason:
             if self._fallback is None:
                 raise
             warnings.warn(
-                f"the model jumps ({jumps}), and its affine pieces do not tell where: counting by vertices instead "
+                f"the model {reason}, and its affine pieces do not tell where: counting by vertices instead "
                 "of `method='linear'`.",
                 stacklevel=3,
             )

@@ -48,7 +48,7 @@ class Decisions:
         if (decides or op == "nan_to_num") and is_first:
             self.choices.append((op, first.numel()))
         to_bool = op == "_to_copy" and first.dtype is torch.bool
-        rounds = is_a(op, Kind.JUMP) or func.namespace in _ROUNDING_NAMESPACES
+        rounds = is_a(op, Kind.JUMP, Kind.BROKEN) or func.namespace in _ROUNDING_NAMESPACES
         if rounds or (decides and not to_bool and op not in _BUT_FOR_POINTS):
             self._jumps_since.append((op, first.numel()))
 

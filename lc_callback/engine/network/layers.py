@@ -106,6 +106,7 @@ class TracedLayers:
         uncounted: operations of which the winners are not counted, since ``max_pool`` is off.
         pools_rows: whether all max-pooling has one sample in each row of its first axis.
         never_above: places of what is never above zero, such as ``-relu(x)``.
+        flat_at_kinks: layers that get values which are flat right at a kink, as the second of two ``hardtanh``.
         output_axis: where the samples are in what the model returns; ``None`` if that cannot be followed.
     """
 
@@ -147,6 +148,8 @@ class TracedLayers:
         self.axes: list[BatchAxis | None] = []
         for position, ((site, fewer), (_, more)) in enumerate(zip(of_two, of_three, strict=True)):
             self.axes.append(None if position in unused else self._batch_axis(site, fewer[0][0], more[0][0]))
+        flat = [self.sites[place] for place in sorted(after.flat_at_kinks) if self.axes[place] is not None]
+        self.flat_at_kinks = [site.path or site.op for site in flat]
         self.layer_of, bases = self._layers()
         if not bases and required:
             raise ValueError(self._nothing_found())

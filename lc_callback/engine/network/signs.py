@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from lc_callback.engine.network.layout import may_be_a_part
 
 __all__ = ["Signs"]
 
@@ -51,7 +52,7 @@ class Signs:
         sides = self._sides(op, args, kwargs, read)
         if written in read and not writes:  # a view
             sides = self(written)
-        elif written in read and _may_be_a_part(out):
+        elif written in read and may_be_a_part(out):
             sides = _sum(sides, self(written))
         if sides == _ANY:
             self._known.pop(written, None)
@@ -88,13 +89,6 @@ class Signs:
         if isinstance(value, (int, float)):
             return value > 0, value < 0
         return self(memory)
-
-
-def _may_be_a_part(tensor: Tensor) -> bool:
-    """Whether more than this may be in its memory; of a sparse tensor that is not known."""
-    if tensor.layout is not torch.strided:
-        return True
-    return tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()
 
 
 def _product(one: Sides, other: Sides) -> Sides:

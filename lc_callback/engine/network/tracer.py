@@ -15,6 +15,7 @@ from lc_callback.engine.network.lineage import Lineage
 from lc_callback.engine.network.masked_rows import MaskedRows, choosers, picks
 from lc_callback.engine.network.operations import Kink
 from lc_callback.engine.network.outlets import Outlets
+from lc_callback.engine.network.plateaus import Plateaus
 from lc_callback.engine.network.recorder import Recorder, Site
 from lc_callback.engine.network.signs import Signs
 
@@ -32,6 +33,7 @@ class Tracer(Recorder):
         decisions: operations that decide by values.
         output_bytes: of each tensor that an operation returned.
         never_above: positions, among what was emitted, of what is never above zero, such as ``-relu(x)``.
+        flat_at_kinks: positions of what is flat right at a kink, such as ``hardtanh(hardtanh(x))``.
         masked_rows: pre-activations of rows that were picked by values.
     """
 
@@ -41,10 +43,11 @@ class Tracer(Recorder):
         self.output_bytes: list[int] = []
         self.decisions = Decisions()
         self.never_above: set[int] = set()
+        self.flat_at_kinks: set[int] = set()
         self.masked_rows = MaskedRows()
         self._moving: Lineage | None = None  # what comes of what is perturbed
         self._of_inputs: Lineage | None = None  # what comes of any input, or is drawn
-        self._outlets, self._signs = Outlets(), Signs()
+        self._outlets, self._signs, self._plateaus = Outlets(), Signs(), Plateaus()
         self._guards, self._is_guard = Guards(), False
 
     def __enter__(self) -> Tracer:
@@ -88,6 +91,7 @@ class Tracer(Recorder):
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         memories = [memory_or_none(value) for value in [*args, first]]
         self._signs.executed(op, func._schema.is_mutable, args, kwargs, memories, first)
+        self._plateaus.executed(op, func, args, kwargs, memories, first)
         # What Python makes of values cannot be followed.
         if self.reads_values or self._moving is None or self._moving.executed(op, read, written):
             self._note(op, func, args, result)
@@ -116,6 +120,8 @@ class Tracer(Recorder):
             self.masked_rows.met(site.path or site.op, memories_of([z for z, _ in kinks]))
         if all(kink is not None and kink >= 0 and not self._signs(memory_or_none(z))[0] for z, kink in kinks):
             self.never_above.add(self.emitted)
+        if any(self._plateaus.meets(memory_or_none(z), kink) for z, kink in kinks):
+            self.flat_at_kinks.add(self.emitted)
         super()._emit(site, kinks)
         self.decisions.emitted()
 

@@ -169,6 +169,77 @@ def test_what_may_be_above_zero_switches(turn):
     assert torch.equal(linear.counts[:, 1], vertices.counts[:, 1])
 
 
+# What is flat right at a kink, and what jumps: affine pieces do not tell where it switches
+
+hardtanh, relu6 = nn.functional.hardtanh, nn.functional.relu6
+FLAT_AT_KINKS = {
+    "hardtanh": lambda z: hardtanh(hardtanh(z)),
+    "hardtanh, in place": lambda z: nn.functional.hardtanh_(nn.functional.hardtanh_(z)),
+    "relu6": lambda z: relu6(relu6(8 * z)),
+    "relu6 of a sum": lambda z: relu6(relu6(8 * z) + relu6(8 * z.flip(1))),
+    "clamp": lambda z: z.clamp(0, 1).clamp(0, 1),
+    "clamp, then scaled": lambda z: relu6(6 * z.clamp(0, 1)),
+    "clamp, then scaled by a tensor": lambda z: relu6(z.clamp(0, 1) * torch.tensor(6.0)),
+    "moved to zero": lambda z: torch.relu(1 + hardtanh(z)),
+    "turned": lambda z: torch.relu(1 - hardtanh(z)),
+    "moved from zero": lambda z: (torch.relu(z) + 1).clamp(min=1),
+    "moved from zero and back": lambda z: torch.relu((torch.relu(z) + 1) - 1),
+    "threshold of one value": lambda z: nn.functional.threshold(nn.functional.threshold(z, 0.1, 0.1), 0.1, 0.1),
+    "softshrink": lambda z: torch.relu(nn.functional.softshrink(z)),
+    "softshrink, absolute": lambda z: nn.functional.softshrink(z).abs(),
+    "hardsigmoid": lambda z: nn.functional.hardsigmoid(8 * z).clamp(0, 1),
+    "leaky with slope 0": lambda z: nn.functional.leaky_relu(nn.functional.leaky_relu(z, 0.0), 0.0),
+    "behind pooling": lambda z: hardtanh(nn.functional.max_pool1d(hardtanh(3 * z)[:, None], 2)[:, 0]).repeat(1, 2),
+    "behind a view": lambda z: hardtanh(hardtanh(z).view(len(z), 2, -1).transpose(1, 2)).reshape(len(z), -1),
+    "behind a concatenation": lambda z: hardtanh(torch.cat([hardtanh(z[:, :9]), z[:, 9:]], 1)),
+    "a part, in place": lambda z: hardtanh(torch.cat([z[:, :9].clamp_(-1, 1), z[:, 9:]], 1)),
+}
+JUMPS = {
+    "hardshrink": nn.functional.hardshrink,
+    "hardshrink, then ReLU": lambda z: torch.relu(nn.functional.hardshrink(z)),
+    "threshold": lambda z: nn.functional.threshold(z, 0.1, 0.0),
+    "threshold twice": lambda z: nn.functional.threshold(nn.functional.threshold(z, 0.1, 0.0), 0.1, 0.0),
+    "threshold with a far value": lambda z: nn.functional.threshold(z, 0.1, 20.0),
+    "threshold, in place": lambda z: nn.functional.threshold_(z, 0.1, -3.0),
+}
+FOLLOWED = {
+    "hardtanh, then ReLU": lambda z: torch.relu(hardtanh(z)),
+    "hardtanh, then other bounds": lambda z: hardtanh(hardtanh(z), -0.5, 0.5),
+    "hardtanh of a sum": lambda z: hardtanh(hardtanh(z) + z),
+    "hardtanh behind a layer": lambda z: hardtanh(hardtanh(z) @ MIXED),
+    "softshrink twice": lambda z: nn.functional.softshrink(nn.functional.softshrink(z)),
+    "ReLU, then hardtanh": lambda z: hardtanh(torch.relu(z)),
+    "scaled by a tensor": lambda z: relu6(z.clamp(0, 1) * torch.tensor(3.0)),
+}
+MIXED = draw(32, 32)
+
+
+def of(function):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 32), Call(function), nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 2)).double()
+
+
+@pytest.mark.parametrize("name", [*FLAT_AT_KINKS, *JUMPS])
+def test_where_affine_pieces_do_not_tell_vertices_are_counted(name):
+    net, x = of({**FLAT_AT_KINKS, **JUMPS}[name]), draw(300, 3)
+    vertices = local_complexity(net, x, radius=1e-2)
+    reason = r"jumps \((threshold|hardshrink)" if name in JUMPS else "is flat right at kinks of 1"
+    with pytest.warns(UserWarning, match=f"the model {reason}.*counting by vertices instead"):
+        linear = local_complexity(net, x, radius=1e-2, method="linear")
+    assert torch.equal(linear.counts, vertices.counts)
+    assert vertices.counts.sum() > 50
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_plateaus_that_meet_no_kink_are_followed(name):
+    net, x = of(FOLLOWED[name]), draw(300, 3)
+    linear = local_complexity(net, x, radius=1e-3, method="linear")
+    vertices = local_complexity(net, x, radius=1e-3)
+    assert vertices.counts.sum() > 10
+    assert (linear.counts - vertices.counts).abs().sum() <= 2
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_value_that_is_not_finite_leaves_the_other_points(value):
     torch.manual_seed(0)

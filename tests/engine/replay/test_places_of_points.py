@@ -28,7 +28,7 @@ PLACES = {
     ),
     "folded, last": (lambda z: z.permute(2, 1, 0).flatten(1), lambda z: z.unflatten(1, (5, -1)).permute(2, 1, 0)),
 }
-ACTS = {"relu": F.relu, "relu6": F.relu6, "threshold": lambda z: F.threshold(z, 0, 0)}
+ACTS = {"relu": F.relu, "clamp": lambda z: z.clamp(min=0), "threshold": lambda z: F.threshold(z, 0, 0)}
 
 
 class Elsewhere(nn.Module):

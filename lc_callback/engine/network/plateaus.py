@@ -1,0 +1,134 @@
+"""At which values a network is flat: ``hardtanh`` at -1 and at 1, twice its result at -2 and at 2."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lc_callback.engine.network.layout import may_be_a_part, memory_or_none
+from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero_below, kinks_of, slope_of
+
+__all__ = ["Plateaus"]
+
+# A value, and whether the linear method sees what is behind this plateau: where an operation returns 0 below its kink.
+Plateau = tuple[float, bool]
+
+_NONE: frozenset[Plateau] = frozenset()
+_MOST = 16  # values that are followed; sums of many have no more plateaus than others
+# These return values of their first operand, or means of them.
+_KEEP = {"clone", "_to_copy", "detach", "flip", "repeat", "index", "index_select", "gather", "reshape", "pixel_shuffle"}
+_KEEP |= {"mean", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "amax", "amin"}
+_KEEP |= {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"}
+_SUMS = {"add", "sub", "rsub"}
+_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "rsub": lambda a, b: b - a,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+}
+
+
+class Plateaus:
+    """Follows at which values tensors are flat. Tensors are known by their memory, which is kept alive."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[frozenset[Plateau], Tensor]] = {}
+
+    def meets(self, memory: int | None, kink: float | None) -> bool:
+        """Whether what is in this memory is flat right at a kink, and the linear method does not see it."""
+        if kink is None:
+            return False
+        return any(not seen and math.isclose(value, kink, rel_tol=1e-6) for value, seen in self._of(memory))
+
+    def executed(
+        self, op: str, func: Any, args: Sequence[Any], kwargs: Any, memories: Sequence[int | None], out: Any
+    ) -> None:
+        """An operation returned ``out``; ``memories`` are of its arguments and of this."""
+        *read, written = memories
+        if written is None or not out.is_floating_point():
+            return
+        if written in read and not func._schema.is_mutable:  # a view
+            return
+        found = self._found(op, func, args, kwargs, read)
+        if written in read and may_be_a_part(out):
+            found |= self._of(written)
+        if found and len(found) <= _MOST:
+            self._known[written] = found, out
+        else:
+            self._known.pop(written, None)
+
+    def _of(self, memory: int | None) -> frozenset[Plateau]:
+        return self._known[memory][0] if memory in self._known else _NONE
+
+    def _found(
+        self, op: str, func: Any, args: Sequence[Any], kwargs: Any, read: Sequence[int | None]
+    ) -> frozenset[Plateau]:
+        before = self._of(read[0]) if read else _NONE
+        if op in _KEEP:
+            return before
+        if op in ("cat", "stack"):
+            return _NONE.union(*(self._of(memory_or_none(part)) for part in args[0]))
+        if op == "neg":
+            return frozenset((-value, seen) for value, seen in before)
+        if op in _ARITHMETIC and len(args) == 2 and not kwargs:
+            one, other = (self._operand(arg, memory) for arg, memory in zip(args, read, strict=True))
+            fixed = any(not isinstance(arg, Tensor) or arg.numel() == 1 for arg in args)
+            return _combined(op, one, other) if fixed or op in _SUMS else _NONE
+        if has_slope(op) and not is_a(op, Kind.BINARY_MIN_MAX, Kind.BROKEN):
+            rest, keywords = tuple(args[1:]), tuple(sorted(kwargs.items()))
+            if all(isinstance(each, (int, float, type(None))) for each in (*rest, *(value for _, value in keywords))):
+                return _own(op, func, rest, keywords) | _passed(func, rest, keywords, before)
+        return _NONE
+
+    def _operand(self, value: Any, memory: int | None) -> frozenset[Plateau]:
+        """The plateaus of an operand; a number is one."""
+        if isinstance(value, (int, float)):
+            return frozenset([(float(value), True)])
+        if isinstance(value, Tensor) and value.numel() == 1 and memory not in self._known:
+            with _disable_current_modes():
+                return frozenset([(float(value), True)])
+        return self._of(memory)
+
+
+def _combined(op: str, one: frozenset[Plateau], other: frozenset[Plateau]) -> frozenset[Plateau]:
+    """Where both are flat, a sum, a product, ... is."""
+    pairs = ((a, b, seen and also) for a, seen in one for b, also in other if op != "div" or b)
+    results = ((_ARITHMETIC[op](a, b), seen) for a, b, seen in pairs)
+    return frozenset((value, seen and value == 0) for value, seen in results)
+
+
+@functools.cache
+def _own(op: str, func: Any, rest: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]) -> frozenset[Plateau]:
+    """Of an operation with kinks, called with these arguments behind its operand."""
+    with _disable_current_modes():
+        kinks = sorted(kink for _, kink in kinks_of(op, (torch.zeros(1), *rest), dict(keywords)) if kink is not None)
+        between = [(low + high) / 2 for low, high in pairwise(kinks)]
+        at = torch.tensor([kinks[0] - 1, *between, kinks[-1] + 1], dtype=torch.float64) if kinks else torch.zeros(0)
+        slopes = slope_of(op, (at, *rest), dict(keywords)).expand(at.shape).tolist()
+    seen = op == "relu" or is_zero_below(op)
+    values = _results(func, at.tolist(), rest, keywords)
+    return frozenset((value, seen and value == 0) for value, slope in zip(values, slopes, strict=True) if slope == 0)
+
+
+def _passed(
+    func: Any, rest: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...], before: frozenset[Plateau]
+) -> frozenset[Plateau]:
+    """What an operation with kinks makes of the plateaus of its operand."""
+    values = _results(func, [value for value, _ in before], rest, keywords)
+    return frozenset((new, seen and new == 0) for new, (_, seen) in zip(values, before, strict=True))
+
+
+def _results(
+    func: Any, values: list[float], rest: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]
+) -> list[float]:
+    with _disable_current_modes():
+        found: list[float] = func(torch.tensor(values, dtype=torch.float64), *rest, **dict(keywords)).tolist()
+    return found
