@@ -47,8 +47,8 @@ RANK_KINDS = ("rank_descent", "rank_rise", "second_rank_descent")
 #: What :func:`find_accuracy_milestones` takes as settings.
 ACCURACY_SETTINGS = {"interpolation": 0.99, "min_rise": 0.1, "plateau": 0.9, "delay": 5.0}
 
-#: What :func:`find_rank_turns` takes as settings. Ranks are integers, and waver.
-RANK_SETTINGS = {**PHASE_SETTINGS, "min_change": 0.1}
+#: What :func:`find_rank_turns` takes as settings: ranks that move by 8 of 177 tell something, and have little noise.
+RANK_SETTINGS = {**PHASE_SETTINGS, "min_change": 0.04}
 
 _FEWEST = 8  # rows, below which nothing is said
 _NOISE_FACTOR = 4.0  # standard deviations of a row that a rise must be

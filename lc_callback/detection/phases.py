@@ -274,8 +274,9 @@ def _ascent(nodes: Floats, v: Floats, moved: Moved, flatness: float, first: int 
     if start == top:
         return None
     steep = start + first_steep((np.diff(v) / np.diff(nodes))[start:top], flatness)
-    # Or where the piece begins that makes the rise significant.
-    begin = next((i for i in range(start, steep) if v[i + 1] > v[start] and moved(start, i + 1)), steep)
+    # Or where the piece begins that makes a significant part of the rise, though slowly.
+    part = flatness * (v[top] - v[start])
+    begin = next((i for i in range(start, steep) if v[i + 1] - v[start] >= part and moved(start, i + 1)), steep)
     if not moved(begin, top):
         return None
     at_once = first is not None and nodes[begin] - nodes[first] < _LONG_ENOUGH

@@ -429,7 +429,8 @@ SHAPES = {
     "falls and rises": ([(1, 60), (2, 20), (3, 50)], {"rank_descent": 1, "rank_rise": 2}),
     "rising": ([(1, 10), (3, 60)], {}),
     "flat": ([(1, 60), (3, 60)], {}),
-    "hardly moves": ([(1, 60), (3, 57)], {}),
+    "hardly moves": ([(1, 60), (3, 58)], {}),
+    "moves by 8 of 177": ([(1, 177), (2, 169), (3, 177)], {"rank_descent": 1, "rank_rise": 2}),
 }
 
 
