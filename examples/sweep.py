@@ -118,7 +118,8 @@ def timeline(path: Path, seeds: Mapping[int, Rows], panels: Mapping[str, Curves]
     for label, curves in panels.items():
         lines = {label: curves} if isinstance(curves, str) else dict(curves)
         drawn.append(_panel(label, lines, lines.values()))
-    drawn[-1] = replace(drawn[-1], caption=f"Means over {len(seeds)} seeds. Bands: one standard deviation over them.")
+    several = f"Means over {len(seeds)} seeds. Bands: one standard deviation over them."
+    drawn[-1] = replace(drawn[-1], caption=several if len(seeds) > 1 else "One seed.")
     save([RunCurves([joined[step] for step in sorted(joined)], drawn, transitions_of_mean(seeds))], path)
 
 

@@ -156,7 +156,16 @@ AUTOATTACK = (
     "--trainer.callbacks.schedule [10,25,100,1000,3981,10000,19953,39811,63096,100000] "
     "--trainer.callbacks.log_key_prefix autoattack/"
 )
-DEEP = "--model.network.width 400 --model.network.init_scale 8 --model.network.depth {} --data.n_train {}"
+DEEP = (
+    "--model.network.width 400 --model.network.init_scale 8 --model.network.depth {} --data.n_train {} "
+    "--rank.linear_probe true"
+)
+SOME_LAYERS = range(2, 24, 4)  # of twelve, each second: as many as colours tell apart
+LAYERS_PANELS = {
+    "rank": {f"layer {place // 2}": f"rank/network.{place}" for place in SOME_LAYERS},
+    "accuracy": {"train": TRAIN, "test": TEST, "PGD(0.1)": PGD},
+    "accuracy of a linear probe": {f"layer {place // 2}": f"linear_probe/network.{place}" for place in SOME_LAYERS},
+}
 
 
 def penalty(kind: str, weight: str, target: int, more: str = "") -> str:
@@ -175,6 +184,37 @@ def short(variants: dict[str, str], steps: int = 25_119, **arguments: Any) -> Ex
 def of(setting: str, name: str, *values: object, default: object) -> dict[str, str]:
     """Variants of one setting; with its default it is the baseline."""
     return varied(setting, name, *values, default=default, base=BASE)
+
+
+def deep(*settings: tuple[int, int]) -> Experiment:
+    """*Deep Grokking*: networks of several depths with so many images, one seed each."""
+    return short(
+        {f"depth {depth}, {n:,} images": DEEP.format(depth, n) for depth, n in settings},
+        100_000,
+        seeds=1,
+        keys=KEYS | {"rank": [r"rank/.*\d=last", "tunnel_length", "weight_norm/total"]},
+        columns=DEEP_COLUMNS | {"migration starts": MIGRATION, "PGD(0.1)": last(PGD)},
+        panels=PANELS | {"rank, last hidden layer": "rank/last", "weight norm": "weight_norm/total"},
+    )
+
+
+def layers(n: int) -> Experiment:
+    """Figure 1 of *Deep Grokking*: one column of it, twelve layers with so many images."""
+    return short(
+        {f"depth 12, {n:,} images": DEEP.format(12, n)},
+        100_000,
+        seeds=1,
+        keys={
+            "robust_acc": [TRAIN, TEST, PGD],
+            "rank": [
+                *(f"{key}/network.{place}" for key in ("rank", "linear_probe") for place in SOME_LAYERS),
+                *(r"rank/.*\d=last", "tunnel_length"),
+            ],
+        },
+        columns=DEEP_COLUMNS,
+        panels=LAYERS_PANELS,
+        is_timeline=True,
+    )
 
 
 REPORTED = {
@@ -253,6 +293,9 @@ REPORTED = {
         panels=PANELS | {"accuracy, AutoAttack(0.1)": AUTOATTACK_KEY},
     ),
     "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
+    "mnist_deep_grokking": deep((4, 2000), (4, 7000), (8, 7000), (12, 2000), (12, 7000)),
+    "mnist_layers_2000": layers(2000),
+    "mnist_layers_7000": layers(7000),
     "fashion_cnn": short(
         {"CNN": "", "CNN, BatchNorm": BATCH_NORM},
         10_000,
@@ -265,12 +308,5 @@ REPORTED = {
 }
 DEFINED = {
     "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
-    "mnist_deep_grokking": short(
-        {f"depth {depth}, {n:,} images": DEEP.format(depth, n) for depth in (4, 8, 12) for n in (2000, 5000, 7000)},
-        100_000,
-        seeds=1,
-        keys=KEYS | {"rank": [r"rank/.*\d=last", "tunnel_length", "weight_norm/total"]},
-        columns=DEEP_COLUMNS,
-        panels=PANELS | {"rank, last hidden layer": "rank/last"},
-    ),
+    "mnist_deep_grokking_more": deep((8, 2000), *((depth, 5000) for depth in (4, 8, 12))),
 }

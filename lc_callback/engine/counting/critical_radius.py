@@ -138,7 +138,7 @@ class _PlaceReaches:
             if position == OUTPUT_PLACE:
                 self._sweep.add_squares(points, reaches[0][2], first)
                 return
-            if position in self._layers.never_above:  # beyond the kink before it the affine piece would rise
+            if position in self._layers.never_crossing:  # beyond the kink before it the affine piece would
                 reaches = [(z, kink, 0 * reach) for z, kink, reach in reaches]
             self._reached[position].add(reaches, rows, first)
 

@@ -105,7 +105,7 @@ class TracedLayers:
         coarsest: the floating-point type that rounds most: a model may compute in float32 whatever its own type is.
         uncounted: operations of which the winners are not counted, since ``max_pool`` is off.
         pools_rows: whether all max-pooling has one sample in each row of its first axis.
-        never_above: places of what is never above zero, such as ``-relu(x)``.
+        never_crossing: places of what is always on one side of its kinks, such as ``-relu(x)`` and ``abs(x)``.
         flat_at_kinks: layers that get values which are flat right at a kink, as the second of two ``hardtanh``.
         output_axis: where the samples are in what the model returns; ``None`` if that cannot be followed.
     """
@@ -136,7 +136,7 @@ class TracedLayers:
         self.coarsest: torch.dtype = max([space.dtype, *casts], key=lambda each: float(torch.finfo(each).eps))
         growth = zip(after.output_bytes, before.output_bytes, strict=False)  # weights pass through operations too
         self.bytes_per_sample: int = max((larger - smaller for larger, smaller in growth), default=0)
-        self.never_above = after.never_above
+        self.never_crossing = after.never_crossing
         self._check_rows(before.masked_rows.layers ^ after.masked_rows.layers)
         if len(of_two) != len(of_three):
             raise ValueError(

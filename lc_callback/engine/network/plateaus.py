@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -17,15 +15,17 @@ from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero
 
 __all__ = ["Plateaus"]
 
-# A value, and whether the linear method sees what is behind this plateau: where an operation returns 0 below its kink.
+# A value, and whether the linear method sees where a unit leaves it: where one operation returned 0 below its kink.
 Plateau = tuple[float, bool]
 
 _NONE: frozenset[Plateau] = frozenset()
+_PLAIN = (int, float, str, type(None))
 _MOST = 16  # values that are followed; sums of many have no more plateaus than others
-# These return values of their first operand, or means of them.
+# These return values of their first operand ...
 _KEEP = {"clone", "_to_copy", "detach", "flip", "repeat", "index", "index_select", "gather", "reshape", "pixel_shuffle"}
-_KEEP |= {"mean", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "amax", "amin"}
-_KEEP |= {"max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"}
+# ... or one value of several units, which leaves a plateau with the first of them: affine pieces do not tell where.
+_MERGE = {"mean", "sum", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "amax", "amin", "adaptive_max_pool2d"}
+_MERGE |= {"max_pool2d_with_indices", "max_pool3d_with_indices"}
 _SUMS = {"add", "sub", "rsub"}
 _ARITHMETIC: dict[str, Callable[[float, float], float]] = {
     "add": lambda a, b: a + b,
@@ -74,6 +74,8 @@ class Plateaus:
         before = self._of(read[0]) if read else _NONE
         if op in _KEEP:
             return before
+        if op in _MERGE:
+            return _unseen(before)
         if op in ("cat", "stack"):
             return _NONE.union(*(self._of(memory_or_none(part)) for part in args[0]))
         if op == "neg":
@@ -81,21 +83,30 @@ class Plateaus:
         if op in _ARITHMETIC and len(args) == 2 and not kwargs:
             one, other = (self._operand(arg, memory) for arg, memory in zip(args, read, strict=True))
             fixed = any(not isinstance(arg, Tensor) or arg.numel() == 1 for arg in args)
-            return _combined(op, one, other) if fixed or op in _SUMS else _NONE
-        if has_slope(op) and not is_a(op, Kind.BINARY_MIN_MAX, Kind.BROKEN):
-            rest, keywords = tuple(args[1:]), tuple(sorted(kwargs.items()))
-            if all(isinstance(each, (int, float, type(None))) for each in (*rest, *(value for _, value in keywords))):
-                return _own(op, func, rest, keywords) | _passed(func, rest, keywords, before)
+            if fixed:
+                return _combined(op, one, other)
+            return _unseen(_combined(op, one, other)) if op in _SUMS else _NONE
+        if op == "glu" or not all(isinstance(each, _PLAIN) for each in (*args[1:], *kwargs.values())):
+            return _NONE
+        if is_a(op, Kind.PIECEWISE_AFFINE) and has_slope(op):
+            passed = _passed(func, args, kwargs, before)
+            return _own(op, func, args, kwargs) | (_unseen(passed) if op == "abs" else passed)
+        if is_a(op, Kind.SMOOTH, Kind.SQUASHING):
+            return _passed(func, args, kwargs, before)
         return _NONE
 
     def _operand(self, value: Any, memory: int | None) -> frozenset[Plateau]:
         """The plateaus of an operand; a number is one."""
         if isinstance(value, (int, float)):
             return frozenset([(float(value), True)])
-        if isinstance(value, Tensor) and value.numel() == 1 and memory not in self._known:
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and memory not in self._known:
             with _disable_current_modes():
                 return frozenset([(float(value), True)])
         return self._of(memory)
+
+
+def _unseen(plateaus: frozenset[Plateau]) -> frozenset[Plateau]:
+    return frozenset((value, False) for value, _ in plateaus)
 
 
 def _combined(op: str, one: frozenset[Plateau], other: frozenset[Plateau]) -> frozenset[Plateau]:
@@ -105,30 +116,35 @@ def _combined(op: str, one: frozenset[Plateau], other: frozenset[Plateau]) -> fr
     return frozenset((value, seen and value == 0) for value, seen in results)
 
 
-@functools.cache
-def _own(op: str, func: Any, rest: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]) -> frozenset[Plateau]:
-    """Of an operation with kinks, called with these arguments behind its operand."""
+def _own(op: str, func: Any, args: Sequence[Any], kwargs: Any) -> frozenset[Plateau]:
+    """Of an operation with kinks, which is called with these arguments."""
     with _disable_current_modes():
-        kinks = sorted(kink for _, kink in kinks_of(op, (torch.zeros(1), *rest), dict(keywords)) if kink is not None)
+        found = [kink for _, kink in kinks_of(op, (args[0].new_zeros(1), *args[1:]), kwargs)]
+        kinks = sorted(kink for kink in found if kink is not None)
+        if not kinks:
+            return _NONE
         between = [(low + high) / 2 for low, high in pairwise(kinks)]
-        at = torch.tensor([kinks[0] - 1, *between, kinks[-1] + 1], dtype=torch.float64) if kinks else torch.zeros(0)
-        slopes = slope_of(op, (at, *rest), dict(keywords)).expand(at.shape).tolist()
+        at = args[0].new_tensor([kinks[0] - 1, *between, kinks[-1] + 1])
+        slopes = slope_of(op, (at, *args[1:]), kwargs).expand(at.shape).tolist()
     seen = op == "relu" or is_zero_below(op)
-    values = _results(func, at.tolist(), rest, keywords)
-    return frozenset((value, seen and value == 0) for value, slope in zip(values, slopes, strict=True) if slope == 0)
+    values = _results(func, at.tolist(), args, kwargs)
+    return frozenset((value, seen and value == 0) for value, slope in zip(values, slopes, strict=False) if slope == 0)
 
 
-def _passed(
-    func: Any, rest: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...], before: frozenset[Plateau]
-) -> frozenset[Plateau]:
-    """What an operation with kinks makes of the plateaus of its operand."""
-    values = _results(func, [value for value, _ in before], rest, keywords)
-    return frozenset((new, seen and new == 0) for new, (_, seen) in zip(values, before, strict=True))
+def _passed(func: Any, args: Sequence[Any], kwargs: Any, before: frozenset[Plateau]) -> frozenset[Plateau]:
+    """What an operation that acts on each value by itself makes of the plateaus of its operand."""
+    values = _results(func, [value for value, _ in before], args, kwargs)
+    return frozenset((new, seen and new == 0) for new, (_, seen) in zip(values, before, strict=False))
 
 
-def _results(
-    func: Any, values: list[float], rest: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]
-) -> list[float]:
+def _results(func: Any, values: list[float], args: Sequence[Any], kwargs: Any) -> list[float]:
+    """Of an operation at these values; none if it does not take them, as one of another library may not."""
+    if not values:
+        return []
     with _disable_current_modes():
-        found: list[float] = func(torch.tensor(values, dtype=torch.float64), *rest, **dict(keywords)).tolist()
+        try:
+            result = func(args[0].new_tensor(values), *args[1:], **kwargs)
+            found: list[float] = (result[0] if isinstance(result, tuple) else result).tolist()
+        except Exception:
+            return []
     return found

@@ -32,7 +32,7 @@ class Tracer(Recorder):
         reads_values: whether the model's Python code got values of a tensor, as for an ``if``.
         decisions: operations that decide by values.
         output_bytes: of each tensor that an operation returned.
-        never_above: positions, among what was emitted, of what is never above zero, such as ``-relu(x)``.
+        never_crossing: positions, among what was emitted, of what stays on one side of its kinks: ``-relu(x)``.
         flat_at_kinks: positions of what is flat right at a kink, such as ``hardtanh(hardtanh(x))``.
         masked_rows: pre-activations of rows that were picked by values.
     """
@@ -42,7 +42,7 @@ class Tracer(Recorder):
         self.reads_values = False
         self.output_bytes: list[int] = []
         self.decisions = Decisions()
-        self.never_above: set[int] = set()
+        self.never_crossing: set[int] = set()
         self.flat_at_kinks: set[int] = set()
         self.masked_rows = MaskedRows()
         self._moving: Lineage | None = None  # what comes of what is perturbed
@@ -118,9 +118,9 @@ class Tracer(Recorder):
     def _emit(self, site: Site, kinks: list[Kink]) -> None:
         if self.masked_rows and not self._entrance.waiting:  # also where no row was picked
             self.masked_rows.met(site.path or site.op, memories_of([z for z, _ in kinks]))
-        if all(kink is not None and kink >= 0 and not self._signs(memory_or_none(z))[0] for z, kink in kinks):
-            self.never_above.add(self.emitted)
-        if any(self._plateaus.meets(memory_or_none(z), kink) for z, kink in kinks):
+        if not any(kink is None or self._signs(memory_or_none(z)).crosses(kink) for z, kink in kinks):
+            self.never_crossing.add(self.emitted)
+        elif any(self._plateaus.meets(memory_or_none(z), kink) for z, kink in kinks):
             self.flat_at_kinks.add(self.emitted)
         super()._emit(site, kinks)
         self.decisions.emitted()

@@ -158,6 +158,53 @@ def test_what_is_never_above_zero_does_not_switch(name, width, by_steps):
         assert one == pytest.approx(other, rel=0.03, abs=1)
 
 
+RISING = {
+    "abs": lambda z: torch.relu(z.abs()),
+    "abs, leaky": lambda z: nn.functional.leaky_relu(z.abs(), 0.2),
+    "abs twice": lambda z: z.abs().abs(),
+    "abs, smooth": lambda z: nn.functional.silu(z.abs()),
+    "abs, tanh, ReLU": lambda z: torch.relu(torch.tanh(z.abs())),
+    "abs of half": lambda z: torch.relu(0.5 * z.abs()),
+    "minus abs, clamped from above": lambda z: (-z.abs()).clamp(max=0),
+    "square": lambda z: torch.relu(z * z),
+    "power": lambda z: torch.relu(z.pow(2)),
+    "sum of two": lambda z: torch.relu(z.abs() + z.flip(1).abs()),
+    "sum with ReLU": lambda z: torch.relu(z.abs() + z.flip(1).relu()),
+    "pooled": lambda z: torch.relu(nn.functional.avg_pool1d(z.abs()[:, None], 2)[:, 0]).repeat(1, 2),
+    "above a bound": lambda z: torch.relu(z.clamp(min=0.1)),
+    "softplus": lambda z: torch.relu(nn.functional.softplus(z)),
+}
+
+
+@pytest.mark.parametrize("name", RISING)
+def test_what_is_never_below_zero_does_not_switch(name):
+    net, x = of(RISING[name]), draw(500, 3)
+    linear = local_complexity(net, x, radius=1e-2, method="linear", n_directions=3)
+    vertices = local_complexity(net, x, radius=1e-2, n_directions=3)
+    last = max(place for place, layer in enumerate(linear.layer_names) if layer.split("#")[0] == "1")
+    assert linear.counts[:, last].sum() == vertices.counts[:, last].sum() == 0
+    assert vertices.counts.sum() > 10
+    assert (linear.counts - vertices.counts).abs().sum() <= 6
+
+
+RESTING = {
+    "ReLU": lambda z: z.relu().abs().relu(),
+    "ReLU, smooth": lambda z: torch.relu(nn.functional.silu(z.relu())),
+    "sum of two": lambda z: torch.relu(z.relu() + z.flip(1).relu()),
+    "shifted and back": lambda z: torch.relu((z.abs() + 1) - 1.05),
+}
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_what_rests_at_zero_switches_when_it_leaves(name):
+    net, x = of(RESTING[name]), draw(500, 3)
+    linear = local_complexity(net, x, radius=1e-2, method="linear", n_directions=3)
+    vertices = local_complexity(net, x, radius=1e-2, n_directions=3)
+    last = max(place for place, layer in enumerate(linear.layer_names) if layer.split("#")[0] == "1")
+    assert vertices.counts[:, last].sum() > 10
+    assert (linear.counts - vertices.counts)[:, last].abs().sum() <= 4
+
+
 @pytest.mark.parametrize("turn", [lambda z: z, lambda z: 1 - z, lambda z: -z + 0.01, lambda z: -(z - 0.01)])
 def test_what_may_be_above_zero_switches(turn):
     torch.manual_seed(0)
@@ -188,7 +235,13 @@ FLAT_AT_KINKS = {
     "softshrink": lambda z: torch.relu(nn.functional.softshrink(z)),
     "softshrink, absolute": lambda z: nn.functional.softshrink(z).abs(),
     "hardsigmoid": lambda z: nn.functional.hardsigmoid(8 * z).clamp(0, 1),
+    "softshrink, then smooth ones": lambda z: nn.functional.gelu(nn.functional.hardswish(nn.functional.softshrink(z))),
     "leaky with slope 0": lambda z: nn.functional.leaky_relu(nn.functional.leaky_relu(z, 0.0), 0.0),
+    "ReLU, absolute": lambda z: z.relu().abs().relu(),
+    "sum of two ReLU": lambda z: torch.relu(z.relu() + z.flip(1).relu()),
+    "mean of ReLU": lambda z: torch.relu(nn.functional.avg_pool1d(z.relu()[:, None], 2)[:, 0]).repeat(1, 2),
+    "largest of ReLU": lambda z: torch.relu(z.relu().view(len(z), 2, -1).amax(1)).repeat(1, 2),
+    "sum over ReLU": lambda z: torch.relu(z.relu().view(len(z), 2, -1).sum(1)).repeat(1, 2),
     "behind pooling": lambda z: hardtanh(nn.functional.max_pool1d(hardtanh(3 * z)[:, None], 2)[:, 0]).repeat(1, 2),
     "behind a view": lambda z: hardtanh(hardtanh(z).view(len(z), 2, -1).transpose(1, 2)).reshape(len(z), -1),
     "behind a concatenation": lambda z: hardtanh(torch.cat([hardtanh(z[:, :9]), z[:, 9:]], 1)),
