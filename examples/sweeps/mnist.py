@@ -139,15 +139,16 @@ BOUND_PANELS = {
 #: The runs of figure 2, which are the baseline of all others.
 BASE = "--trainer.callbacks+=measures.LocalRank --trainer.callbacks.n_probes 16"
 DECAY, SCALE = "model.optimizer.weight_decay", "model.network.init_scale"
-SAM = (
+SAM_WITH = (
     "--model.optimizer pytorch_optimizer.SAM --model.optimizer.base_optimizer torch.optim.AdamW "
-    "--model.optimizer.dict_kwargs.lr 0.001 --model.optimizer.dict_kwargs.weight_decay 0.01 "
+    "--model.optimizer.dict_kwargs.lr 0.001 --model.optimizer.dict_kwargs.weight_decay {} "
     "--model.optimizer.dict_kwargs.fused true"
 )
-SGD = (
+SGD_WITH = (
     "--model.optimizer torch.optim.SGD --model.optimizer.lr 0.1 --model.optimizer.momentum 0.9 "
-    "--model.optimizer.weight_decay 0.0001"
+    "--model.optimizer.weight_decay {}"
 )
+SAM, SGD = SAM_WITH.format("0.01"), SGD_WITH.format("0.0001")
 BATCH_NORM = "--model.network.batch_norm true"
 POOLED = "--data.pool 4 --model.network.inputs 49"
 AUTOATTACK = (
@@ -251,6 +252,10 @@ REPORTED = {
     "mnist_batchnorm": short({"without": BASE, "BatchNorm": BATCH_NORM}),
     "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "0.1", "1", default="0.01")),
     "mnist_optimizer": short({"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD}),
+    # The weights shrink by as much in a step as with AdamW and decays of 0, 0.01, 0.1 and 1.
+    "mnist_sgd_decay": short(
+        {f"SGD, decay {decay}": SGD_WITH.format(decay) for decay in ("0", "0.0001", "0.001", "0.01")}
+    ),
     "mnist_collapse": short(
         {
             "standard": BASE,
@@ -308,5 +313,6 @@ REPORTED = {
 }
 DEFINED = {
     "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
+    "mnist_sam_decay": short({f"SAM, decay {decay}": SAM_WITH.format(decay) for decay in ("0", "0.01", "0.1", "1")}),
     "mnist_deep_grokking_more": deep((8, 2000), *((depth, 5000) for depth in (4, 8, 12))),
 }

@@ -118,12 +118,15 @@ class Tracer(Recorder):
     def _emit(self, site: Site, kinks: list[Kink]) -> None:
         if self.masked_rows and not self._entrance.waiting:  # also where no row was picked
             self.masked_rows.met(site.path or site.op, memories_of([z for z, _ in kinks]))
-        if not any(kink is None or self._signs(memory_or_none(z)).crosses(kink) for z, kink in kinks):
-            self.never_crossing.add(self.emitted)
-        elif any(self._plateaus.meets(memory_or_none(z), kink) for z, kink in kinks):
-            self.flat_at_kinks.add(self.emitted)
+        place = self.emitted
         super()._emit(site, kinks)
         self.decisions.emitted()
+        if self.emitted == place:  # nothing is perturbed yet, or there are no units
+            return
+        if not any(kink is None or self._signs(memory_or_none(z)).crosses(kink) for z, kink in kinks):
+            self.never_crossing.add(place)
+        elif any(self._plateaus.meets(memory_or_none(z), kink) for z, kink in kinks):
+            self.flat_at_kinks.add(place)
 
     def _executed(self, op: str, result: Any, followed: bool) -> None:
         for tensor in result if isinstance(result, (tuple, list)) else (result,):

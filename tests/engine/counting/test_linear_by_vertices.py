@@ -187,6 +187,18 @@ def test_what_is_never_below_zero_does_not_switch(name):
     assert (linear.counts - vertices.counts).abs().sum() <= 6
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_comes_before_the_module_at_which_points_are_moved_says_nothing():
+    """There `hardtanh` of `hardtanh` is flat at kinks, and `abs` never below zero: neither is counted."""
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Linear(3, 32), Call(lambda z: hardtanh(hardtanh(z)).abs().relu()), nn.Linear(32, 32))
+    net, x = nn.Sequential(before, nn.ReLU(), nn.Linear(32, 20), nn.ReLU()).double(), draw(300, 3)
+    linear = local_complexity(net, x, radius=1e-2, method="linear", at="0")
+    vertices = local_complexity(net, x, radius=1e-2, at="0")
+    assert vertices.counts.sum() > 50
+    assert torch.equal(linear.counts, vertices.counts)
+
+
 RESTING = {
     "ReLU": lambda z: z.relu().abs().relu(),
     "ReLU, smooth": lambda z: torch.relu(nn.functional.silu(z.relu())),
