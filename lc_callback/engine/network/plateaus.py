@@ -86,12 +86,12 @@ class Plateaus:
             if fixed:
                 return _combined(op, one, other)
             return _unseen(_combined(op, one, other)) if op in _SUMS else _NONE
-        if op == "glu" or not all(isinstance(each, _PLAIN) for each in (*args[1:], *kwargs.values())):
+        if op == "glu" or "::" in op or not _is_of_one(args, kwargs):
             return _NONE
         if is_a(op, Kind.PIECEWISE_AFFINE) and has_slope(op):
             passed = _passed(func, args, kwargs, before)
             return _own(op, func, args, kwargs) | (_unseen(passed) if op == "abs" else passed)
-        if is_a(op, Kind.SMOOTH, Kind.SQUASHING):
+        if before and is_a(op, Kind.SMOOTH, Kind.SQUASHING):
             return _passed(func, args, kwargs, before)
         return _NONE
 
@@ -103,6 +103,13 @@ class Plateaus:
             with _disable_current_modes():
                 return frozenset([(float(value), True)])
         return self._of(memory)
+
+
+def _is_of_one(args: Sequence[Any], kwargs: Any) -> bool:
+    """Whether an operation is called with one tensor of real numbers, and else plain values."""
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        return False
+    return all(isinstance(each, _PLAIN) for each in (*args[1:], *kwargs.values()))
 
 
 def _unseen(plateaus: frozenset[Plateau]) -> frozenset[Plateau]:
@@ -128,23 +135,18 @@ def _own(op: str, func: Any, args: Sequence[Any], kwargs: Any) -> frozenset[Plat
         slopes = slope_of(op, (at, *args[1:]), kwargs).expand(at.shape).tolist()
     seen = op == "relu" or is_zero_below(op)
     values = _results(func, at.tolist(), args, kwargs)
-    return frozenset((value, seen and value == 0) for value, slope in zip(values, slopes, strict=False) if slope == 0)
+    return frozenset((value, seen and value == 0) for value, slope in zip(values, slopes, strict=True) if slope == 0)
 
 
 def _passed(func: Any, args: Sequence[Any], kwargs: Any, before: frozenset[Plateau]) -> frozenset[Plateau]:
     """What an operation that acts on each value by itself makes of the plateaus of its operand."""
     values = _results(func, [value for value, _ in before], args, kwargs)
-    return frozenset((new, seen and new == 0) for new, (_, seen) in zip(values, before, strict=False))
+    return frozenset((new, seen and new == 0) for new, (_, seen) in zip(values, before, strict=True))
 
 
 def _results(func: Any, values: list[float], args: Sequence[Any], kwargs: Any) -> list[float]:
-    """Of an operation at these values; none if it does not take them, as one of another library may not."""
-    if not values:
-        return []
+    """Of an operation at these values."""
     with _disable_current_modes():
-        try:
-            result = func(args[0].new_tensor(values), *args[1:], **kwargs)
-            found: list[float] = (result[0] if isinstance(result, tuple) else result).tolist()
-        except Exception:
-            return []
+        result = func(args[0].new_tensor(values), *args[1:], **kwargs)
+        found: list[float] = (result[0] if isinstance(result, tuple) else result).tolist()
     return found

@@ -275,6 +275,8 @@ FOLLOWED = {
     "softshrink twice": lambda z: nn.functional.softshrink(nn.functional.softshrink(z)),
     "ReLU, then hardtanh": lambda z: hardtanh(torch.relu(z)),
     "scaled by a tensor": lambda z: relu6(z.clamp(0, 1) * torch.tensor(3.0)),
+    "absolute value of complex ones": lambda z: torch.relu(torch.fft.fft(hardtanh(z)).abs() - 2.0),
+    "scaled by a complex tensor": lambda z: torch.relu((z.relu() * torch.tensor(1j)).imag - 0.3),
 }
 MIXED = draw(32, 32)
 
