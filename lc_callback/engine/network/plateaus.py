@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -106,8 +107,10 @@ class Plateaus:
 
 
 def _is_of_one(args: Sequence[Any], kwargs: Any) -> bool:
-    """Whether an operation is called with one tensor of real numbers, and else plain values."""
-    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+    """Whether an operation is called with one dense tensor of real numbers, and else plain values."""
+    if not args or not isinstance(args[0], Tensor):
+        return False
+    if args[0].layout is not torch.strided or not args[0].is_floating_point():
         return False
     return all(isinstance(each, _PLAIN) for each in (*args[1:], *kwargs.values()))
 
