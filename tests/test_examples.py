@@ -177,6 +177,7 @@ def test_the_progress_bar_is_slow_or_away(shown, fit):
     assert bar.refresh_rate == 500 if shown else bar is None
 
 
+@pytest.mark.slow
 def test_the_penalty_is_part_of_the_loss_and_logged(fit):
     with_, without = (
         fit("digits_region_penalty", *SMALL, f"--model.penalty.init_args.weight={weight}") for weight in (1.0, 0.0)
@@ -200,6 +201,7 @@ def test_the_saved_config_runs_it_again(fit, monkeypatch):
 # Missing data
 
 
+@pytest.mark.slow
 def test_without_the_data_one_line_says_where_it_goes(tmp_path):
     command = [sys.executable, EXAMPLES / "train.py", "fit", f"--config={EXAMPLES / 'mnist_mlp.yaml'}"]
     environment = {"PYTHONPATH": str(EXAMPLES.parent), "PATH": ""}

@@ -44,7 +44,11 @@ def run(script, monkeypatch, *arguments):
     return runpy.run_path(str(script), run_name="__main__")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=stem)
+LONG = {"vit", "resnet"}
+RUNS = [pytest.param(script, marks=pytest.mark.slow) if script.stem in LONG else script for script in SCRIPTS]
+
+
+@pytest.mark.parametrize("script", RUNS, ids=stem)
 def test_an_example_runs_and_draws_its_timeline(script, small, monkeypatch, tmp_path, capsys):
     if script.stem == "mnist_mlp":
         images = torch.utils.data.TensorDataset(torch.rand(10, 1, 28, 28), torch.arange(10))

@@ -402,6 +402,7 @@ def test_two_processes_stop_at_the_step_of_the_first(name: str, ranks: Any) -> N
     assert int(file.read_text().splitlines()[-1].split(",")[0]) == step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["later", "earlier"])
 def test_two_processes_write_one_timeline(name: str, ranks: Any) -> None:
     folder, (first, _) = ranks

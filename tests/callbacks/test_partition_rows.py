@@ -65,6 +65,7 @@ def test_the_points_differ() -> None:
     assert _different(Probes(both, None, "here")) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_smaller_window_is_cheaper_and_may_leave_the_points_out(tmp_path: Path) -> None:
     whole, half, tiny = small(), small(window=0.5), small(window=0.01)
     for number, callback in enumerate((whole, half, tiny)):

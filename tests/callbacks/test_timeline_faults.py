@@ -103,6 +103,7 @@ def rc_params() -> dict[str, Any]:
     return dict(dict.items(matplotlib.rcParams))
 
 
+@pytest.mark.slow
 def test_a_training_with_all_that_can_be_told_is_the_training_without(
     without: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -473,9 +473,9 @@ RUNS = [(name, kind) for kind in [*KINDS, "together"] for name in SETUPS if name
 RUNS = [run for run in RUNS if run[1] != "partition" or run[0] not in {*REFUSED, *ATTACKS}]
 RUNS += [(name, "all") for name in ALL_FOUR]
 # Each callback alone takes most of the time, and shows which one it is if all together leave a trace. Of all together
-# each second is quick, and of the networks with a memory, which are in the order of what they write to, each sixth;
+# each third is quick, and of the networks with a memory, which are in the order of what they write to, each sixth;
 # `test_snapshot.py` has them all.
-QUICK = [run for run in RUNS if run[1] == "together"][::2] + [(name, "all") for name in ALL_FOUR[::6]]
+QUICK = [run for run in RUNS if run[1] == "together"][::3] + [(name, "all") for name in ALL_FOUR[::6]]
 RUNS = [run if run in QUICK else pytest.param(*run, marks=pytest.mark.slow) for run in RUNS]
 # Most of a short run goes into the picture of its timeline. Drawing is the same in all set-ups: each fourth draws.
 PICTURED = [name for name in SETUPS if name not in ALL_FOUR][::4]

@@ -113,7 +113,9 @@ def test_one_logit_is_two_of_opposite_sign() -> None:
     assert (one.clean_acc, one.robust_acc) == (two.clean_acc, two.robust_acc)
 
 
-@pytest.mark.parametrize("name", ["PGDL2", "APGD", "AutoAttack", "FAB", "CW", "Square"])
+@pytest.mark.parametrize(
+    "name", ["PGDL2", "APGD", pytest.param("AutoAttack", marks=pytest.mark.slow), "FAB", "CW", "Square"]
+)
 def test_one_logit_can_be_attacked_by_any_name(name: str) -> None:
     net, x, right = one_logit()
     arguments = {"n_queries": 20} if name == "Square" else {}

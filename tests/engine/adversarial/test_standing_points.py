@@ -187,7 +187,7 @@ def test_a_row_costs_what_the_standing_points_cost() -> None:
     assert sum(asked) == before + 2 * 11 * right
 
 
-@pytest.mark.parametrize("name", ["PGDL2", "FGSM", "APGD", "FAB", "DeepFool"])
+@pytest.mark.parametrize("name", ["PGDL2", "FGSM", "APGD", "FAB", pytest.param("DeepFool", marks=pytest.mark.slow)])
 def test_other_attacks_keep_what_a_smaller_eps_has_found(name: str) -> None:
     model, x, held, bounds = case("mlp", 1)
     y = labels(model, x, held)
