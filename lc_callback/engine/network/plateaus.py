@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,12 +90,11 @@ class Plateaus:
             return _unseen(_combined(op, one, other)) if op in _SUMS else _NONE
         if op == "glu" or "::" in op or not _is_of_one(args, kwargs):
             return _NONE
+        call = _Call(op, func, tuple(args[1:]), tuple(kwargs.items()))
         if is_a(op, Kind.PIECEWISE_AFFINE) and has_slope(op):
-            passed = _passed(func, args, kwargs, before)
-            return _own(op, func, args, kwargs) | (_unseen(passed) if op == "abs" else passed)
-        if before and is_a(op, Kind.SMOOTH, Kind.SQUASHING):
-            return _passed(func, args, kwargs, before)
-        return _NONE
+            passed = _passed(call, before)
+            return _own(call) | (_unseen(passed) if op == "abs" else passed)
+        return _passed(call, before) if is_a(op, Kind.SMOOTH, Kind.SQUASHING) else _NONE
 
     def _operand(self, value: Any, memory: int | None) -> frozenset[Plateau]:
         """The plateaus of an operand; a number is one."""
@@ -126,30 +126,41 @@ def _combined(op: str, one: frozenset[Plateau], other: frozenset[Plateau]) -> fr
     return frozenset((value, seen and value == 0) for value, seen in results)
 
 
-def _own(op: str, func: Any, args: Sequence[Any], kwargs: Any) -> frozenset[Plateau]:
-    """Of an operation with kinks, which is called with these arguments."""
+class _Call(NamedTuple):
+    """An operation that acts on each value by itself, and what it is called with besides the values."""
+
+    op: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+
+    def at(self, values: Sequence[float]) -> list[float]:
+        """The results."""
+        with _disable_current_modes():
+            result = self.func(torch.tensor(values, dtype=torch.float64), *self.args, **dict(self.kwargs))
+            found: list[float] = (result[0] if isinstance(result, tuple) else result).tolist()
+        return found
+
+
+@functools.cache
+def _own(call: _Call) -> frozenset[Plateau]:
+    """Of an operation with kinks."""
+    kwargs = dict(call.kwargs)
     with _disable_current_modes():
-        found = [kink for _, kink in kinks_of(op, (args[0].new_zeros(1), *args[1:]), kwargs)]
+        found = [kink for _, kink in kinks_of(call.op, (torch.zeros(1), *call.args), kwargs)]
         kinks = sorted(kink for kink in found if kink is not None)
         if not kinks:
             return _NONE
         between = [(low + high) / 2 for low, high in pairwise(kinks)]
-        at = args[0].new_tensor([kinks[0] - 1, *between, kinks[-1] + 1])
-        slopes = slope_of(op, (at, *args[1:]), kwargs).expand(at.shape).tolist()
-    seen = op == "relu" or is_zero_below(op)
-    values = _results(func, at.tolist(), args, kwargs)
+        at = torch.tensor([kinks[0] - 1, *between, kinks[-1] + 1], dtype=torch.float64)
+        slopes = slope_of(call.op, (at, *call.args), kwargs).expand(at.shape).tolist()
+    seen = call.op == "relu" or is_zero_below(call.op)
+    values = call.at(at.tolist())
     return frozenset((value, seen and value == 0) for value, slope in zip(values, slopes, strict=True) if slope == 0)
 
 
-def _passed(func: Any, args: Sequence[Any], kwargs: Any, before: frozenset[Plateau]) -> frozenset[Plateau]:
-    """What an operation that acts on each value by itself makes of the plateaus of its operand."""
-    values = _results(func, [value for value, _ in before], args, kwargs)
+@functools.cache
+def _passed(call: _Call, before: frozenset[Plateau]) -> frozenset[Plateau]:
+    """What an operation makes of the plateaus of its operand."""
+    values = call.at([value for value, _ in before]) if before else []
     return frozenset((new, seen and new == 0) for new, (_, seen) in zip(values, before, strict=True))
-
-
-def _results(func: Any, values: list[float], args: Sequence[Any], kwargs: Any) -> list[float]:
-    """Of an operation at these values."""
-    with _disable_current_modes():
-        result = func(args[0].new_tensor(values), *args[1:], **kwargs)
-        found: list[float] = (result[0] if isinstance(result, tuple) else result).tolist()
-    return found
