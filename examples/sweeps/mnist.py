@@ -252,6 +252,10 @@ REPORTED = {
     "mnist_batchnorm": short({"without": BASE, "BatchNorm": BATCH_NORM}),
     "mnist_weight_decay": short(of(DECAY, "decay {}", "0", "0.01", "0.1", "1", default="0.01")),
     "mnist_optimizer": short({"AdamW": BASE, "SAM (AdamW)": SAM, "SGD, momentum 0.9": SGD}),
+    # The weights shrink by as much in a step as with AdamW and decays of 0, 0.01, 0.1 and 1.
+    "mnist_sgd_decay": short(
+        {f"SGD, decay {decay}": SGD_WITH.format(decay) for decay in ("0", "0.0001", "0.001", "0.01")}
+    ),
     "mnist_collapse": short(
         {
             "standard": BASE,
@@ -309,10 +313,6 @@ REPORTED = {
 }
 DEFINED = {
     "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
-    # The weights shrink by as much in a step as with AdamW and decays of 0, 0.01, 0.1 and 1.
-    "mnist_sgd_decay": short(
-        {f"SGD, decay {decay}": SGD_WITH.format(decay) for decay in ("0", "0.0001", "0.001", "0.01")}
-    ),
     "mnist_sam_decay": short({f"SAM, decay {decay}": SAM_WITH.format(decay) for decay in ("0", "0.01", "0.1", "1")}),
     "mnist_deep_grokking_more": deep((8, 2000), (8, 7000), *((depth, 5000) for depth in (4, 8, 12))),
 }
