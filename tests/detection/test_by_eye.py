@@ -1,12 +1,14 @@
 """Curves of real runs that were marked by eye before the detector was asked: docs/phases.md says how many agree."""
 
 import csv
+import functools
 import math
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sweep import read_results
+from sweeps.columns import curve
 
 from lc_callback.detection.milestones import (
     ACCURACY_SETTINGS,
@@ -24,18 +26,14 @@ PLAIN = {"delayed_generalization": "generalization", "delayed_robustness": "robu
 
 
 def curves_of(experiment, variant, seed):
-    rows = list(csv.DictReader((DOCS / "results" / f"{experiment}.csv").open(encoding="utf-8")))
-    found = defaultdict(list)
-    for row in rows:
-        if (row["variant"], row["seed"]) == (variant, seed):
-            for key in row.keys() - {"variant", "seed", "step"}:
-                if row[key]:
-                    found[key].append((float(row["step"]), float(row[key])))
-    return {key: tuple(np.array(sorted(pairs)).T) for key, pairs in found.items()}
+    rows = read_results(DOCS / "results" / f"{experiment}.csv")[variant][int(seed)]
+    return {key: curve(rows, key) for key in {key for row in rows for key in row} - {"step"}}
 
 
-def turns_of(curves, key):
+@functools.cache
+def turns_of(experiment, variant, seed, key):
     """The turns of one curve of a run, each with the name that a reader of this curve alone gives it."""
+    curves = curves_of(experiment, variant, seed)
     if "acc" in key:
         curves = {name: curve for name, curve in curves.items() if "acc" in name}
         turns = find_accuracy_milestones(curves, ACCURACY_SETTINGS)
@@ -56,7 +54,7 @@ def marks():
     found = []
     for row in csv.DictReader((DOCS / "phases" / "by_eye.csv").open(encoding="utf-8")):
         if row["kind"]:
-            turns = turns_of(curves_of(row["experiment"], row["variant"], row["seed"]), row["curve"])
+            turns = turns_of(row["experiment"], row["variant"], row["seed"], row["curve"])
             place = math.log10(int(row["step"]) + 1)
             near = [turn for turn in turns if turn[0] == row["kind"] and abs(math.log10(turn[1] + 1) - place) <= NEAR]
             found.append((row["sure"] == "yes", row["curve"], near))

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 from lc_callback.engine.network.operations import Kink
 
 __all__ = [
-    "may_be_a_part",
     "memories_of",
     "memory_of",
     "memory_or_none",
@@ -39,13 +38,6 @@ def _dense(tensor: Tensor) -> Tensor:
     if tensor.layout is torch.sparse_coo:
         return tensor._values()
     return tensor.values() if tensor.layout in _COMPRESSED else tensor
-
-
-def may_be_a_part(tensor: Tensor) -> bool:
-    """Whether more than this may be in its memory; of a sparse tensor that is not known."""
-    if tensor.layout is not torch.strided:
-        return True
-    return tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()
 
 
 def memories_of(tree: Any) -> set[int]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lc_callback.engine.network.layout import may_be_a_part, memory_or_none
+from lc_callback.engine.network.by_memory import ByMemory
+from lc_callback.engine.network.layout import memory_or_none
 from lc_callback.engine.network.operations import Kind, has_slope, is_a, is_zero_below, kinks_of, slope_of
 
 __all__ = ["Plateaus"]
@@ -38,48 +39,36 @@ _ARITHMETIC: dict[str, Callable[[float, float], float]] = {
 }
 
 
-class Plateaus:
-    """Follows at which values tensors are flat. Tensors are known by their memory, which is kept alive."""
+class Plateaus(ByMemory[frozenset[Plateau]]):
+    """Follows at which values tensors are flat."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[frozenset[Plateau], Tensor]] = {}
+        super().__init__(_NONE)
 
     def meets(self, memory: int | None, kink: float | None) -> bool:
         """Whether what is in this memory is flat right at a kink, and the linear method does not see it."""
         if kink is None:
             return False
-        return any(not seen and math.isclose(value, kink, rel_tol=1e-6) for value, seen in self._of(memory))
+        return any(not seen and math.isclose(value, kink, rel_tol=1e-6) for value, seen in self(memory))
 
-    def executed(
-        self, op: str, func: Any, args: Sequence[Any], kwargs: Any, memories: Sequence[int | None], out: Any
-    ) -> None:
-        """An operation returned ``out``; ``memories`` are of its arguments and of this."""
-        *read, written = memories
-        if written is None or not out.is_floating_point():
-            return
-        if written in read and not func._schema.is_mutable:  # a view
-            return
-        found = self._found(op, func, args, kwargs, read)
-        if written in read and may_be_a_part(out):
-            found |= self._of(written)
-        if found and len(found) <= _MOST:
-            self._known[written] = found, out
-        else:
-            self._known.pop(written, None)
-
-    def _of(self, memory: int | None) -> frozenset[Plateau]:
-        return self._known[memory][0] if memory in self._known else _NONE
+    def _either(self, one: frozenset[Plateau], other: frozenset[Plateau]) -> frozenset[Plateau]:
+        return _few(one | other)
 
     def _found(
         self, op: str, func: Any, args: Sequence[Any], kwargs: Any, read: Sequence[int | None]
     ) -> frozenset[Plateau]:
-        before = self._of(read[0]) if read else _NONE
+        return _few(self._all(op, func, args, kwargs, read))
+
+    def _all(
+        self, op: str, func: Any, args: Sequence[Any], kwargs: Any, read: Sequence[int | None]
+    ) -> frozenset[Plateau]:
+        before = self(read[0]) if read else _NONE
         if op in _KEEP:
             return before
         if op in _MERGE:
             return _unseen(before)
         if op in ("cat", "stack"):
-            return _NONE.union(*(self._of(memory_or_none(part)) for part in args[0]))
+            return _NONE.union(*(self(memory_or_none(part)) for part in args[0]))
         if op == "neg":
             return frozenset((-value, seen) for value, seen in before)
         if op in _ARITHMETIC and len(args) == 2 and not kwargs:
@@ -100,10 +89,14 @@ class Plateaus:
         """The plateaus of an operand; a number is one."""
         if isinstance(value, (int, float)):
             return frozenset([(float(value), True)])
-        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and memory not in self._known:
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not self(memory):
             with _disable_current_modes():
                 return frozenset([(float(value), True)])
-        return self._of(memory)
+        return self(memory)
+
+
+def _few(plateaus: frozenset[Plateau]) -> frozenset[Plateau]:
+    return plateaus if len(plateaus) <= _MOST else _NONE
 
 
 def _is_of_one(args: Sequence[Any], kwargs: Any) -> bool:

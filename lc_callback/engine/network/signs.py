@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lc_callback.engine.network.layout import may_be_a_part
+from lc_callback.engine.network.by_memory import ByMemory
 from lc_callback.engine.network.operations import has_slope
 
 __all__ = ["Sides", "Signs"]
@@ -55,34 +55,16 @@ _KEEP |= {
 _KEEP |= {"tanh", "silu", "gelu", "mish", "elu", "celu", "selu", "erf"}
 
 
-class Signs:
-    """Follows on which sides of zero values can be. Tensors are known by their memory, which is kept alive."""
+class Signs(ByMemory[Sides]):
+    """Follows on which sides of zero values can be."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Sides, Tensor]] = {}
+        super().__init__(_ANY)
 
-    def __call__(self, memory: int | None) -> Sides:
-        """Of what is in this memory."""
-        return self._known[memory][0] if memory in self._known else _ANY
+    def _either(self, one: Sides, other: Sides) -> Sides:
+        return Sides(*map(max, one, other))
 
-    def executed(
-        self, op: str, writes: bool, args: Sequence[Any], kwargs: Any, memories: Sequence[int | None], out: Any
-    ) -> None:
-        """An operation, which ``writes`` in place, returned ``out``; ``memories`` are of its arguments and of this."""
-        *read, written = memories
-        if written is None or not out.is_floating_point():
-            return
-        sides = self._sides(op, args, kwargs, read)
-        if written in read and not writes:  # a view
-            sides = self(written)
-        elif written in read and may_be_a_part(out):
-            sides = Sides(*map(max, sides, self(written)))
-        if sides == _ANY:
-            self._known.pop(written, None)
-        else:
-            self._known[written] = sides, out
-
-    def _sides(self, op: str, args: Sequence[Any], kwargs: Any, read: Sequence[int | None]) -> Sides:
+    def _found(self, op: str, func: Any, args: Sequence[Any], kwargs: Any, read: Sequence[int | None]) -> Sides:
         if op in _ABOVE:
             return _POSITIVE
         if not read:

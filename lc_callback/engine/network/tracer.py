@@ -90,8 +90,8 @@ class Tracer(Recorder):
             self._of_inputs.executed(op, read, written, torch.Tag.nondeterministic_seeded in func.tags)
         first = result[0] if isinstance(result, (tuple, list)) and result else result
         memories = [memory_or_none(value) for value in [*args, first]]
-        self._signs.executed(op, func._schema.is_mutable, args, kwargs, memories, first)
-        self._plateaus.executed(op, func, args, kwargs, memories, first)
+        for known in (self._signs, self._plateaus):
+            known.executed(op, func, args, kwargs, memories, first)
         # What Python makes of values cannot be followed.
         if self.reads_values or self._moving is None or self._moving.executed(op, read, written):
             self._note(op, func, args, result)

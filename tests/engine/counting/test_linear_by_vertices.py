@@ -158,6 +158,15 @@ def test_what_is_never_above_zero_does_not_switch(name, width, by_steps):
         assert one == pytest.approx(other, rel=0.03, abs=1)
 
 
+def counts_by_both(function):
+    """Counts by the linear method and by the vertices, and which layer is the last inside the function."""
+    net, x = of(function), draw(500, 3)
+    linear = local_complexity(net, x, radius=1e-2, method="linear", n_directions=3)
+    vertices = local_complexity(net, x, radius=1e-2, n_directions=3)
+    last = max(place for place, layer in enumerate(linear.layer_names) if layer.split("#")[0] == "1")
+    return linear.counts, vertices.counts, last
+
+
 RISING = {
     "abs": lambda z: torch.relu(z.abs()),
     "abs, leaky": lambda z: nn.functional.leaky_relu(z.abs(), 0.2),
@@ -178,13 +187,10 @@ RISING = {
 
 @pytest.mark.parametrize("name", RISING)
 def test_what_is_never_below_zero_does_not_switch(name):
-    net, x = of(RISING[name]), draw(500, 3)
-    linear = local_complexity(net, x, radius=1e-2, method="linear", n_directions=3)
-    vertices = local_complexity(net, x, radius=1e-2, n_directions=3)
-    last = max(place for place, layer in enumerate(linear.layer_names) if layer.split("#")[0] == "1")
-    assert linear.counts[:, last].sum() == vertices.counts[:, last].sum() == 0
-    assert vertices.counts.sum() > 10
-    assert (linear.counts - vertices.counts).abs().sum() <= 6
+    linear, vertices, last = counts_by_both(RISING[name])
+    assert linear[:, last].sum() == vertices[:, last].sum() == 0
+    assert vertices.sum() > 10
+    assert (linear - vertices).abs().sum() <= 6
 
 
 @pytest.mark.filterwarnings("error")
@@ -209,12 +215,9 @@ RESTING = {
 
 @pytest.mark.parametrize("name", RESTING)
 def test_what_rests_at_zero_switches_when_it_leaves(name):
-    net, x = of(RESTING[name]), draw(500, 3)
-    linear = local_complexity(net, x, radius=1e-2, method="linear", n_directions=3)
-    vertices = local_complexity(net, x, radius=1e-2, n_directions=3)
-    last = max(place for place, layer in enumerate(linear.layer_names) if layer.split("#")[0] == "1")
-    assert vertices.counts[:, last].sum() > 10
-    assert (linear.counts - vertices.counts)[:, last].abs().sum() <= 4
+    linear, vertices, last = counts_by_both(RESTING[name])
+    assert vertices[:, last].sum() > 10
+    assert (linear - vertices)[:, last].abs().sum() <= 4
 
 
 @pytest.mark.parametrize("turn", [lambda z: z, lambda z: 1 - z, lambda z: -z + 0.01, lambda z: -(z - 0.01)])
