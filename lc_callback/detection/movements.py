@@ -187,8 +187,9 @@ def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.in
     No lone ones, and one for each change as far as there are so many: else a fall would end at the step it begins at.
     """
     calm = np.delete(np.arange(len(steps)), lone_rows(values.tolist()))
-    away = np.abs(np.log10(steps[calm] + 1)[None, :] - nodes[:, None])
-    at = away.argmin(1)
+    # A node halfway between two rows is at the later one, however this processor rounds.
+    away = np.round(np.abs(np.log10(steps[calm] + 1)[None, :] - nodes[:, None]), 9)
+    at = len(calm) - 1 - away[:, ::-1].argmin(1)
     for i in range(1, len(at)):
         if at[i] > at[i - 1]:
             continue

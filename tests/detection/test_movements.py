@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lc_callback.detection.milestones import RANK_SETTINGS
-from lc_callback.detection.movements import course_of, number
+from lc_callback.detection.movements import _nearest_rows, course_of, number
 from lc_callback.detection.phases import PHASE_SETTINGS
 
 STEPS = np.unique(np.round(10 ** np.linspace(0, 2, 14))) - 1
@@ -47,3 +47,11 @@ def test_a_drop_is_told_with_the_values_that_were_seen(drop):
     text = course_of(STEPS, np.where(np.arange(len(STEPS)) < drop, 16.0, 13.0), RANK_SETTINGS).text()
     assert text.startswith("fell from 16")
     assert " to 13 at step " in text
+
+
+@pytest.mark.parametrize("rounding", [-1e-15, 0.0, 1e-15])
+def test_halfway_between_two_rows_is_the_later_one_however_a_processor_rounds(rounding):
+    x = np.log10(STEPS + 1)
+    for i in range(len(x) - 1):
+        node = (x[i] + x[i + 1]) / 2 + rounding
+        assert _nearest_rows(np.array([node]), STEPS, np.linspace(0, 1, len(x))) == i + 1
