@@ -60,8 +60,8 @@ def detect_phases(
     - ``first_descent_end``: the first minimum that a significant fall leads to and a significant rise leaves. A run
       may have none, as with large initialisation.
     - ``ascent_start``: where the piece begins that makes the first rise significant, or an earlier one that is steeper
-      than ``flatness`` times the steepest of this rise, if that is not where the first descent ends: there was no first
-      descent, or the curve stays on a floor of at least 0.2 decades before it rises.
+      than ``flatness`` times the steepest of this rise, if that is a moment of its own: there was no first descent, or
+      before it rises the curve moves for at least 0.2 decades no faster than ``flatness`` times that.
     - ``migration_start``: the highest maximum after it (else of all), if a significant rise leads to it and the curve
       ends significantly below it.
     - ``migration_end``: where, after that and at least as far below, no piece falls at more than ``flatness`` times the
@@ -273,14 +273,19 @@ def _ascent(nodes: Floats, v: Floats, moved: Moved, flatness: float, first: int 
     start, top = next(((i, j) for i, j in changes(v, moved) if v[j] > v[i]), (0, 0))
     if start == top:
         return None
-    steep = start + first_steep((np.diff(v) / np.diff(nodes))[start:top], flatness)
+    slopes = np.diff(v) / np.diff(nodes)
+    steep = start + first_steep(slopes[start:top], flatness)
     # Or where the piece begins that makes a significant part of the rise, though slowly.
     part = flatness * (v[top] - v[start])
     begin = next((i for i in range(start, steep) if v[i + 1] - v[start] >= part and moved(start, i + 1)), steep)
     if not moved(begin, top):
         return None
-    at_once = first is not None and nodes[begin] - nodes[first] < _LONG_ENOUGH
-    return None if at_once else begin
+    if first is None:
+        return begin
+    floor = begin  # on which the curve moves little, compared to the rise
+    while floor and abs(slopes[floor - 1]) <= flatness * slopes[begin:top].max():
+        floor -= 1
+    return begin if nodes[begin] - nodes[floor] >= _LONG_ENOUGH else None
 
 
 def movements(v: Floats, tolerance: float) -> list[tuple[int, int]]:
