@@ -57,7 +57,14 @@ ELSEWHERE = ["metrics.md"]  # tests/test_metrics_page.py runs its code, with a s
 WITH_PYTHON = [path for path in PAGES if blocks(path, "python") and path.name not in ELSEWHERE]
 
 
-@pytest.mark.parametrize("path", WITH_PYTHON, ids=name)
+LONG = ["seeds.md", "tokens.md"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.name in LONG else ()) for path in WITH_PYTHON],
+    ids=map(name, WITH_PYTHON),
+)
 def test_the_blocks_of_a_page_run_one_after_the_other(path, small):
     names = {"__name__": "page"}
     if path != START:  # the snippets go on from there, as docs/index.md says

@@ -332,7 +332,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], list[str]]] = {
 }
 
 
-ALIKE = {"dataloaders of its own", "arguments in the checkpoints"}  # to the others, and long
+ALIKE = {"dataloaders of its own", "arguments in the checkpoints", "phases"}  # to the others, and long
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from lc_callback.functional import local_complexity
 
 PAGE = RESULTS.with_suffix(".md")
 ROWS = sorted(RESULTS.glob("*.csv"))
-QUICK = ("batchnorm", "causal", "deep_grokking", "modular", "resnet", "robustness_real")  # tables of every form
+QUICK = ("causal", "deep_grokking", "modular", "resnet", "robustness_real")  # tables of every form
 
 
 # The page
@@ -336,6 +336,7 @@ def test_a_run_that_fails_is_missing_and_says_why():
     assert "`n_train` must be from 1 to 1097" in (left / "output.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_failing_run_ends_the_sweep():
     failing = runs.Run("digits_mlp", "--data.n_train 5000", 0, 3, runs.RUNS)
     with pytest.raises(RuntimeError, match=r"n_train 5000.* failed"):

@@ -420,6 +420,7 @@ def test_two_processes_write_one_timeline(name: str, ranks: Any) -> None:
     assert saved(file.parent / "checkpoints") == expected
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_saved_does_not_part_the_processes(ranks: Any) -> None:
     folder, (first, second) = ranks
     assert (first["full"], second["full"]) == ([30, 2], [30, 0])

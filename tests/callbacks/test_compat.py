@@ -441,6 +441,7 @@ def all_four():
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does_and_write_once(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(tests=[str(p) for p in Path(__file__).parents[:2]], folder=str(tmp_path / "two")))

@@ -103,7 +103,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Path]:
 
 
 # Before any checkpoint, before any event, behind a discovery, a withdrawal and a move.
-@pytest.mark.parametrize("at", [*(pytest.param(at, marks=pytest.mark.slow) for at in (3, 7, 29)), 12, 80])
+@pytest.mark.parametrize("at", [*(pytest.param(at, marks=pytest.mark.slow) for at in (3, 7, 12, 29)), 80])
 def test_an_interrupted_run_tells_what_a_whole_one_does(at: int, whole: Any, tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         train(tmp_path, several(), module=Broken(at, interrupt))

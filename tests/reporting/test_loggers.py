@@ -103,7 +103,7 @@ def mlflow_logger(folder: Path, patch: pytest.MonkeyPatch) -> Any:
 LOGGERS = {"wandb": wandb_logger, "mlflow": mlflow_logger}
 
 
-@pytest.fixture(scope="module", params=[*LOGGERS])
+@pytest.fixture(scope="module", params=["wandb", pytest.param("mlflow", marks=pytest.mark.slow)])
 def done(request: Any, tmp_path_factory: Any) -> Iterator[SimpleNamespace]:
     """A run with a logger, and what that holds."""
     folder = tmp_path_factory.mktemp(request.param)

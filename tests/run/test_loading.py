@@ -152,7 +152,9 @@ class ByLists(Items):
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "endless" else ()) for name in SAMPLERS]
+)
 def test_what_the_loader_can_give_is_read(name, way):
     make, expected = SAMPLERS[name]
     values, indices = read(make(Items()))

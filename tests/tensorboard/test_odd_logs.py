@@ -72,6 +72,7 @@ def test_what_is_not_finite_is_a_gap_and_is_told(visit, tmp_path):
     assert tab.show(LC).locator("path.line").count() == 1
 
 
+@pytest.mark.slow
 def test_ten_thousand_layers_do_not_stop_the_page(visit, tmp_path):
     columns = {"lc/train": [1.0, 2.0, 3.0], **{f"lc_layer/train/net.{i}": [i, 1.0, 2.0] for i in range(10_000)}}
     write_csv(tmp_path / "run" / "lc" / "history.csv", columns, [0, 1, 10])
