@@ -109,7 +109,9 @@ def pgd_until_fallen(
             # The box has one positive scale for all directions, so the gradient has the same signs inside it.
             (gradient,) = torch.autograd.grad(loss, here)
             if n_on < len(rows):
-                rows, at, origin, y, left, gradient = rows[on.cpu()], at[on], origin[on], y[on], left[on], gradient[on]
+                going_on = on.nonzero()[:, 0]  # once: a mask is searched by each tensor that it indexes
+                rows = rows[going_on.cpu()]
+                at, origin, y, left, gradient = (each[going_on] for each in (at, origin, y, left, gradient))
             going.append((rows, pgd_step(origin, at, gradient, alpha, eps), origin, y, left))
         if not going:
             break
