@@ -48,7 +48,7 @@ RANK_KINDS = ("rank_descent", "rank_rise", "second_rank_descent")
 ACCURACY_SETTINGS = {"interpolation": 0.99, "min_rise": 0.1, "plateau": 0.9, "delay": 5.0}
 
 #: What :func:`find_rank_turns` takes as settings: ranks that move by 8 of 177 tell something, and have little noise.
-RANK_SETTINGS = {**PHASE_SETTINGS, "min_change": 0.04}
+RANK_SETTINGS = {**PHASE_SETTINGS, "min_prominence": 0.08, "min_change": 0.04}
 
 _FEWEST = 8  # rows, below which nothing is said
 _NOISE_FACTOR = 4.0  # standard deviations of a row that a rise must be

@@ -68,6 +68,8 @@ def detect_phases(
       steepest slope of the migration, for at least 0.2 decades up to the end, and the curve does not fall significantly
       any more.
 
+    The first minimum and the highest maximum are dated by the rows where these are round and the pieces miss them.
+
     None of them is at a step before which the curve has fewer than four rows. Each says whether it is *firm*: whether
     a second fit, which knows of autocorrelated and heavy-tailed noise, has it as well; between which steps it lies
     (``interval``); and whether it is *provisional*, because fewer than three looks in succession showed it firm.
