@@ -29,7 +29,7 @@ _SHARP = 0.8  # decades in which a firm turn lies, but for a floor or a top that
 _AFTER = 3  # points after a firm turn: fewer are no movement
 _CUT = 9.0  # variances: a textbook has 3.8 for 95 %, and covers far less (docs/phases.md)
 _LEAST = 0.1  # decades to each side: the distance of two rows, and the curves are no pieces
-_CUTS = 4.0  # standard errors, by which a round top stays below the corner of the fit
+_CORNER = 4.0  # standard errors, by which a round top stays below the corner of the fit
 _FLAT = 0.25  # of the slope on the other side: a piece that is a floor or a top
 
 
@@ -87,10 +87,10 @@ def graded(
 
 
 def _round(x: float, fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> float:
-    """Where a top is highest, or a valley lowest, if the curve is round there and cuts the corner of the fit.
+    """The highest row of a top, or the lowest of a valley, that is round, so that the curve cuts the corner of the fit.
 
-    Of the curve smoothed over three points, near the node. It cuts the corner if it is farther inside than four
-    standard errors, by how far points are from their neighbours. Next to a plateau the node says where that ends.
+    It cuts the corner if its mean over three rows is farther inside than four standard errors, by how far rows are from
+    their neighbours. Next to a plateau the node says where that ends.
     """
     slopes = np.diff(values) / np.diff(nodes)
     if not 0 < at < len(slopes) or min(abs(slopes[at - 1 : at + 1])) < _FLAT * max(abs(slopes[at - 1 : at + 1])):
@@ -98,11 +98,12 @@ def _round(x: float, fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> f
     sign = np.sign(slopes[at - 1])
     smooth = np.convolve(np.pad(fit.y, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
     error = float(np.median(np.abs(np.diff(fit.y, 2)))) / (0.6745 * 6**0.5) / 3**0.5
-    if sign * (values[at] - np.interp(x, fit.x, smooth)) <= _CUTS * error:
+    if sign * (values[at] - np.interp(x, fit.x, smooth)) <= _CORNER * error:
         return x
     low, high = fit.region(nodes, at, _CUT)
-    there = np.flatnonzero((fit.x >= min(low, x)) & (fit.x <= max(high, x)))
-    return float(fit.x[there[(sign * smooth[there]).argmax()]]) if len(there) else x
+    low, high = max(min(low, x), nodes[at - 1]), min(max(high, x), nodes[at + 1])
+    there = np.flatnonzero((fit.x >= low) & (fit.x <= high))
+    return float(fit.x[there[(sign * fit.y[there]).argmax()]]) if len(there) else x
 
 
 def _is_at(turn: Turn, fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> bool:
