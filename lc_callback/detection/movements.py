@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 FEWEST = 8  # rows, below which a curve has no course
 _MOST_LEGS = 4  # that a sentence lists
 _FLAT = 0.25  # of its greatest absolute value: a curve without a movement that wavers by more is not called flat
+_ROUNDING = 1e-9  # of the range: a fitted value below it is 0
 _FOLDS = 2.0, 100.0  # factors between which a rise is given as a multiple
 
 
@@ -155,8 +156,6 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
     found = fit(steps, values)
     if found is None:
         return ()
-    rows = _nearest_rows(found.nodes, steps, values)
-    v, at = values[rows], steps[rows].astype(int)
     if "min_rise" in settings:
         tolerance = max(settings["min_rise"], PHASE_SETTINGS["noise_factor"] * found.sigma)
     else:
@@ -164,11 +163,19 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
     flatness = settings.get("flatness", PHASE_SETTINGS["flatness"])
     moves = movements(found.values, tolerance)
     rises = [bool(found.values[j] > found.values[i]) for i, j in moves]
-    for shown in (v, found.values):  # the rows, or where these say otherwise the fit: all legs from one of them
-        if all(_reads(shown[i], shown[j], up) for (i, j), up in zip(moves, rises, strict=True)):
-            break
-    else:
+    # What sentences show: rows without the lone ones, or all rows, or else the fit; all legs from one of them.
+    calm, every = (_nearest_rows(found.nodes, steps, among) for among in (_calm(values), np.arange(len(steps))))
+    fitted = np.where(np.abs(found.values) > _ROUNDING * np.ptp(found.values), found.values, 0.0)
+    told = ((calm, values[calm]), (every, values[every]), (calm, fitted))
+    readable = (
+        (rows, shown)
+        for rows, shown in told
+        if all(_reads(shown[i], shown[j], up) for (i, j), up in zip(moves, rises, strict=True))
+    )
+    rows, shown = next(readable, (calm, None))
+    if shown is None:
         return ()
+    at = steps[rows].astype(int)
     legs = []
     for i, j in moves:
         begin = i + first_steep(found.slopes[i:j], flatness)
@@ -181,25 +188,29 @@ def _reads(start: float, end: float, rises: bool) -> bool:
     return number(start) != number(end) and (end > start) == rises
 
 
-def _nearest_rows(nodes: Floats, steps: Floats, values: Floats) -> NDArray[np.int64]:
-    """The rows nearest to where the slope of the fit changes, so that sentences give values of rows.
+def _calm(values: Floats) -> NDArray[np.int64]:
+    """The rows without lone ones."""
+    return np.delete(np.arange(len(values)), lone_rows(values.tolist()))
 
-    No lone ones, and one for each change as far as there are so many: else a fall would end at the step it begins at.
+
+def _nearest_rows(nodes: Floats, steps: Floats, among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows among these that are nearest to where the slope of the fit changes, for sentences give values of rows.
+
+    One for each change as far as there are so many: else a fall would end at the step it begins at.
     """
-    calm = np.delete(np.arange(len(steps)), lone_rows(values.tolist()))
     # A node halfway between two rows is at the later one, however this processor rounds.
-    away = np.round(np.abs(np.log10(steps[calm] + 1)[None, :] - nodes[:, None]), 9)
-    at = len(calm) - 1 - away[:, ::-1].argmin(1)
+    away = np.round(np.abs(np.log10(steps[among] + 1)[None, :] - nodes[:, None]), 9)
+    at = len(among) - 1 - away[:, ::-1].argmin(1)
     for i in range(1, len(at)):
         if at[i] > at[i - 1]:
             continue
         before, behind = at[i - 1] - 1, at[i - 1] + 1
         is_free = before >= 0 and (i == 1 or before > at[i - 2])
-        if is_free and (behind == len(calm) or away[i - 1, before] <= away[i, behind]):
+        if is_free and (behind == len(among) or away[i - 1, before] <= away[i, behind]):
             at[i - 1 : i + 1] = before, before + 1
         else:
-            at[i] = min(behind, len(calm) - 1)
-    return np.asarray(calm[at])
+            at[i] = min(behind, len(among) - 1)
+    return np.asarray(among[at])
 
 
 def number(value: float) -> str:

@@ -54,4 +54,11 @@ def test_halfway_between_two_rows_is_the_later_one_however_a_processor_rounds(ro
     x = np.log10(STEPS + 1)
     for i in range(len(x) - 1):
         node = (x[i] + x[i + 1]) / 2 + rounding
-        assert _nearest_rows(np.array([node]), STEPS, np.linspace(0, 1, len(x))) == i + 1
+        assert _nearest_rows(np.array([node]), STEPS, np.arange(len(x))) == i + 1
+
+
+def test_a_rise_of_the_last_row_is_told_with_the_row_it_ends_at():
+    late = np.zeros(len(STEPS))
+    late[-2:] = 0.0234, 0.15625
+    text = course_of(STEPS, late, {"min_rise": 0.1}).text()
+    assert text.startswith("rose from 0 to 0.156 at step 99")

@@ -7,6 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from browser import LC
 from logs import STEPS, Log, curves, event, write_csv, write_run
 
