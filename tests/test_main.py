@@ -332,11 +332,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], list[str]]] = {
 }
 
 
-ALIKE = {"dataloaders of its own", "arguments in the checkpoints", "phases"}  # to the others, and long
+LONG = {"dataloaders of its own", "arguments in the checkpoints", "phases"}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in RUNS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RUNS]
 )
 def test_measured_rows_are_those_of_the_run(tmp_path: Path, name: str) -> None:
     model, model_args, data, data_args, arguments = RUNS[name]

@@ -78,9 +78,11 @@ def graded(
             if there is not None and _is_at(turn, fit, others, heights, there):
                 nodes, values, at, certainty = others, heights, there, FIRM
                 break
-        low, high = (_interval if turn.kind in _EXTREMES else _region)(fit, nodes, values, at)
         if turn.kind in _EXTREMES:
+            low, high = _interval(fit, nodes, values, at)
             turn = replace(turn, x=_round(turn.x, fit, nodes, values, at))
+        else:
+            low, high = fit.region(nodes, at, _CUT)
         low, high = max(min(low, turn.x) - _LEAST, ends[0]), min(max(high, turn.x) + _LEAST, ends[1])
         result.append(replace(turn, certainty=certainty, low=low, high=high, noise=assumed))
     return result
@@ -92,10 +94,12 @@ def _round(x: float, fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> f
     It cuts the corner if its mean over three rows is farther inside than four standard errors, by how far rows are from
     their neighbours. Next to a plateau the node says where that ends.
     """
-    slopes = np.diff(values) / np.diff(nodes)
-    if not 0 < at < len(slopes) or min(abs(slopes[at - 1 : at + 1])) < _FLAT * max(abs(slopes[at - 1 : at + 1])):
+    if not 0 < at < len(nodes) - 1:
         return x
-    sign = np.sign(slopes[at - 1])
+    before, behind = (np.diff(values) / np.diff(nodes))[at - 1 : at + 1]
+    if min(abs(before), abs(behind)) < _FLAT * max(abs(before), abs(behind)):
+        return x
+    sign = np.sign(before)
     smooth = np.convolve(np.pad(fit.y, 1, mode="edge"), np.full(3, 1 / 3), mode="valid")
     error = float(np.median(np.abs(np.diff(fit.y, 2)))) / (0.6745 * 6**0.5) / 3**0.5
     if sign * (values[at] - np.interp(x, fit.x, smooth)) <= _CORNER * error:
@@ -112,10 +116,6 @@ def _is_at(turn: Turn, fit: NoisyFit, nodes: Floats, values: Floats, at: int) ->
         return False
     low, high = fit.region(nodes, at, _CUT)
     return high - low <= _SHARP and _is_wide(fit, nodes, values, at)
-
-
-def _region(fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> tuple[float, float]:
-    return fit.region(nodes, at, _CUT)
 
 
 def _interval(fit: NoisyFit, nodes: Floats, values: Floats, at: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lc_callback.detection.outliers import lone_rows
 from lc_callback.detection.phases import PHASE_SETTINGS, first_steep, movements, significant
-from lc_callback.detection.piecewise import fit
+from lc_callback.detection.piecewise import Fit, fit
 
 __all__ = ["FEWEST", "Course", "Leg", "course_of", "number"]
 
@@ -162,19 +162,10 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
         tolerance = significant(found, {**PHASE_SETTINGS, **settings})
     flatness = settings.get("flatness", PHASE_SETTINGS["flatness"])
     moves = movements(found.values, tolerance)
-    rises = [bool(found.values[j] > found.values[i]) for i, j in moves]
-    # What sentences show: rows without the lone ones, or all rows, or else the fit; all legs from one of them.
-    calm, every = (_nearest_rows(found.nodes, steps, among) for among in (_calm(values), np.arange(len(steps))))
-    fitted = np.where(np.abs(found.values) > _ROUNDING * np.ptp(found.values), found.values, 0.0)
-    told = ((calm, values[calm]), (every, values[every]), (calm, fitted))
-    readable = (
-        (rows, shown)
-        for rows, shown in told
-        if all(_reads(shown[i], shown[j], up) for (i, j), up in zip(moves, rises, strict=True))
-    )
-    rows, shown = next(readable, (calm, None))
-    if shown is None:
+    told = _told(found, steps, values, moves)
+    if told is None:
         return ()
+    rows, shown = told
     at = steps[rows].astype(int)
     legs = []
     for i, j in moves:
@@ -183,14 +174,30 @@ def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple
     return tuple(legs)
 
 
+def _told(
+    found: Fit, steps: Floats, values: Floats, moves: Sequence[tuple[int, int]]
+) -> tuple[NDArray[np.int64], Floats] | None:
+    """For each node of the fit the row and the value that sentences show, such that all movements can be read off them.
+
+    Values of rows without the lone ones, else of all rows, else of the fit; ``None`` if none of these will do.
+    """
+
+    def reads(shown: Floats) -> bool:
+        return all(_reads(shown[i], shown[j], bool(found.values[j] > found.values[i])) for i, j in moves)
+
+    every = np.arange(len(values))
+    calm = np.delete(every, lone_rows(values.tolist()))
+    for among in (calm, every):
+        rows = _nearest_rows(found.nodes, steps, among)
+        if reads(values[rows]):
+            return rows, values[rows]
+    fitted = np.where(np.abs(found.values) > _ROUNDING * np.ptp(found.values), found.values, 0.0)
+    return (_nearest_rows(found.nodes, steps, calm), fitted) if reads(fitted) else None
+
+
 def _reads(start: float, end: float, rises: bool) -> bool:
     """Whether a reader of both numbers sees the rise or the fall."""
     return number(start) != number(end) and (end > start) == rises
-
-
-def _calm(values: Floats) -> NDArray[np.int64]:
-    """The rows without lone ones."""
-    return np.delete(np.arange(len(values)), lone_rows(values.tolist()))
 
 
 def _nearest_rows(nodes: Floats, steps: Floats, among: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -284,8 +284,8 @@ def _ascent(nodes: Floats, v: Floats, moved: Moved, flatness: float, first: int 
         return None
     if first is None:
         return begin
-    floor = begin  # on which the curve moves little, compared to the rise
-    while floor and abs(slopes[floor - 1]) <= flatness * slopes[begin:top].max():
+    floor, slow = begin, flatness * slopes[begin:top].max()  # where the curve moves little, compared to the rise
+    while floor and abs(slopes[floor - 1]) <= slow:
         floor -= 1
     return begin if nodes[begin] - nodes[floor] >= _LONG_ENOUGH else None
 
