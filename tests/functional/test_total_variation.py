@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lc_callback.engine.counting.critical_radius import CriticalRadiiSweep
 from lc_callback.engine.network.frame import steepest_share
+from lc_callback.engine.replay.way import Way
 from lc_callback.functional import local_complexity
 from lc_callback.functional.local_complexity import joined
 from lc_callback.functional.point_sets import local_complexity_of_sets
@@ -164,6 +166,22 @@ def test_only_the_first_points_have_one_and_shares_are_joined(n: int, expected: 
     assert len(whole["a"].jacobian_norm) == expected
     torch.testing.assert_close(joined([part["a"] for part in parts]).jacobian_norm, whole["a"].jacobian_norm)
     assert whole["b"].jacobian_norm is joined([part["b"] for part in parts]).jacobian_norm is None  # of the first set
+
+
+@pytest.mark.parametrize("at_once", [None, 7, 30])
+def test_at_no_other_point_the_output_is_followed(at_once: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[int] = []
+    way_of = CriticalRadiiSweep.way_of
+
+    def spied(self: CriticalRadiiSweep, points: Tensor) -> Way:
+        way = way_of(self, points)
+        followed.extend(points.tolist() if way.with_output else [])
+        return way
+
+    monkeypatch.setattr(CriticalRadiiSweep, "way_of", spied)
+    points = torch.randn(41, 6, dtype=torch.float64)
+    local_complexity(mlp().double(), points, radius=0.1, n_directions=1, method="linear", chunk_size=at_once)
+    assert followed == [*range(11)]
 
 
 def test_what_is_not_finite_is_reported() -> None:

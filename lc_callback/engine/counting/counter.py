@@ -174,9 +174,14 @@ class SwitchCounter:
         """``(n, r, L)`` counts of points, so many in one forward pass, and at most so many samples. -1: not finite."""
         parts = sweep.coefficients.split(max(1, chunk - self.strategy.besides))
         collector = sweep.collector(len(points))
-        for start in range(0, len(points), at_once):
-            rows = slice(start, min(start + at_once, len(points)))
+        for rows in self._passes(points, sweep, at_once):
             for part in parts:
                 collector.add(points[rows], rows, part, part is parts[0])
             report(rows.stop)
         return collector.counts()
+
+    def _passes(self, points: Tensor, sweep: Sweep, at_once: int) -> list[slice]:
+        """The rows of each forward pass; the output is followed at all points of one or at none of them."""
+        first = 0 if sweep.squares is None else int((points < output_points(self.n)).sum())
+        starts = [*range(0, first, at_once), *range(first, len(points), at_once)]
+        return [*map(slice, starts, [*starts[1:], len(points)])]
