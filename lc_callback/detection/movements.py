@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ Floats = NDArray[np.float64]
 FEWEST = 8  # rows, below which a curve has no course
 _MOST_LEGS = 4  # that a sentence lists
 _FLAT = 0.25  # of its greatest absolute value: a curve without a movement that wavers by more is not called flat
+_SHOWN = 1 / 3  # of a movement of the fit, that the values which a sentence gives have to show
 _ROUNDING = 1e-9  # of the range: a fitted value below it is 0
 _FOLDS = 2.0, 100.0  # factors between which a rise is given as a multiple
 
@@ -140,8 +140,7 @@ def course_of(steps: Floats, values: Floats, settings: Mapping[str, float]) -> C
     if len(values) < FEWEST:
         ends = values[0], values[-1], values[-1]
         return Course((), len(values), values.min(), values.max(), *ends, has_folds=not is_accuracy)
-    each = values.tolist()
-    middle = np.array([median(each[max(0, i - 1) : i + 2]) for i in range(len(each))])
+    middle = _medians_of_three(values)
     low, high = float(middle.min()), float(middle.max())
     least = settings["min_rise"] if is_accuracy else _FLAT * max(abs(low), abs(high))
     outside = np.maximum(values - high, low - values)
@@ -150,6 +149,12 @@ def course_of(steps: Floats, values: Floats, settings: Mapping[str, float]) -> C
     ends = float(np.median(values[:3])), float(np.median(values[-3:])), float(values[-1])
     legs = _legs(steps, values, settings)
     return Course(legs, len(values), low, high, *ends, lone=lone, least=least, has_folds=not is_accuracy)
+
+
+def _medians_of_three(values: Floats) -> Floats:
+    """The median of each value and those beside it; at the ends of the three that are there."""
+    inner = np.median(np.lib.stride_tricks.sliding_window_view(values, 3), axis=1)
+    return np.concatenate([inner[:1], inner, inner[-1:]])
 
 
 def _legs(steps: Floats, values: Floats, settings: Mapping[str, float]) -> tuple[Leg, ...]:
@@ -179,25 +184,27 @@ def _told(
 ) -> tuple[NDArray[np.int64], Floats] | None:
     """For each node of the fit the row and the value that sentences show, such that all movements can be read off them.
 
-    Values of rows without the lone ones, else of all rows, else of the fit; ``None`` if none of these will do.
+    Values of rows without the lone ones, else of all rows, else their medians with the rows beside them: the first that
+    show a third of each movement. If none do, the first that show any of it, or the fit; ``None`` if that will not do.
     """
-
-    def reads(shown: Floats) -> bool:
-        return all(_reads(shown[i], shown[j], bool(found.values[j] > found.values[i])) for i, j in moves)
-
     every = np.arange(len(values))
     calm = np.delete(every, lone_rows(values.tolist()))
-    for among in (calm, every):
-        rows = _nearest_rows(found.nodes, steps, among)
-        if reads(values[rows]):
-            return rows, values[rows]
+    at, at_any = (_nearest_rows(found.nodes, steps, among) for among in (calm, every))
+    measured = [(at, values[at]), (at_any, values[at_any]), (at_any, _medians_of_three(values)[at_any])]
     fitted = np.where(np.abs(found.values) > _ROUNDING * np.ptp(found.values), found.values, 0.0)
-    return (_nearest_rows(found.nodes, steps, calm), fitted) if reads(fitted) else None
+
+    def share(shown: Floats) -> float:
+        """Of the movements of the fit that a reader of these values sees, the least."""
+        return min((_share_read(shown[i], shown[j], found.values[j] - found.values[i]) for i, j in moves), default=1.0)
+
+    well = [candidate for candidate in measured if share(candidate[1]) >= _SHOWN]
+    barely = [candidate for candidate in [*measured, (at, fitted)] if share(candidate[1]) > 0]
+    return next(iter([*well, *barely]), None)
 
 
-def _reads(start: float, end: float, rises: bool) -> bool:
-    """Whether a reader of both numbers sees the rise or the fall."""
-    return number(start) != number(end) and (end > start) == rises
+def _share_read(start: float, end: float, movement: float) -> float:
+    """The share of a movement that a reader of both numbers sees; negative if they go the other way."""
+    return (end - start) / movement if number(start) != number(end) else 0.0
 
 
 def _nearest_rows(nodes: Floats, steps: Floats, among: NDArray[np.int64]) -> NDArray[np.int64]:

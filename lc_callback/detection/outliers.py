@@ -24,6 +24,7 @@ _FAR, _FAR_AT_END = 6.0, 10.0  # times the movement of the neighbours; a first o
 _FEWEST = 6  # rows of a curve, of which one can be called lone
 _SHARE = 0.2  # of the rows at most; a curve with more of them is a spiky curve
 _SPIKE = 3.0  # times what it has next to it, that a layer has at a spike
+_LONGEST_SPIKE = 5  # rows in succession: half a decade of the log schedule
 _MOST_SPIKES = 0.4  # of the rows at most; with more of them the spikes are the curve
 
 Row = Mapping[str, float]
@@ -112,9 +113,10 @@ def layers_of_spikes(
 ) -> dict[tuple[str, int], str]:
     """The layer that spikes at a row, by curve and step: also where rows around it are no calmer.
 
-    A layer spikes at one row or two in succession where it has three times what it has at the rows next to them, and
+    A layer spikes at up to five rows in succession where it has three times what it has at the rows next to them, and
     half of the row or more comes of that. A channel of a convolution that is near 0 on a patch which all images share
-    switches at all places with it at once. Where more than two rows of five would be spikes there are none.
+    switches at all places with it at once, and may stay there for some rows. Where more than two rows of five would be
+    spikes there are none.
 
     Args:
         rows: in the order of their steps.
@@ -130,7 +132,7 @@ def layers_of_spikes(
         spikes = {}
         for layer in known[0]:
             own_shares = [of_row.get(layer, 0.0) for of_row in known]
-            for n in range(1, _LONGEST + 1):
+            for n in range(1, _LONGEST_SPIKE + 1):
                 for start in range(1, len(own) - n):
                     usual, spike = max(own_shares[start - 1], own_shares[start + n]), range(start, start + n)
                     if all(own_shares[i] > _SPIKE * usual and own_shares[i] - usual >= own[i][key] / 2 for i in spike):

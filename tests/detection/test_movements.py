@@ -62,3 +62,11 @@ def test_a_rise_of_the_last_row_is_told_with_the_row_it_ends_at():
     late[-2:] = 0.0234, 0.15625
     text = course_of(STEPS, late, {"min_rise": 0.1}).text()
     assert text.startswith("rose from 0 to 0.156 at step 99")
+
+
+def test_a_movement_is_not_told_with_two_rows_that_hide_it():
+    # From about 15 to about 80: the first row is far above, the last one below what is around them.
+    values = [50, 13, 23, 26, 16, 17, 17, 18, 30, 24, 29, 36, 33, 64, 135, 91, 89, 154, 67, 58, 98, 65]
+    steps = [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 25, 32, 100, 126, 158, 316, 398, 794, 1000, 1259, 1500]
+    text = course_of(np.array(steps, float), np.array(values, float), PHASE_SETTINGS).text()
+    assert text == "rose 2.8-fold, from 23 at step 0 to 65 at step 1,500"
