@@ -44,7 +44,7 @@ def run(script, monkeypatch, *arguments):
     return runpy.run_path(str(script), run_name="__main__")
 
 
-LONG = {"vit", "resnet"}
+LONG = {"vit", "resnet", "cnn"}
 RUNS = [pytest.param(script, marks=pytest.mark.slow) if script.stem in LONG else script for script in SCRIPTS]
 
 

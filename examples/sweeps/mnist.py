@@ -244,7 +244,6 @@ REPORTED = {
     "mnist_scale": short(
         of(SCALE, "scale {}", 1, 2, 4, 8, default=1),
         100_000,
-        few={"scale 2": 1, "scale 4": 1},
         keys=KEYS | {"nc": [NC1]},
         columns=COLUMNS | {"NC1 falls to 0.1": COLLAPSED},
         panels=PANELS | {"NC1, train points": NC1},
@@ -257,7 +256,7 @@ REPORTED = {
         {f"SGD, decay {decay}": SGD_WITH.format(decay) for decay in ("0", "0.0001", "0.001", "0.01")}
     ),
     # With a decay of 0.01 see mnist_optimizer.
-    "mnist_sam_decay": short({f"SAM, decay {decay}": SAM_WITH.format(decay) for decay in ("0", "0.1", "1")}, seeds=1),
+    "mnist_sam_decay": short({f"SAM, decay {decay}": SAM_WITH.format(decay) for decay in ("0", "0.1", "1")}),
     "mnist_collapse": short(
         {
             "standard": BASE,
@@ -288,7 +287,7 @@ REPORTED = {
     "mnist_random_labels": short({"true labels": BASE, "random labels": "--data.random_labels true"}),
     "mnist_data_size": short(of("data.n_train", "{:,} images", 200, 1000, 10000, default=1000)),
     "mnist_depth": short(of("model.network.depth", "depth {}", 2, 4, 6, default=4)),
-    "mnist_width": short(of("model.network.width", "width {}", 100, 200, default=200)),
+    "mnist_width": short(of("model.network.width", "width {:,}", 100, 200, 1000, default=200), few={"width 1,000": 1}),
     "mnist_batch": short(of("data.batch_size", "batch {:,}", 50, 200, 1000, default=200)),
     "mnist_dimensions": short({"784 pixels": BASE, "49 pixels": POOLED}),
     "mnist_autoattack": short(
@@ -300,7 +299,7 @@ REPORTED = {
         panels=PANELS | {"accuracy, AutoAttack(0.1)": AUTOATTACK_KEY},
     ),
     "mnist_float64": short({"float32": BASE, "float64": "--trainer.precision 64-true"}, 100_000, seeds=1),
-    "mnist_deep_grokking": deep((4, 2000), (4, 7000), (12, 2000), (12, 7000)),
+    "mnist_deep_grokking": deep(*((depth, n) for depth in (4, 8, 12) for n in (2000, 7000))),
     "mnist_layers_2000": layers(2000),
     "mnist_layers_7000": layers(7000),
     "fashion_cnn": short(
@@ -314,6 +313,5 @@ REPORTED = {
     ),
 }
 DEFINED = {
-    "mnist_wide": short(of("model.network.width", "width {}", 200, 1000, default=200), seeds=1),
-    "mnist_deep_grokking_more": deep((8, 2000), (8, 7000), *((depth, 5000) for depth in (4, 8, 12))),
+    "mnist_deep_grokking_5000": deep(*((depth, 5000) for depth in (4, 8, 12))),
 }

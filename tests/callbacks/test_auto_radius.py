@@ -143,7 +143,14 @@ def test_a_resumed_run_keeps_radius_and_reason(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("widths", "expected"),
-    [((16,), 1024), ((4000, 4000), 500), ((20_000,), 200), ((62_000,), 64), ((100_000,), 64)],
+    [
+        ((16,), 1024),
+        ((20_000,), 200),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (((4000, 4000), 500), ((62_000,), 64), ((100_000,), 64))
+        ),
+    ],
 )
 def test_as_many_points_as_the_network_allows(widths: Any, expected: int, tmp_path: Path) -> None:
     callback = LocalComplexityCallback(schedule=[0], n_directions=1)

@@ -267,12 +267,11 @@ def run(fault: Fault, folder: Path, kind: str = "lc", **arguments: Any) -> tuple
 # have each third of these.
 LEFT_OUT = {(kind, name) for kind in KINDS if kind != "lc" for name in {*FOR_ALL} - {*FOR_ALL[::3]}}
 QUICK = [one for one in ALL if one not in LEFT_OUT]
-SOME_SLOW = [one if one in QUICK else pytest.param(*one, marks=pytest.mark.slow) for one in ALL]
 MOST_SLOW = [pytest.param(*one, marks=() if one in QUICK[::3] else pytest.mark.slow) for one in ALL]
 
 
 @pytest.mark.usefixtures("no_timeline")
-@pytest.mark.parametrize(("kind", "name"), SOME_SLOW)
+@pytest.mark.parametrize(("kind", "name"), MOST_SLOW)
 def test_a_fault_costs_its_row_and_one_warning(kind: str, name: str, tmp_path: Path) -> None:
     fault = ALL[kind, name]
     with our_warnings(KINDS[kind].__name__) as warned:

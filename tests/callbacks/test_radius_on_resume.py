@@ -47,7 +47,7 @@ RADII = {
 }
 
 
-@pytest.mark.parametrize("prefix", ["", "wide/"])
+@pytest.mark.parametrize("prefix", ["", pytest.param("wide/", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RADII)
 def test_a_run_that_goes_on_with_another_radius(name: str, prefix: str, tmp_path: Path) -> None:
     first, second, at = RADII[name]

@@ -117,7 +117,7 @@ def test_an_interrupted_run_tells_what_a_whole_one_does(at: int, whole: Any, tmp
     assert len([*tmp_path.glob("*.jsonl")]) == 1
 
 
-@pytest.mark.parametrize("step", [8, 40])
+@pytest.mark.parametrize("step", [40, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_finished_run_can_be_repeated_from_any_checkpoint(step: int, whole: Any, tmp_path: Path) -> None:
     callbacks = several()
     train(tmp_path, callbacks, resume=checkpoint(whole[1], step))
@@ -189,7 +189,7 @@ def test_the_state_is_a_copy(tmp_path: Path) -> None:
     assert str(state) == text
 
 
-@pytest.mark.parametrize("step", [8, 40])
+@pytest.mark.parametrize("step", [40, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_an_earlier_version_has_its_transitions_found_anew(
     step: int, whole: Any, tmp_path: Path
 ) -> None:
@@ -234,6 +234,7 @@ def test_an_earlier_checkpoint_takes_back_what_came_after(whole: Any, tmp_path: 
     assert len([*tmp_path.glob("*.jsonl")]) == 1
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_without_the_callback_takes_back_what_came_after(whole: Any, tmp_path: Path) -> None:
     callbacks = several()
     train(tmp_path, callbacks)
@@ -257,7 +258,7 @@ def test_fitting_on_with_the_same_trainer_finds_nothing_twice(tmp_path: Path) ->
     check_that_nothing_is_told_twice(callbacks, tmp_path)
 
 
-@pytest.mark.parametrize("end", [23, 35])
+@pytest.mark.parametrize("end", [23, pytest.param(35, marks=pytest.mark.slow)])
 def test_a_run_that_is_made_longer_finds_nothing_twice(end: int, tmp_path: Path) -> None:
     first, second = several(), several()
     trainer = fit(tmp_path, *first, max_steps=end)

@@ -510,7 +510,9 @@ class Flipped(nn.Module):
         return self.linear(self.hidden(x)) * (1 - 2 * flip[:, None])
 
 
-@pytest.mark.parametrize("name", ["PGD", "APGD", "FAB", "Square", "PGDL2"])
+@pytest.mark.parametrize(
+    "name", ["PGD", *(pytest.param(n, marks=pytest.mark.slow) for n in ("APGD", "FAB", "Square", "PGDL2"))]
+)
 @pytest.mark.parametrize("chunk_size", [None, 3])
 @pytest.mark.parametrize("held", ["integers", "what goes round a module"])
 def test_what_is_held_stays_with_its_point(name, chunk_size, held):

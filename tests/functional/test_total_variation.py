@@ -168,8 +168,8 @@ def test_only_the_first_points_have_one_and_shares_are_joined(n: int, expected: 
     assert whole["b"].jacobian_norm is joined([part["b"] for part in parts]).jacobian_norm is None  # of the first set
 
 
-@pytest.mark.parametrize("at_once", [None, 7, 30])
-def test_at_no_other_point_the_output_is_followed(at_once: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [7, 30])
+def test_at_no_other_point_the_output_is_followed(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     followed: list[int] = []
     way_of = CriticalRadiiSweep.way_of
 

@@ -181,7 +181,9 @@ class SwitchCounter:
         return collector.counts()
 
     def _passes(self, points: Tensor, sweep: Sweep, at_once: int) -> list[slice]:
-        """The rows of each forward pass; the output is followed at all points of one or at none of them."""
+        """The rows of each forward pass: of several, the output is followed at all points of one or at none of them."""
+        if len(points) <= at_once:
+            return [slice(0, len(points))]
         first = 0 if sweep.squares is None else int((points < output_points(self.n)).sum())
         starts = [*range(0, first, at_once), *range(first, len(points), at_once)]
         return [*map(slice, starts, [*starts[1:], len(points)])]

@@ -77,7 +77,7 @@ ZERO = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "scale"),
     [(name, scale) for name in ZERO for scale in (1e-5, 1, 1e4) if scale == 1 or name not in ("relu6", "hardtanh")],

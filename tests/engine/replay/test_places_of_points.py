@@ -69,7 +69,7 @@ def dying(act):
     return net
 
 
-@pytest.mark.parametrize("make", [blocks, repeated, dying])
+@pytest.mark.parametrize("make", [blocks, *(pytest.param(make, marks=pytest.mark.slow) for make in (repeated, dying))])
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("place", PLACES)
 def test_units_that_are_zero_because_of_others(place, act, make, monkeypatch):
