@@ -23,7 +23,7 @@ from sweeps.columns import (
     second_surge,
     step_of_highest,
 )
-from sweeps.experiment import LC_COLUMNS, Experiment, varied
+from sweeps.experiment import LC_COLUMNS, STANDARD_KEYS, Experiment, varied
 
 PENALTY = "--model.penalty RegionPenalty --model.penalty.weight 1e-4 --model.penalty.n_points 25"
 
@@ -81,6 +81,7 @@ DIGITS = {
         },
         25_119,
         seeds=3,
+        keys=STANDARD_KEYS | {"lc": [LC, "lc/test", "lc/random"], "robust_acc": [TRAIN, TEST, WEAK_PGD, PGD]},
         columns={
             "highest LC": highest(LC),
             "last LC": last(LC),

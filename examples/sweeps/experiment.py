@@ -11,7 +11,6 @@ from sweeps.columns import (
     PGD,
     TEST,
     TRAIN,
-    WEAK_PGD,
     Measure,
     Rows,
     half_rise,
@@ -25,8 +24,8 @@ from sweeps.runs import Run
 Curves = str | Mapping[str, str]
 
 STANDARD_KEYS = {
-    "lc": [LC, "lc/test", "lc/random"],
-    "robust_acc": [TRAIN, TEST, WEAK_PGD, PGD],
+    "lc": [LC, "lc/random"],
+    "robust_acc": [TRAIN, TEST, PGD],
     "rank": [r"rank/.*\d=last"],
 }
 LC_COLUMNS: dict[str, Measure] = {
