@@ -244,6 +244,7 @@ REPORTED = {
     "mnist_scale": short(
         of(SCALE, "scale {}", 1, 2, 4, 8, default=1),
         100_000,
+        few={"scale 2": 1, "scale 4": 1},
         keys=KEYS | {"nc": [NC1]},
         columns=COLUMNS | {"NC1 falls to 0.1": COLLAPSED},
         panels=PANELS | {"NC1, train points": NC1},
