@@ -37,6 +37,7 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 SMOKE = Path(__file__).parent.parent / "lightning_logs" / "smoke"
 SMOKE_STEPS = 200
 FEW_PROBES = "--lc.n_probes 32 --robustness.n_probes 32 --rank.n_probes 128"
+FEW_ROWS = " ".join(f"--{callback}.schedule [0,1,4,9,25,50,99,200]" for callback in ("lc", "robustness", "rank"))
 EXPERIMENTS = DIGITS | REPORTED | DEFINED
 #: Keys of the files of which :func:`lc_callback.compare_runs` knows the curves.
 GROUPS_OF_KEYS = {"lc": ("lc",), "robust_acc": ("clean_acc/", "robust_acc/"), "rank": ("rank/", "effective_rank/")}
@@ -219,10 +220,12 @@ def train_missing(named: Mapping[str, Experiment], jobs: int, data: str | None, 
 
 
 def smoke(named: Mapping[str, Experiment], jobs: int, data: str | None) -> None:
-    """Take a few steps of the first seed of each variant, on few points, and print their tables."""
+    """Take a few steps of the first seed of each variant, with few rows of few points, and print their tables."""
     short = {
         name: {
-            variant: replace(run, arguments=f"{run.arguments} {FEW_PROBES}", steps=SMOKE_STEPS, runs=SMOKE, data=data)
+            variant: replace(
+                run, arguments=f"{run.arguments} {FEW_PROBES} {FEW_ROWS}", steps=SMOKE_STEPS, runs=SMOKE, data=data
+            )
             for variant, seed, run in experiment.runs()
             if seed == 0
         }
