@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_grokking.py
 
-# What is marked slow runs in `make test-all`, with the rest.
+# What is marked slow, and two of three variations of a test that has many (tests/conftest.py), run in `make test-all`.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 

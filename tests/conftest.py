@@ -9,6 +9,23 @@ import torch
 torch.set_num_threads(1)
 
 
+MANY = 9  # variations of a test, of more of which each third is in the quick run
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Of a test of many variations all but each third are slow: `make test-all` runs them."""
+    quick = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            quick.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for variations in quick.values():
+        if len(variations) > MANY:
+            for i, item in enumerate(variations):
+                if i % 3:
+                    item.add_marker(pytest.mark.slow)
+
+
 class TickingClock:
     """A microsecond passes at each look: no warning, line or picture depends on how fast the machine is."""
 
