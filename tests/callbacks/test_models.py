@@ -1083,9 +1083,7 @@ def slicing(name: str, steps: list[int]) -> Any:
     return SplinePartitionCallback(n_probes=N, schedule=steps, **own)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(CUT)]
-)
+@pytest.mark.parametrize("name", CUT)
 def test_regions_of_every_kind_of_model_that_has_some(name, without, drawn, tmp_path):
     callback = slicing(name, [0, STEPS])
     given = trained(name, tmp_path, callback)

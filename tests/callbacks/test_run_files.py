@@ -220,13 +220,7 @@ def test_all_rows_of_a_resumed_run_are_on_disk(kind: str, spoil: Callable[[Path]
         assert not path.is_file() or path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        pytest.param(spoil, id=name, marks=pytest.mark.slow if i % 3 else ())
-        for i, (spoil, name) in enumerate(zip(SPOILED, NAMES, strict=True))
-    ],
-)
+@pytest.mark.parametrize("spoil", SPOILED, ids=NAMES)
 def test_all_events_of_a_resumed_run_are_on_disk(spoil: Callable[[Path], None], tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path / "checkpoints", filename="{step}", every_n_train_steps=20, save_top_k=-1)
     fit_made_up(tmp_path, made_up(), saving, enable_checkpointing=True)

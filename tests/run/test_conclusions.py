@@ -288,9 +288,7 @@ def test_a_run_of_few_rows_says_that_it_is_too_short(n: int) -> None:
     assert all("too few to tell a movement from noise" in sentence for sentence in others)
 
 
-@pytest.mark.parametrize(
-    "n", [pytest.param(n, marks=pytest.mark.slow if n % 3 else ()) for n in range(8, len(STEPS) + 1)]
-)
+@pytest.mark.parametrize("n", range(8, len(STEPS) + 1))
 def test_what_a_run_says_fits_what_it_found_wherever_it_ends(n: int) -> None:
     found = parts(GROKS | {LC: PHASES}, n)
     known = {t.kind for part in found for t in part.transitions if t.is_settled}
