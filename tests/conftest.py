@@ -9,12 +9,12 @@ import torch
 torch.set_num_threads(1)
 
 
-MANY = 9  # variations of a test, of more of which each third is in the quick run
+MANY = 3  # variations of a test; of more, each third is in the quick run
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
-    """Of a test of many variations all but each third are slow: `make test-all` runs them."""
+    """Of a test of more than a few variations all but each third are slow: `make test-all` runs them."""
     quick = {}
     for item in items:
         if item.get_closest_marker("slow") is None:

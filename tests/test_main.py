@@ -368,6 +368,7 @@ def test_a_radius_and_points_that_are_found_are_those_of_the_run(tmp_path: Path)
     assert callback.history["lc_radius"][0] in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
+@pytest.mark.slow
 def test_measure_as_a_command_with_a_model_in_the_working_directory(tmp_path: Path) -> None:
     torch.manual_seed(0)
     train(tmp_path, Model(), Data())

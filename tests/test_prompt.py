@@ -144,6 +144,7 @@ def test_without_pandas_the_error_says_what_to_install(monkeypatch: Any) -> None
         history(3, 2).to_pandas()
 
 
+@pytest.mark.slow
 def test_the_command_line_has_a_version() -> None:
     run = subprocess.run([sys.executable, "-m", "lc_callback", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == f"lc_callback {lc_callback.__version__}"

@@ -295,8 +295,9 @@ def test_a_run_of_other_settings_is_missing(tiny, tmp_path, monkeypatch):
     assert run.seconds is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("stopped_at", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (7, 9))])
+@pytest.mark.parametrize("stopped_at", [3, 7, 9])
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(stopped_at, monkeypatch):
     run = next(iter(EXPERIMENTS["tiny"].runs()))[2]
     step, seen = Classifier.training_step, []

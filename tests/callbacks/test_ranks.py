@@ -524,7 +524,9 @@ def alone(folders: dict[int, Path]) -> dict[str, Any]:
 
 # Under DDP
 
-several = pytest.mark.parametrize("n", [2, pytest.param(4, marks=pytest.mark.slow)])
+
+def several(test: Any) -> Any:
+    return pytest.mark.slow(pytest.mark.parametrize("n", [2, 4])(test))
 
 
 @several
@@ -698,9 +700,8 @@ def test_a_failure_of_one_in_the_set_up_stops_all(n: int, ranks: Any) -> None:
 # Where the forward is collective
 
 
-@pytest.mark.parametrize(
-    ("n", "how"), [*((2, how) for how in FORWARDS), pytest.param(4, "all_gather", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "how"), [*((2, how) for how in FORWARDS), (4, "all_gather")])
 def test_a_forward_that_communicates_runs_equally_often_on_all(n: int, how: str, ranks: Any) -> None:
     first, *others = [own["collective"][how] for own in ranks[n]]
     assert [[row["step"] for row in table] for table in first["rows"]] == 3 * [[0, 2]]
@@ -709,17 +710,20 @@ def test_a_forward_that_communicates_runs_equally_often_on_all(n: int, how: str,
         assert other == first
 
 
+@pytest.mark.slow
 def test_sharded_weights_give_the_rows_of_one_process(ranks: Any, alone: Any) -> None:
     for own in ranks[2]:
         assert own["sharded"]["rows"] == alone["complete"]["rows"]
         assert own["sharded"]["swept"] == alone["complete"]["swept"]  # all points on each rank
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_trained_as_without(ranks: Any) -> None:
     for own in ranks[2]:
         assert own["sharded"]["weights"] == own["sharded"]["plain"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["InHalfPrecision", "InTensors"])
 def test_whole_weights_are_measured_however_they_are_parted(kind: str, ranks: Any, tmp_path: Path) -> None:
     expected = first_row(tmp_path, {}, Classifier)

@@ -134,6 +134,7 @@ def killed(folder: Path, at: int) -> None:
         train(folder, several(), module=Broken(at, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_tells_what_a_whole_one_does(whole: Any, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightning.pytorch", "lc_callback.callbacks", "pytest"])

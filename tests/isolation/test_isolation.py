@@ -497,6 +497,7 @@ def test_a_module_is_not_searched_beyond_its_own_attributes():
     assert not torch.equal(module.trainer.noise.generator.get_state(), state)
 
 
+@pytest.mark.slow
 def test_memory_that_was_freed_is_used_again():
     program = """
 import resource, torch
