@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits_grokking.py
 
-# What is marked slow, and two of three variations of a test that has many (tests/conftest.py), run in `make test-all`.
+# What is slow, by its mark or by tests/conftest.py (a browser; two of three variations), runs in `make test-all`.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 

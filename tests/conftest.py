@@ -14,9 +14,11 @@ MANY = 3  # variations of a test; of more, each third is in the quick run
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
-    """Of a test of more than a few variations all but each third are slow: `make test-all` runs them."""
+    """Slow, and so left to `make test-all`: what needs a browser; all but each third variation where there are many."""
     quick = {}
     for item in items:
+        if "chromium" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow") is None:
             quick.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for variations in quick.values():

@@ -148,6 +148,7 @@ def test_every_file_names_its_figure_and_stands_in_the_table(path):
     assert f"name: {path.stem}}}" in path.read_text()  # of the folder of its logs
 
 
+@pytest.mark.slow
 def test_the_digits_are_those_of_the_demo(fit):
     cli = fit("digits_mlp", *SMALL, "--seed_everything=3", "--model.network.init_scale=2", steps=5)
     seed_everything(3)
@@ -160,6 +161,7 @@ def test_the_digits_are_those_of_the_demo(fit):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 def test_a_command_changes_the_optimizer_the_loss_and_a_callback(fit):
     optimizer = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.5", "--model.optimizer.momentum=0.9")
     cli = fit("digits_mlp", *SMALL, *optimizer, "--model.loss=cross_entropy", "--lc.radius=0.5")
@@ -170,6 +172,7 @@ def test_a_command_changes_the_optimizer_the_loss_and_a_callback(fit):
     assert next(callback for callback in cli.trainer.callbacks if callback.group == "lc").radius == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [True, False])
 def test_the_progress_bar_is_slow_or_away(shown, fit):
     cli = fit("digits_mlp", *SMALL, f"--trainer.enable_progress_bar={str(shown).lower()}")
@@ -188,6 +191,7 @@ def test_the_penalty_is_part_of_the_loss_and_logged(fit):
     assert with_.trainer.callback_metrics["lc/train"] != without.trainer.callback_metrics["lc/train"]
 
 
+@pytest.mark.slow
 def test_the_saved_config_runs_it_again(fit, monkeypatch):
     first = fit("digits_mlp", *SMALL, "--seed_everything=3")
     monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--config={Path(first.trainer.log_dir, 'config.yaml')}"])
@@ -381,6 +385,7 @@ def test_runs_are_counted_in_steps(fit):
         fit("digits_mlp", "--trainer.max_epochs=2", steps=-1)
 
 
+@pytest.mark.slow
 def test_a_run_has_as_many_batches_as_steps(fit):
     cli = fit("digits_mlp", *SMALL, "--data.batch_size=7", steps=4)
     batches = [*cli.datamodule.train_dataloader()]
@@ -479,6 +484,7 @@ def test_losses(loss):
     assert module.training_step((logits, y), 0).item() == pytest.approx(float(expected[loss]))
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_its_picture_what_it_shows_and_where_to_look(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["digits_grokking.py", "--steps", "8", "--output", str(tmp_path)])
     digits_grokking.main()
@@ -489,6 +495,7 @@ def test_the_demo_ends_with_its_picture_what_it_shows_and_where_to_look(tmp_path
     assert command == f"All curves, in the tab Dynamics of TensorBoard: tensorboard --logdir {tmp_path}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["digits", "sums", "cnn"])
 def test_runs_without_arguments_draw_a_timeline(run, tmp_path, monkeypatch):
     images = torch.utils.data.TensorDataset(torch.rand(40, 1, 28, 28), torch.arange(40) % 10)

@@ -264,6 +264,7 @@ def test_output_and_title_of_a_report(run_dir: Path, tmp_path: Path) -> None:
     assert not (run_dir / "report.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["interpolation=0.99", "min_prominence=0.15"])
 def test_detection_anew_with_the_same_settings_finds_the_same(run_dir: Path, name: str) -> None:
     (run_dir / "events.jsonl").write_text("")
@@ -271,6 +272,7 @@ def test_detection_anew_with_the_same_settings_finds_the_same(run_dir: Path, nam
     assert (run_dir / "report.png").read_bytes() == (run_dir / "timeline.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_detection_anew_with_other_settings(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(run_dir)])
     before = capsys.readouterr().out
@@ -283,6 +285,7 @@ def test_detection_anew_with_other_settings(run_dir: Path, capsys: pytest.Captur
     assert "| rank_descent |" not in after
 
 
+@pytest.mark.slow
 def test_without_events_the_transitions_are_found_anew(run_dir: Path) -> None:
     (run_dir / "events.jsonl").unlink()
     main(["report", str(run_dir)])
@@ -300,6 +303,7 @@ def test_a_report_takes_the_latest_files(run_dir: Path, capsys: pytest.CaptureFi
     assert (run_dir / "report.png").read_bytes() != (run_dir / "timeline.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_report_errors(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert "no history.csv" in refused(capsys, "report", tmp_path / "nowhere")
@@ -401,6 +405,7 @@ def test_all_is_measured_by_default(trained: Path, tmp_path: Path) -> None:
     assert {path.parent.name for path in output.glob("*/history.csv")} == {"lc", "robust_acc", "rank"}
 
 
+@pytest.mark.slow
 def test_a_measured_run_can_be_reported(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
     output = measure(tmp_path, "--model", f"{__name__}.Model", "--data", f"{__name__}.Data", *OPTIONS)

@@ -146,6 +146,7 @@ def refused(folder: Path, output: Path, capsys: pytest.CaptureFixture[str], *dat
     return printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [["loaders"], ["in_a_list"], ["from_datasets"], ["loaders", "--data-args", "n=24"]])
 def test_a_pair_of_loaders_is_as_good_as_a_datamodule(folder: Path, tmp_path: Path, data: list[str]) -> None:
     found = measured(folder, tmp_path / "found", *data)

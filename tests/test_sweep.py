@@ -147,6 +147,7 @@ def test_values_are_listed_at_the_steps_of_a_curve():
     ]
 
 
+@pytest.mark.slow
 def test_steps_of_two_kinds_are_compared_over_the_runs():
     def runs_of(*pairs):
         return {"x": {i: [{"step": 0, "a": a, "b": b}] for i, (a, b) in enumerate(pairs)}}

@@ -63,6 +63,7 @@ def named(*callbacks: Any) -> dict[str, int]:
 # Checkpoints
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_saved_at_each_transition(tmp_path: Path) -> None:
     callbacks = all_three(on_transition=["checkpoint"], every_n_train_steps=1)
     fit(tmp_path, *callbacks)

@@ -253,6 +253,7 @@ IN_PYTHON = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.__name__)
 def test_a_yaml_file_names_every_argument_of_the_others(from_file, tmp_path, kind):
     lines = in_file(kind)
@@ -405,6 +406,7 @@ def test_both_names_of_lightning_take_the_others(tmp_path, pl, module):
 # Floors
 
 
+@pytest.mark.slow
 def test_the_measures_need_no_lightning():
     code = (
         "import sys, lc_callback, lc_callback.functional as f, torch\n"

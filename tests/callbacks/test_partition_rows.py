@@ -93,6 +93,7 @@ def test_the_nearest_point_of_the_boundary() -> None:
     assert _within(np.array([[0.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 0.5], [9.0, 9.0]]), 0.6) == 1
 
 
+@pytest.mark.slow
 def test_pictures_and_films_are_written_and_logged(tmp_path: Path) -> None:
     callback = small()
     fit(tmp_path, callback, logger=TensorBoardLogger(tmp_path, name="run", version=0))
@@ -167,6 +168,7 @@ def test_a_window_of_one_class_has_no_boundary(tmp_path: Path) -> None:
     assert "partition/n_regions_near_boundary" not in callback.history.keys
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_rows_of_the_whole(tmp_path: Path) -> None:
     whole, first, second = small(), small(), small()
     fit(tmp_path / "whole", whole)

@@ -45,6 +45,7 @@ def limited(**arguments: Any) -> SplinePartitionCallback:
     return SplinePartitionCallback(**{"schedule": [0, 3, 6], "max_regions": 400, **arguments})
 
 
+@pytest.mark.slow
 def test_rows_of_a_network_with_too_many_regions_are_of_one_smaller_window(tmp_path: Path) -> None:
     callback = limited()
     fit(tmp_path, callback)
@@ -73,6 +74,7 @@ def test_a_window_that_fits_stays_as_it_was(max_regions: Any, tmp_path: Path) ->
     assert "partition/density" not in str(callback.panels(callback.history.keys))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_window_of_the_checkpoint(tmp_path: Path) -> None:
     whole, first, second = limited(), limited(), limited()
     fit(tmp_path / "whole", whole)

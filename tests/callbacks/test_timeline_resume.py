@@ -103,7 +103,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Path]:
 
 
 # Before any checkpoint, before any event, behind a discovery, a withdrawal and a move.
-@pytest.mark.parametrize("at", [*(pytest.param(at, marks=pytest.mark.slow) for at in (3, 7, 12, 29)), 80])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 7, 12, 29, 80])
 def test_an_interrupted_run_tells_what_a_whole_one_does(at: int, whole: Any, tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         train(tmp_path, several(), module=Broken(at, interrupt))
@@ -151,6 +152,7 @@ def test_a_killed_run_tells_what_a_whole_one_does(whole: Any, tmp_path: Path) ->
     assert len([*tmp_path.glob("*.jsonl")]) == 1
 
 
+@pytest.mark.slow
 def test_lines_behind_the_checkpoint_are_told_once(whole: Any, tmp_path: Path) -> None:
     first, second = several(), several()
     train(tmp_path, first, max_steps=60)
@@ -227,6 +229,7 @@ def test_a_state_that_cannot_be_read_warns_and_trains_on(name: str, whole: Any, 
 # Callbacks and folders that are used again
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_takes_back_what_came_after(whole: Any, tmp_path: Path) -> None:
     callbacks = several()
     train(tmp_path, callbacks)

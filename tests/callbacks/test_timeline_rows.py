@@ -195,6 +195,7 @@ def test_the_picture_is_redrawn_at_every_event_and_at_the_end(run: Run) -> None:
     assert not np.array_equal(first[..., :3], last[..., :3])
 
 
+@pytest.mark.slow
 def test_a_picture_that_takes_long_is_not_drawn_again_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_report, "_REST", math.inf)
     run = Run(tmp_path)

@@ -132,7 +132,8 @@ def test_the_suite_has_every_shape_and_noise() -> None:
     assert {curve.noise for curve in curves} == {0, 0.02, 0.05, 0.1}
 
 
-@pytest.mark.parametrize("shape", ["three", *(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES if s != "three")])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_transition_is_dated_by_the_row_that_showed_it(shape: str) -> None:
     curve = make(np.random.default_rng(3), shape)
     found = detect_phases(curve.steps, curve.values)
@@ -163,11 +164,13 @@ def found_in(curve: Curve, factor: float = 1.0, offset: float = 0.0, **settings:
     return [(t.kind, t.step, t.detected_at) for t in found]
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_values_does_not_matter() -> None:
     curve = make(np.random.default_rng(5), "three")
     assert found_in(curve) == found_in(curve, 1e6) != []
 
 
+@pytest.mark.slow
 def test_the_offset_of_the_values_does_not_matter_without_a_least_change() -> None:
     curve = make(np.random.default_rng(5), "three")
     assert found_in(curve, min_change=0.0) == found_in(curve, 1.0, 1e3, min_change=0.0) != []
@@ -200,6 +203,7 @@ def test_without_a_first_descent_the_ascent_begins_with_a_significant_rise() -> 
     assert phases[-1] == 1
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_left_out() -> None:
     curve = make(np.random.default_rng(5), "three")
     steps, values = np.append(curve.steps, curve.steps[-1] + 1), np.append(curve.values, math.nan)
@@ -287,6 +291,7 @@ def test_a_marker_that_is_not_borne_out_is_withdrawn_in_an_event() -> None:
     assert [turn.kind for turn in detector.transitions] == ["first_descent_end"]
 
 
+@pytest.mark.slow
 def test_a_detector_goes_on_from_its_state() -> None:
     curve = make(np.random.default_rng(5), "three")
     rows = [(int(step), float(value)) for step, value in zip(curve.steps, curve.values, strict=True)]

@@ -116,6 +116,7 @@ def test_counts_are_those_of_the_twin(
 # What the paper says
 
 
+@pytest.mark.slow
 def test_a_linear_network_without_biases_switches_everywhere_at_the_origin():
     torch.manual_seed(0)
     widths = [784] + [400] * 50

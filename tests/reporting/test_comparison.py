@@ -118,6 +118,7 @@ def test_no_curve_is_an_error() -> None:
 # Groups
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_the_seed_are_one_group(tmp_path: Path) -> None:
     (group,) = compare_runs(runs(tmp_path, 3)).groups
     assert len(group.runs) == 3
@@ -147,6 +148,7 @@ def test_groups_are_told_by_the_names(names: list[str], pattern: str, groups: di
     assert {group.name: len(group.runs) for group in compared.groups} == groups
 
 
+@pytest.mark.slow
 def test_groups_may_be_named(tmp_path: Path) -> None:
     falls, rises = runs(tmp_path / "a", 2), runs(tmp_path / "b", 2, base=np.linspace(3, 9, len(X)), noise=0.1)
     compared = compare_runs({"with a migration": falls, "without": rises})
@@ -181,6 +183,7 @@ def test_what_cannot_be_compared_is_named(what: str, says: str, tmp_path: Path) 
         compare_runs(given[what], pattern="trial*" if "pattern" in what else None)
 
 
+@pytest.mark.slow
 def test_radii_that_differ_are_warned_of(tmp_path: Path) -> None:
     near, far = write(tmp_path / "seed_0", PHASES), write(tmp_path / "seed_1", PHASES, radius=0.1)
     with pytest.warns(UserWarning, match=r"`lc_radius` differs .*0\.05 in .*0\.1 in .*comparable at one radius only"):
@@ -263,6 +266,7 @@ def test_it_is_written_as_asked(suffix: str, compared: Any, tmp_path: Path) -> N
     assert (tmp_path / f"out.{suffix}").read_bytes().startswith(starts[suffix])
 
 
+@pytest.mark.slow
 def test_the_command_writes_all_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = runs(tmp_path, 2)
     outputs = [tmp_path / "c.png", tmp_path / "c.tex"]

@@ -268,6 +268,7 @@ class Share(Norm):
         return [Panel("positive outputs", {"train": "positive/train"}, bands={"positive/train": "positive/half_width"})]
 
 
+@pytest.mark.slow
 def test_what_a_run_has_drawn_is_drawn_again_from_its_files(tmp_path: Path) -> None:
     paths = []
     for seed in range(2):

@@ -12,6 +12,7 @@ from browser import LC
 from logs import STEPS, Log, curves, event, write_csv, write_run
 
 
+@pytest.mark.slow
 def test_new_rows_and_new_runs_appear_and_a_deleted_run_leaves(visit, tmp_path):
     write_run(tmp_path / "one")
     gone = write_run(tmp_path / "two")

@@ -71,6 +71,7 @@ def test_random_streams_stay():
     assert (np.random.get_state()[1] == numpy_state).all()
 
 
+@pytest.mark.slow
 def test_same_in_another_process():
     program = (
         "import hashlib, torch; torch.manual_seed(99); from lc_callback.functional import cross_polytope_frame as f; "
