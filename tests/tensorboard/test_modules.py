@@ -12,6 +12,7 @@ from serving import PLUGIN, serving
 
 from lc_callback.detection.transitions import Transition
 from lc_callback.reporting.annotations import phase_spans
+from lc_callback.run.seams import seams
 
 KINDS = ("first_descent_end", "ascent_start", "migration_start", "migration_end")
 
@@ -67,6 +68,42 @@ def test_phases_of_the_tab_are_those_of_the_figure(modules):
     assert {name for spans in expected for name, *_ in spans} == {"first descent", "ascent", "region migration"}
     assert sum(len(spans) > 1 for spans in expected) > 15
     assert sum(not spans for spans in expected) > 3
+
+
+def test_seams_of_the_tab_are_those_of_the_figure(modules):
+    """Of radii that change, of ones that follow the spread of the points, and of rows that lack one of them."""
+    noise = np.random.default_rng(0)
+    expected, calls = [], []
+    for _ in range(200):
+        steps = np.cumsum(noise.integers(1, 9, noise.integers(0, 12))).tolist()
+        spreads = noise.choice([1.0, 2.0], len(steps))
+        radii = noise.choice([0.1, 0.1 + 1e-9, 0.4], len(steps)) * (spreads if noise.random() < 0.5 else 1)
+        known = {key: noise.random(len(steps)) < noise.choice([0, 0.8, 1]) for key in ("lc_radius", "lc_spread/train")}
+        columns = dict(zip(known, (radii, spreads), strict=True))
+        rows = [
+            {"step": step} | {key: float(columns[key][i]) for key in known if known[key][i]}
+            for i, step in enumerate(steps)
+        ]
+        expected.append(seams(rows))
+        of = [[(row["step"], row[key]) for row in rows if key in row] for key in known]
+        calls.append([{"steps": [at for at, _ in one], "values": [value for _, value in one]} for one in of])
+    assert modules("stats", "seams", calls) == expected
+    assert sum(len(one) > 1 for one in expected) > 20
+    assert sum(not one for one in expected) > 20
+
+
+@pytest.mark.parametrize(
+    ("steps", "at", "parts"),
+    [
+        ([0, 5, 9], [], [0, 1, 2]),
+        ([0, 5, 9], [5], [0, -1, 1, 2]),
+        ([0, 5, 9], [7, 9], [0, 1, -1, 2]),  # two seams between two points are one gap
+        ([0, 5, 9], [10], [0, 1, 2]),  # behind the last point
+        ([], [3], []),
+    ],
+)
+def test_no_line_leads_over_a_seam(modules, steps, at, parts):
+    assert modules("stats", "parted", [[[*range(len(steps))], steps, at]]) == [parts]
 
 
 @pytest.mark.parametrize(

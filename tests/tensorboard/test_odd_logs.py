@@ -74,6 +74,25 @@ def test_what_is_not_finite_is_a_gap_and_is_told(visit, tmp_path):
     assert tab.show(LC).locator("path.line").count() == 1
 
 
+def test_a_run_that_went_on_at_another_radius_has_a_gap_there(visit, tmp_path):
+    columns = {"lc/train": [4.0, 5.0, 6.0, 1.0, 2.0], "lc_ci99/train": [0.1] * 5, "lc/test": [4.0, 4.0, 4.0, 4.0, 1.0]}
+    radii = {"lc_radius": [0.1, 0.1, 0.1, 0.02, 0.02]}
+    write_csv(tmp_path / "run" / "lc" / "history.csv", {**columns, **radii}, [0, 1, 2, 3, 1_000])
+    write_csv(tmp_path / "same" / "lc" / "history.csv", {**columns, "lc_radius": [0.1] * 5}, [0, 1, 2, 3, 1_000])
+    for name in ("run", "same"):
+        with Log(tmp_path / name) as log:
+            log.scalars("loss", [0], [1.0])
+    tab = visit(tmp_path)
+    tab.only("run")
+    assert [d.count("M") for d in tab.all(LC, "path.line", "d")] == [2, 2]
+    assert [d.count("M") for d in tab.all(LC, "path.band", "d")] == [2]
+    said = "gap: another radius from step 3 on; counts are comparable at one radius only"
+    assert said in tab.show(LC).inner_text()
+    tab.only("same")
+    assert [d.count("M") for d in tab.all(LC, "path.line", "d")] == [1, 1]
+    assert "gap:" not in tab.show(LC).inner_text()
+
+
 @pytest.mark.slow
 def test_ten_thousand_layers_do_not_stop_the_page(visit, tmp_path):
     columns = {"lc/train": [1.0, 2.0, 3.0], **{f"lc_layer/train/net.{i}": [i, 1.0, 2.0] for i in range(10_000)}}

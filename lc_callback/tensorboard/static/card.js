@@ -3,7 +3,7 @@
 import { drawChart, drawCursor } from "./chart.js";
 import { coalesced, el, svg } from "./dom.js";
 import { exportMenu } from "./export.js";
-import { elided, formatPlace } from "./format.js";
+import { elided, formatPlace, grouped } from "./format.js";
 import { isFirm, isPhase } from "./phases.js";
 import { followPointer } from "./pointer.js";
 import { nearest, SPREADS } from "./stats.js";
@@ -167,7 +167,8 @@ export class CurveCard extends Card {
   }
 
   tags() {
-    return [...new Set(this.panel.lines.flatMap((line) => (line.band ? [line.tag, line.band] : [line.tag])))];
+    const tags = this.panel.lines.flatMap(({ tag, band, radius, spread }) => [tag, band, radius, spread]);
+    return [...new Set(tags.filter(Boolean))];
   }
 
   async load() {
@@ -239,6 +240,11 @@ export class CurveCard extends Card {
     const remarks = [];
     if (this.panel.note) remarks.push(this.panel.note);
     if (this.lines.some((line) => line.sampled)) remarks.push("sampled: TensorBoard kept only some of the points");
+    const seams = new Set(this.lines.flatMap((line) => line.seams ?? []));
+    if (seams.size) {
+      const steps = [...seams].sort((one, other) => one - other).map(grouped);
+      remarks.push(`gap: another radius from step ${steps.join(", ")} on; counts are comparable at one radius only`);
+    }
     if (this.drawn.nBeyond)
       remarks.push(`${this.drawn.nBeyond} value${this.drawn.nBeyond > 1 ? "s" : ""} beyond the axis`);
     if (this.isLoaded && !this.lines.length)

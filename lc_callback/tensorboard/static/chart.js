@@ -5,7 +5,7 @@ import { svg } from "./dom.js";
 import { formatValue, shortNumber } from "./format.js";
 import { isFirm, isPhase } from "./phases.js";
 import { stepScale } from "./steps.js";
-import { nearest, thinned, valueRange } from "./stats.js";
+import { nearest, parted, thinned, valueRange } from "./stats.js";
 
 export const MARGIN = { left: 64, right: 14, top: 22, bottom: 22 };
 let clips = 0;
@@ -143,7 +143,7 @@ function bands(lines, x, y) {
   return lines
     .filter((line) => line.low)
     .map((line) => {
-      const kept = thinned(Float64Array.from(line.xs, x.of), line.ys);
+      const kept = indices(line, Float64Array.from(line.xs, x.of));
       const band = area()
         .defined((i) => Number.isFinite(line.low[i]) && Number.isFinite(line.high[i]))
         .x((i) => rounded(x.of(line.xs[i])))
@@ -162,7 +162,7 @@ function bands(lines, x, y) {
 function curves(lines, x, y) {
   return lines.map((line) => {
     const pixels = Float64Array.from(line.xs, x.of);
-    const kept = thinned(pixels, line.ys);
+    const kept = indices(line, pixels);
     const height = (i) => rounded(y(line.ys[i]));
     const d = path()
       .defined((i) => Number.isFinite(line.ys[i]) && Number.isFinite(height(i)))
@@ -176,15 +176,19 @@ function curves(lines, x, y) {
       "data-run": line.run,
       "data-tag": line.tag,
     });
-    const alone = kept.filter(
-      (i) => Number.isFinite(line.ys[i]) && !Number.isFinite(line.ys[i - 1]) && !Number.isFinite(line.ys[i + 1]),
-    );
+    const isGap = (i) => !Number.isFinite(line.ys[i]);
+    const alone = kept.filter((i, at) => !isGap(i) && isGap(kept[at - 1]) && isGap(kept[at + 1]));
     if (!alone.length) return shape;
     const dots = alone
       .slice(0, 200)
       .map((i) => svg("circle", { class: "dot", cx: rounded(pixels[i]), cy: height(i), r: 2.2, fill: line.colour }));
     return svg("g", {}, shape, ...dots);
   });
+}
+
+// Of the points that are drawn; -1 is a gap.
+function indices(line, pixels) {
+  return parted(thinned(pixels, line.ys), line.steps, line.seams ?? []);
 }
 
 function rounded(value) {

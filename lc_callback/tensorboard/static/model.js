@@ -3,7 +3,7 @@
 import { grouped, nameOfKind, stepRange } from "./format.js";
 import { panelsOf, isPhaseTag } from "./panels.js";
 import { intervalOf, isFirm, isPhase, phaseSpans, spansOfRows, transitionsAt } from "./phases.js";
-import { groupedRuns, interpolated, naturally, pooled, quantile } from "./stats.js";
+import { groupedRuns, interpolated, naturally, pooled, quantile, seams } from "./stats.js";
 
 const FIRST_SHOWN = 20; // runs that are shown before the viewer has chosen
 const N_COLOURS = 8;
@@ -197,12 +197,12 @@ export class Model {
     return lines;
   }
 
-  runLine(run, { tag, band }) {
+  runLine(run, { tag, band, radius, spread }) {
     const series = this.source.get(run, tag);
     const xs = series && this.xs(run, series.steps);
     if (!xs || !xs.length) return null;
-    const half = band ? this.source.get(run, band) : null;
-    const drawn = { xs, ys: series.values, steps: series.steps, sampled: series.sampled };
+    const [half, radii, spreads] = [band, radius, spread].map((own) => (own ? this.source.get(run, own) : null));
+    const drawn = { xs, ys: series.values, steps: series.steps, sampled: series.sampled, seams: seams(radii, spreads) };
     if (!half) return drawn;
     const at = half.steps === series.steps || same(half.steps, series.steps) ? half.values : null;
     if (!at) return drawn;

@@ -149,8 +149,9 @@ function place(found, { prefix, group, rest, side }, tag, all) {
   if (group === "lc") {
     const [split, radius = ""] = rest.split(/_r(?=[\d.]+(?:e-?\d+)?$)/);
     const title = `local complexity${radius ? `, r = ${radius}` : ""}${of}`;
-    const band = `${prefix}lc_ci99/${rest}`;
-    const fields = all.has(band) ? { band } : {};
+    const beside = { band: `lc_ci99/${rest}`, radius: "lc_radius", spread: "lc_spread/train" };
+    const known = Object.entries(beside).filter(([, key]) => all.has(prefix + key));
+    const fields = Object.fromEntries(known.map(([name, key]) => [name, prefix + key]));
     const unit = "units that switch, mean over the points";
     const bandUnit = "band: 99 % interval over the points";
     panel(found.lc, `lc:${prefix}:${radius}`, { title, unit, bandUnit, limits: [0, null] }).lines.push(

@@ -156,6 +156,29 @@ export function thinned(pixels, ys) {
   return kept;
 }
 
+// The steps from which on the counts of a run are of another radius than before. One that follows the spread of the
+// points behind a module stays the same. As `lc_callback.run.seams`.
+export function seams(radii, spreads) {
+  const found = [];
+  const ofStep = new Map(Array.from(spreads?.steps ?? [], (step, i) => [step, spreads.values[i]]));
+  for (let i = 1; i < (radii?.steps.length ?? 0); i++) {
+    const [before, radius] = [radii.values[i - 1], radii.values[i]];
+    const [spreadBefore, spread] = [ofStep.get(radii.steps[i - 1]), ofStep.get(radii.steps[i])];
+    if (!alike(before, radius) && !alike(before * spread, radius * spreadBefore)) found.push(radii.steps[i]);
+  }
+  return found;
+}
+
+function alike(one, other) {
+  return Math.abs(one - other) <= 1e-6 * Math.max(Math.abs(one), Math.abs(other));
+}
+
+// Indices with -1, where there is no point, before the first point of each seam.
+export function parted(kept, steps, at) {
+  const starts = new Set(at.map((seam) => kept.find((i) => steps[i] >= seam)));
+  return kept.flatMap((i) => (starts.has(i) ? [-1, i] : [i]));
+}
+
 // The vertical axis: from, to, and whether lone values far from all others are left out.
 export function valueRange(lines, limits = [null, null]) {
   const values = [];
