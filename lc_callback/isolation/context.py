@@ -27,11 +27,11 @@ def untouched(
 ) -> Iterator[None]:
     """Put ``model`` into measuring conditions and give it back exactly as it was, also after an exception.
 
-    Inside: every module is in eval mode, gradients, autocast, inference mode and reduced-precision float32 (TF32,
-    bf16 matmul) are off, compiled code runs eagerly, and the fused transformer and recurrent kernels, which hide
-    their non-linearities, are replaced by their plain forms. Afterwards all is what it was: the ``.training`` flag of
-    every single module, the buffers (the model works on clones), parameters, ``.grad``, and the Python, NumPy, torch
-    and CUDA random states. So are the attributes of the modules, and what these hold:
+    Inside: every module is in eval mode, gradients, autocast, inference mode and reduced-precision float32 (TF32, bf16
+    matmul) are off, compiled code runs eagerly, and the fused kernels of ``nn.TransformerEncoderLayer`` and of
+    recurrent modules, which hide their non-linearities, are replaced by their plain forms. Afterwards all is what it
+    was: the ``.training`` flag of every single module, the buffers (the model works on clones), parameters, ``.grad``,
+    and the Python, NumPy, torch and CUDA random states. So are the attributes of the modules, and what these hold:
     :func:`lc_callback.isolation.snapshot.restored` says how far this goes.
 
     If each process has a part of the weights (``fully_shard``, ``parallelize_module``), whole weights take their place

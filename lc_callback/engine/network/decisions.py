@@ -1,4 +1,4 @@
-"""Where a model compares, rounds, casts or chooses: what is noted of each operation while it is traced."""
+"""Where a model compares, rounds, casts or chooses, or may: what is noted of each operation while it is traced."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from lc_callback.engine.network.max_pools import MAX_POOLS
-from lc_callback.engine.network.operations import Kind, is_a
+from lc_callback.engine.network.operations import OPERATIONS, Kind, is_a
 
 __all__ = ["Decisions"]
 
 # Operations of these namespaces round what they get.
 _ROUNDING_NAMESPACES = {"quantized", "quantized_decomposed", "torchao"}
+# Operations of these have no kinks, or they are in the table; all others are of a library that we do not know.
+_KNOWN_NAMESPACES = _ROUNDING_NAMESPACES | {"aten", "prims", "c10d", "c10d_functional", "_c10d_functional", "fsdp"}
 # These decide by values, but not between two numbers next to each other: whether one is missing, say.
 _BUT_FOR_POINTS = {"eq", "ne", "isnan", "isinf", "logical_not", "logical_and", "logical_or", "logical_xor"}
 
@@ -27,6 +29,7 @@ class Decisions:
         casts: floating-point types to which values were rounded.
         maxima: operations that choose a winner which is not followed.
         pooled: of each max-pooling among these, the length of the first axis.
+        unknown: operations of other libraries that have no row in the table.
     """
 
     def __init__(self) -> None:
@@ -35,11 +38,14 @@ class Decisions:
         self.casts: list[tuple[torch.dtype, int]] = []
         self.maxima: list[tuple[str, int]] = []
         self.pooled: list[int] = []
+        self.unknown: list[tuple[str, int]] = []
         self._jumps_since: list[tuple[str, int]] = []  # the last pre-activation
 
     def executed(self, op: str, func: Any, args: Any, result: Any, *, is_first: bool) -> None:
         """An operation ran; ``is_first``: before the first pre-activation."""
         first = result[0] if isinstance(result, (tuple, list)) and result else result
+        if func.namespace not in _KNOWN_NAMESPACES and op not in OPERATIONS and isinstance(first, Tensor):
+            self.unknown.append((op, first.numel()))
         if not (isinstance(first, Tensor) and args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
             return
         if op == "_to_copy" and _is_coarser(first.dtype, args[0].dtype):

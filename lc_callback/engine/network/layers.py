@@ -104,6 +104,7 @@ class TracedLayers:
         jumps: operations that are constant but for jumps, such as ``sign``.
         coarsest: the floating-point type that rounds most: a model may compute in float32 whatever its own type is.
         uncounted: operations of which the winners are not counted, since ``max_pool`` is off.
+        unknown: operations of other libraries that have no row in the table of operations.
         pools_rows: whether all max-pooling has one sample in each row of its first axis.
         never_crossing: places of what is always on one side of its kinks, such as ``-relu(x)`` and ``abs(x)``.
         flat_at_kinks: layers that get values which are flat right at a kink, as the second of two ``hardtanh``.
@@ -131,6 +132,7 @@ class TracedLayers:
         self.decides = bool(_of_samples(two.choices, three.choices))
         self.jumps = _of_samples(two.jumps, three.jumps)
         self.uncounted = _of_samples(two.maxima, three.maxima)
+        self.unknown = _of_samples(two.unknown, three.unknown)
         self.pools_rows = {2, *two.pooled} == {2} and {3, *three.pooled} == {3}
         casts = _of_samples(two.casts, three.casts)
         self.coarsest: torch.dtype = max([space.dtype, *casts], key=lambda each: float(torch.finfo(each).eps))
@@ -153,6 +155,8 @@ class TracedLayers:
         self.layer_of, bases = self._layers()
         if not bases and required:
             raise ValueError(self._nothing_found())
+        if self.unknown and outputs_of is None:
+            warnings.warn(self._row_missing(), stacklevel=4)
         self.names = _numbered(bases)
         self.sizes = [0] * len(bases)
         for layer, (_, kinks) in zip(self.layer_of, of_two, strict=True):
@@ -256,6 +260,14 @@ class TracedLayers:
             f"the units of {site.path or site.op!r} cannot be separated from the samples: {reason}.{self._hint}"
         )
 
+    def _row_missing(self) -> str:
+        names = ", ".join(map(repr, self.unknown))
+        return (
+            f"{names}: an operation of another library, of which nothing is known. If it is an activation, its units "
+            f"are left out: add its row, `lc_callback.engine.network.operations.OPERATIONS[{self.unknown[0]!r}] = "
+            "Operation(...)`; without kinks, `Operation(Kind.SMOOTH)`."
+        )
+
     def _nothing_found(self) -> str:
         model = type(self.space.model).__name__
         after = "" if self.space.at is None else f" after {self.space.at!r}, whose output is perturbed,"
@@ -264,10 +276,11 @@ class TracedLayers:
         winners = (
             f", or count the winners of {', '.join(self.uncounted)} with `max_pool=True`" if self.uncounted else ""
         )
+        unknown = f" {self._row_missing()}" if self.unknown else ""
         return (
             f"no non-linearity was executed{after} in the forward of {model}: looked "
             f"for {known_operations()} on values that depend on the input. Name the modules whose outputs are to be "
-            f"followed with `layers=`, for instance `layers=[torch.nn.Linear]`{winners}."
+            f"followed with `layers=`, for instance `layers=[torch.nn.Linear]`{winners}.{unknown}"
         )
 
     def check_piecewise_affine(self, why: str) -> None:

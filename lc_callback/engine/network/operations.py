@@ -61,7 +61,7 @@ class Operation:
         kinks: called as the operation is; returns what meets the kinks. ``None`` where there are none, or the winners
             say where they are.
         slope: called as the operation is; returns the derivative, where there is one and it is constant in pieces.
-        is_zero_below: whether it returns 0 on one side of its first kink: what is there may hide what comes behind.
+        is_zero_below: whether its slope is 0 on one side of its first kink: what is there may hide what comes behind.
     """
 
     kind: Kind

@@ -21,6 +21,7 @@ from lc_callback.engine.replay.way import Way, same, some_moves
 __all__ = ["Observer", "Route", "has_images"]
 
 _TRIED = 3  # modules
+_OTHER_VALUES = "it gives other values than the model itself"
 
 
 class Observer(Protocol):
@@ -190,7 +191,8 @@ class _Search:
                 if not fault:
                     way = shorter
                     break
-                self._note_prefix(shorter.prefix, fault)
+                residual = ", which may read more than this output" if fault == _OTHER_VALUES else ""
+                self._note_prefix(shorter.prefix, fault + residual)
         if self._observer.has_rules:
             way = self._with("rules", replace(way, uses_derivative_rules=True), way)
         return way
@@ -252,7 +254,7 @@ class _Search:
                 return self._fault(replace(way, with_output=False))
             return _in_words(error)
         if not same(self._expected, found):
-            return "it gives other values than the model itself"
+            return _OTHER_VALUES
         self.with_output = way.with_output and same(self._output, output)
         return ""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lc_callback.engine.network.operations import OPERATIONS, Kind, Operation
+from lc_callback.engine.network.operations import OPERATIONS, Kind, Kink, Operation
 from lc_callback.functional import local_complexity
 
 NAME = "lc_callback_tests::two_slopes"
@@ -31,9 +33,13 @@ def slope(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1, 1.0, 0.1)
 
 
+def kinks(x: Tensor) -> list[Kink]:
+    return [(x, -1.0), (x, 1.0)]
+
+
 @pytest.fixture
 def _row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OPERATIONS, NAME, Operation(Kind.PIECEWISE_AFFINE, lambda x: [(x, -1.0), (x, 1.0)], slope))
+    monkeypatch.setitem(OPERATIONS, NAME, Operation(Kind.PIECEWISE_AFFINE, kinks, slope))
 
 
 def net() -> nn.Sequential:
@@ -70,6 +76,32 @@ def test_it_is_replayed_and_has_a_derivative_rule() -> None:
     assert "no rules" not in route
 
 
-def test_without_a_row_it_is_not_seen() -> None:
-    with pytest.raises(ValueError, match="no non-linearity was executed"):
-        local_complexity(net(), torch.randn(5, 6, dtype=torch.float64))
+def test_without_a_row_its_owner_is_told_how_to_add_one() -> None:
+    """Alone, and before a ReLU, whose units are counted."""
+    told = rf"'{NAME}': an operation of another library.*OPERATIONS\['{NAME}'\]"
+    points = torch.randn(5, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"no non-linearity was executed.*{told}"):
+        local_complexity(net(), points)
+    with pytest.warns(UserWarning, match=told):
+        found = local_complexity(nn.Sequential(net(), nn.ReLU()), points)
+    assert found.layer_sizes == [3]
+
+
+@pytest.mark.parametrize("row", [Operation(Kind.SMOOTH), None], ids=["without kinks", "layers are named"])
+def test_nothing_is_told_where_all_is_known(row: Operation | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if row is not None:
+        monkeypatch.setitem(OPERATIONS, NAME, row)
+    model = nn.Sequential(net(), nn.ReLU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layers = None if row else [nn.Linear]
+        local_complexity(model, torch.randn(5, 6, dtype=torch.float64), layers=layers)
+
+
+def test_the_row_is_true() -> None:
+    """Between neighbours on one side of all kinks the difference is the slope: copy this for a row of your own."""
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    sides = torch.stack([z > kink for z, kink in kinks(x)])
+    same = (sides[:, 1:] == sides[:, :-1]).all(0)
+    torch.testing.assert_close((two_slopes(x).diff() / x.diff())[same], slope(x)[1:][same].double())
+    assert int((~same).sum()) == 2
