@@ -22,6 +22,7 @@ __all__ = ["Observer", "Route", "has_images"]
 
 _TRIED = 3  # modules
 _OTHER_VALUES = "it gives other values than the model itself"
+_NOT_AFFINE = "which is not affine in the inputs, or not all that the rest of the model reads"
 
 
 class Observer(Protocol):
@@ -191,8 +192,7 @@ class _Search:
                 if not fault:
                     way = shorter
                     break
-                residual = ", which may read more than this output" if fault == _OTHER_VALUES else ""
-                self._note_prefix(shorter.prefix, fault + residual)
+                self._note_prefix(shorter.prefix, _NOT_AFFINE if fault == _OTHER_VALUES else fault)
         if self._observer.has_rules:
             way = self._with("rules", replace(way, uses_derivative_rules=True), way)
         return way

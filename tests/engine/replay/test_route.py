@@ -99,6 +99,25 @@ def test_no_exception_is_lost(monkeypatch):
     assert route.explain().endswith("no rules: ZeroDivisionError: of my own")
 
 
+class Attends(nn.Module):
+    """What comes before its first non-linearity is not affine."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 9), nn.Linear(9, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first((x @ x.transpose(1, 2)).softmax(-1) @ x)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_why_points_do_not_enter_behind_attention_is_told(method):
+    _, route = measured(Attends(), draw(7, 5, 6), method)
+    reason = "which is not affine in the inputs, or not all that the rest of the model reads"
+    assert f"no later entry: behind 'first', {reason}" in route.explain()
+    assert "other values" not in route.explain()
+
+
 def test_a_wrong_rule_is_named(monkeypatch):
     relu = derivative_rules.RULES["relu"]
 
