@@ -225,9 +225,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if i % 2 else ()) for i, name in enumerate(FAULTS)]
-)
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_costs_a_warning(
     name: str, without: Any, events: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,10 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
-import pytest
 from browser import LC
 from logs import STEPS, Log, curves, event, write_csv, write_run
 
 
-@pytest.mark.slow
 def test_new_rows_and_new_runs_appear_and_a_deleted_run_leaves(visit, tmp_path):
     write_run(tmp_path / "one")
     gone = write_run(tmp_path / "two")
@@ -93,7 +91,6 @@ def test_a_run_that_went_on_at_another_radius_has_a_gap_there(visit, tmp_path):
     assert "gap:" not in tab.show(LC).inner_text()
 
 
-@pytest.mark.slow
 def test_ten_thousand_layers_do_not_stop_the_page(visit, tmp_path):
     columns = {"lc/train": [1.0, 2.0, 3.0], **{f"lc_layer/train/net.{i}": [i, 1.0, 2.0] for i in range(10_000)}}
     write_csv(tmp_path / "run" / "lc" / "history.csv", columns, [0, 1, 10])

@@ -250,9 +250,7 @@ BOXES = """() => [...document.querySelectorAll("section.card, .legend tr, .legen
 })"""
 
 
-@pytest.mark.parametrize(
-    ("mode", "widths"), [("runs", (1300, 400)), pytest.param("mean", (1300, 1000), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("mode", "widths"), [("runs", (1300, 400)), ("mean", (1300, 1000))])
 def test_nothing_moves_when_the_cursor_comes(visit, logs, mode, widths):
     tab = visit(logs, json.dumps({"mode": mode}))
     cut = "(nodes) => nodes.filter((node) => node.scrollWidth > node.clientWidth + 1).length"

@@ -23,7 +23,6 @@ def page(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow
 def test_the_page_shows_what_the_tab_shows(chromium, page):
     with opened(chromium, page.as_uri()) as tab:
         tab.only(SEEDS[0])

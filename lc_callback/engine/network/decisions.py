@@ -1,4 +1,4 @@
-"""Where a model compares, rounds, casts or chooses, or may: what is noted of each operation while it is traced."""
+"""What is noted of each operation while it is traced: whether it compares, rounds, casts, chooses, or is unknown."""
 
 from __future__ import annotations
 
